@@ -1,0 +1,1 @@
+"""Pretrained CNNs and the places where they can be cut in two."""

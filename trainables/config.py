@@ -1,0 +1,115 @@
+"""The settings of one trial: typed, frozen, and written as canonical JSON.
+
+In: a point of the search space with everything else resolved (weights as a file, data as a packed table).
+Out: what a lane needs to train it, and nothing else. No torch here: Ray Tune's light actors import this module.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PolicyName = Literal["none", "flip", "flip_crop", "randaugment"]
+SplitName = Literal["train", "val", "test"]
+Precision = Literal["fp32", "bf16"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+class Settings(BaseModel):
+    """Base of every settings class: immutable, and a field it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical_json(self) -> str:
+        """The settings as JSON with sorted keys and no white space: equal settings give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+class SplitConfig(Settings):
+    """How pictures are dealt to the train, validation and test sides; always by a hash of their content."""
+
+    train: float = Field(0.8, ge=0, le=1, description="Share of the pictures to learn from.")
+    val: float = Field(0.1, ge=0, le=1, description="Share that chooses between epochs and trials.")
+    test: float = Field(0.1, ge=0, le=1, description="Share that is read once, for the champion.")
+    source: Literal["auto", "ignore"] = Field(
+        "auto",
+        description="'auto': where the source has train/val[/test] folders, those are the sides, and without a "
+        "test folder `test_share_of_val` of val becomes the test side. 'ignore': pool all and deal by the shares.",
+    )
+    test_share_of_val: float = Field(
+        0.5, ge=0, lt=1, description="See `source`; 0 keeps val whole, and then nothing is tested."
+    )
+    seed: int = Field(0, ge=0, description="Another seed deals the pictures differently.")
+
+
+class DataConfig(Settings):
+    """One packed image table and how a trial reads it."""
+
+    table: str = Field(description="Path or URI of the packed Arrow image table.")
+    fingerprint: str = Field(description="SHA-256 that names the table's content.")
+    class_names: tuple[str, ...] = Field(description="The classes in label order; other classes are left out.")
+    split: SplitConfig = SplitConfig()
+    image_size_px: int = Field(ge=8, le=1024, description="Side of the square that the network sees.")
+
+
+class AugmentationConfig(Settings):
+    """Which views of a picture the network is trained on."""
+
+    policy: PolicyName = "flip_crop"
+    magnitude: int = Field(9, ge=0, le=30, description="Strength of RandAugment's operations, of 30.")
+    num_views: int | Literal["unlimited"] = Field(4, description="Epoch e trains on view e modulo this number.")
+    seed: int = 0
+
+
+class OptimizerConfig(Settings):
+    """How fast the trained part learns."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of the head.")
+    backbone_lr_ratio: float = Field(1.0, gt=0, description="The unfrozen backbone learns at lr times this.")
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up before the cosine.")
+    grad_clip_norm: float | None = Field(None, gt=0, description="Largest global norm of the gradient.")
+
+
+class WeightsFile(Settings):
+    """Pretrained tensors as a safetensors file whose content is known."""
+
+    uri: str
+    sha256: str = Field(description="Of the names, shapes, dtypes and bytes of the tensors.")
+
+
+class BackboneConfig(Settings):
+    """Which network, and what it starts from."""
+
+    name: str
+    weights: WeightsFile | None = Field(None, description="None: random weights, drawn from the trial's seed.")
+
+
+class ComputeConfig(Settings):
+    """Choices that change speed and rounding, not the method."""
+
+    precision: Precision = "fp32"
+    prefix_precision: Precision = "fp32"
+    channels_last: bool = True
+    prefix_batch_size: int = Field(
+        64, ge=1, description="The frozen part always runs in batches of this size, the last one padded."
+    )
+
+
+class TrialConfig(Settings):
+    """Everything that decides the numbers of one trial."""
+
+    data: DataConfig
+    backbone: BackboneConfig
+    freeze_depth: int = Field(ge=0, description="Number of leading stages frozen; 0 trains everything.")
+    augmentation: AugmentationConfig = AugmentationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch_size: int = Field(32, ge=1, description="Pictures per step over all workers together.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    epochs: int = Field(8, ge=1)
+    compute: ComputeConfig = ComputeConfig()
+    seed: int = 0

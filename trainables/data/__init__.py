@@ -1,0 +1,1 @@
+"""From a user's pictures to batches: sources, packing, splits, views, batches."""
