@@ -92,9 +92,9 @@ class BackboneConfig(Settings):
 class ComputeConfig(Settings):
     """Choices that change speed and rounding, not the method."""
 
-    precision: Precision = "fp32"
-    prefix_precision: Precision = "fp32"
-    channels_last: bool = True
+    precision: Precision = Field("fp32", description="Of the trained part; bf16 is autocast.")
+    prefix_precision: Precision = Field("fp32", description="Of the frozen part; bf16 is autocast.")
+    channels_last: bool = Field(True, description="Memory layout of pictures and weights.")
     prefix_batch_size: int = Field(
         64, ge=1, description="The frozen part always runs in batches of this size, the last one padded."
     )

@@ -1,0 +1,103 @@
+"""Fields that are right one by one and wrong together: pure rules, each with what to change.
+
+A rule looks only at what somebody wrote on purpose: a searched field that keeps its default is not in contradiction
+with another that makes it idle, so that fixing one field never forces the user to fix a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.ranges import CountRange, NonNegativeRange
+
+if TYPE_CHECKING:
+    from search_spaces.spec import ResourceSpec, SweepSpec
+    from trainables.config import SplitConfig
+
+
+def contradictions(spec: SweepSpec) -> Iterator[str]:
+    """One line per contradiction: the field, why, and what to change."""
+    yield from _idle_magnitude(spec)
+    yield from _idle_ratio(spec)
+    yield from _beyond_the_epochs(spec)
+    yield from resource_contradictions(spec.budget, "budget")
+    yield from _batches_too_small(spec)
+
+
+def split_contradiction(split: SplitConfig) -> str | None:
+    """Why the shares cannot be meant, or None."""
+    shares = {"train": split.train, "val": split.val, "test": split.test}
+    total = sum(shares.values())
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        return f"the shares {', '.join(f'{k} {v:g}' for k, v in shares.items())} add up to {total:g}; make it 1"
+    empty = [name for name in ("train", "val") if shares[name] == 0]
+    if empty:
+        return f"{empty[0]} has a share of 0, and without it no trial can be judged; give it a share"
+    return None
+
+
+def resource_contradictions(resources: ResourceSpec, place: str) -> Iterator[str]:
+    """Demands on GPUs that no scheduler can meet."""
+    gpus, workers = resources.gpus_per_worker, resources.workers_per_trial
+    if gpus < 1 and workers > 1:
+        yield (
+            f"{place}.gpus_per_worker: {gpus:g} of a GPU for each of {workers} workers: only a single worker can share "
+            f"a GPU; set it to 1, or {place}.workers_per_trial to 1"
+        )
+    if gpus > 1 and not float(gpus).is_integer():
+        yield f"{place}.gpus_per_worker: {gpus:g} is neither a fraction of one GPU nor a whole number; round it"
+
+
+def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
+    policies = _values(spec.search.augmentation)
+    if _is_searched_on_purpose(spec, "magnitude") and "randaugment" not in policies:
+        yield (
+            f"search.magnitude: searched, but only randaugment uses it and search.augmentation is "
+            f"{' or '.join(policies)}; add randaugment there, or leave magnitude out"
+        )
+
+
+def _idle_ratio(spec: SweepSpec) -> Iterator[str]:
+    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and _values(spec.search.freeze_depth) == ("all",):
+        yield (
+            "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
+            "lower freeze_depth, or leave backbone_lr_ratio out"
+        )
+
+
+def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
+    epochs = spec.budget.epochs
+    warmup = spec.search.warmup_epochs
+    longest = warmup.high if isinstance(warmup, NonNegativeRange) else max(_values(warmup))
+    if longest > epochs:
+        yield f"search.warmup_epochs: {longest:g} is more than the {epochs} of budget.epochs; lower it, or train longer"
+    early = spec.early_stopping
+    is_default = early.grace_period == type(early).model_fields["grace_period"].default
+    if early.scheduler == "asha" and early.grace_period > epochs and not is_default:
+        yield (
+            f"early_stopping.grace_period: {early.grace_period} is more than the {epochs} of budget.epochs, so nothing "
+            "would ever be stopped; lower it, or set early_stopping.scheduler to none"
+        )
+
+
+def _batches_too_small(spec: SweepSpec) -> Iterator[str]:
+    sizes, workers = spec.search.batch_size, spec.budget.workers_per_trial
+    smallest = sizes.low if isinstance(sizes, CountRange) else min(_values(sizes))
+    if smallest < workers:
+        yield (
+            f"search.batch_size: {smallest} pictures cannot be shared among {workers} workers; "
+            f"use at least {workers}, or lower budget.workers_per_trial"
+        )
+
+
+def _values(field: Any) -> tuple[Any, ...]:
+    """The values of a field that is not a range."""
+    return field if isinstance(field, tuple) else (field,)
+
+
+def _is_searched_on_purpose(spec: SweepSpec, name: str) -> bool:
+    field = getattr(spec.search, name)
+    is_fixed = isinstance(field, (int, float)) or (isinstance(field, tuple) and len(field) == 1)
+    return not is_fixed and field != type(spec.search).model_fields[name].default

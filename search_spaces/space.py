@@ -1,0 +1,244 @@
+"""The space a spec declares, over a backbone of so many stages: points proposed, checked, and turned into a trial.
+
+In: `SearchSpec` and the number of stages. Out: points (flat ``{field: value}``), asked of an Optuna trial or taken from
+rules of thumb, and the `TrialConfig` of a point. A field stands in a point only where it has an effect: the magnitude
+with RandAugment, the backbone's rate where some of it learns. Fields with one value are in the point and never asked
+for. Which points are worth trying is the searcher's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.ranges import DepthRange, Range
+from search_spaces.spec import SearchSpec
+from trainables.config import TrialConfig
+from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+Value = int | float | str | None
+Point = dict[str, Value]
+
+# Where a trial's configuration keeps each field; also the order of asking, in which a condition follows what it needs.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "freeze_depth": ("freeze_depth",),
+    "backbone_lr_ratio": ("optimizer", "backbone_lr_ratio"),
+    "lr": ("optimizer", "lr"),
+    "optimizer": ("optimizer", "name"),
+    "weight_decay": ("optimizer", "weight_decay"),
+    "warmup_epochs": ("optimizer", "warmup_epochs"),
+    "grad_clip_norm": ("optimizer", "grad_clip_norm"),
+    "augmentation": ("augmentation", "policy"),
+    "magnitude": ("augmentation", "magnitude"),
+    "num_views": ("augmentation", "num_views"),
+    "batch_size": ("batch_size",),
+    "label_smoothing": ("label_smoothing",),
+}
+# What a careful practitioner starts from; names in order of preference. The rate is AdamW's, SGD's is ten times it.
+_COMMON_LR = 1e-3
+_COMMON: dict[str, tuple[Value, ...]] = {
+    "optimizer": ("adamw", "sgd"),
+    "weight_decay": (1e-4,),
+    "warmup_epochs": (1.0,),
+    "grad_clip_norm": (1.0,),
+    "augmentation": ("flip_crop", "flip", "none", "randaugment"),
+    "magnitude": (9,),
+    "num_views": (4,),
+    "batch_size": (32,),
+    "label_smoothing": (0.1,),
+}
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The values one field may take: the listed ones, or all from `low` to `high`."""
+
+    choices: tuple[Value, ...] | None = None
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    is_integer: bool = False
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is nothing to choose."""
+        return self.choices is not None and len(self.choices) == 1
+
+    def __contains__(self, value: object) -> bool:
+        if self.choices is not None:
+            return value in self.choices
+        is_number = isinstance(value, int if self.is_integer else (int, float)) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high  # type: ignore[operator]
+
+    def nearest(self, wanted: tuple[Value, ...]) -> Value:
+        """The first wanted value that is allowed, else the allowed one next to the first wanted number."""
+        for value in wanted:
+            if value in self:
+                return value
+        first = wanted[0]
+        if self.choices is None and isinstance(first, (int, float)):
+            return type(first)(min(max(first, self.low), self.high))
+        choices = self.choices or (first,)
+        numbers = [value for value in choices if isinstance(value, (int, float)) and isinstance(first, (int, float))]
+        return min(numbers, key=lambda value: abs(value - first), default=choices[0])
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Value:
+        """Asks an Optuna trial for a value."""
+        if self.choices is not None:
+            return trial.suggest_categorical(name, self.choices)
+        if self.is_integer:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def distribution(self) -> BaseDistribution:
+        """The Optuna distribution that `suggest` draws from."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices is not None:
+            return CategoricalDistribution(self.choices)
+        if self.is_integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+
+class SearchSpace:
+    """What may vary in one sweep.
+
+    One backbone here; with several, `num_stages` becomes a function of the point, and only `_is_active` and the depth's
+    dimension need to know.
+    """
+
+    def __init__(self, search: SearchSpec, num_stages: int, backbone: str = "the backbone") -> None:
+        check_depths(search, num_stages, backbone)
+        self.num_stages = num_stages
+        self._dimensions = {name: _dimension(getattr(search, name), num_stages) for name in _PLACES}
+
+    def suggest(self, trial: optuna.Trial) -> Point:
+        """A point, its searched fields asked of an Optuna trial."""
+        point: Point = {}
+        for name, dimension in self._dimensions.items():
+            if self._is_active(name, point):
+                fixed = dimension.choices[0] if dimension.choices and dimension.is_fixed else None
+                point[name] = fixed if dimension.is_fixed else dimension.suggest(trial, name)
+        return point
+
+    def searched(self, point: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+        """The distributions of the fields that Optuna chose in this point."""
+        return {name: self._dimensions[name].distribution() for name in point if not self._dimensions[name].is_fixed}
+
+    def contains(self, point: Mapping[str, Any]) -> bool:
+        """Whether `suggest` could have given this point."""
+        active = [name for name in self._dimensions if self._is_active(name, point)]
+        return set(active) == set(point) and all(point[name] in self._dimensions[name] for name in active)
+
+    def rules_of_thumb(self) -> list[Point]:
+        """Searched fields of the points that common advice would try first.
+
+        Only the head; half of the backbone, at a tenth of the head's rate; everything, at a tenth of the rate. Values
+        are moved into the declared space, and a depth that is not in it takes its rule away.
+        """
+        rules = [
+            self._rule(depth=self.num_stages, lr=_COMMON_LR, ratio=1.0),
+            self._rule(depth=self.num_stages // 2, lr=_COMMON_LR, ratio=0.1),
+            self._rule(depth=0, lr=_COMMON_LR / 10, ratio=1.0),
+        ]
+        distinct: list[Point] = []
+        for rule in rules:
+            if rule is not None and rule not in distinct:
+                distinct.append(rule)
+        return distinct
+
+    def trial_config(self, point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
+        """The trial at a point: `base` with the point's fields."""
+        return apply_params(point, base)
+
+    def digest(self) -> str:
+        """SHA-256 of the space: points of equal digests can be compared and continued."""
+        content = {"stages": self.num_stages, **{name: asdict(dim) for name, dim in self._dimensions.items()}}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _is_active(self, name: str, point: Mapping[str, Any]) -> bool:
+        if name == "magnitude":
+            return point.get("augmentation") == "randaugment"
+        if name == "num_views":
+            return point.get("augmentation") != "none"
+        if name == "backbone_lr_ratio":
+            return point.get("freeze_depth") != self.num_stages
+        return True
+
+    def _rule(self, depth: int, lr: float, ratio: float) -> Point | None:
+        if depth not in self._dimensions["freeze_depth"]:
+            return None
+        optimizer = self._dimensions["optimizer"].nearest(_COMMON["optimizer"])
+        wanted: dict[str, tuple[Value, ...]] = {
+            **_COMMON,
+            "freeze_depth": (depth,),
+            "lr": (lr * 10 if optimizer == "sgd" else lr,),
+            "backbone_lr_ratio": (ratio,),
+        }
+        rule: Point = {}
+        for name, dimension in self._dimensions.items():
+            if self._is_active(name, rule):
+                rule[name] = dimension.nearest(wanted[name])
+        return {name: value for name, value in rule.items() if not self._dimensions[name].is_fixed}
+
+
+def apply_params(point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
+    """A trial's configuration with some fields set.
+
+    Args:
+        point: ``{field of the search: value}``; fields that are not named keep the base's values.
+        base: Everything else.
+
+    Raises:
+        KeyError: No such field.
+    """
+    settings: dict[str, Any] = base.model_dump()
+    for name, value in point.items():
+        *parents, last = _PLACES[name]
+        part = settings
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+    return TrialConfig.model_validate(settings)
+
+
+def check_depths(search: SearchSpec, num_stages: int, backbone: str = "the backbone") -> None:
+    """Checks the declared depths against the backbone.
+
+    Raises:
+        InputError: A depth lies beyond the stages.
+    """
+    beyond = [depth for depth in _numbers_of(search.freeze_depth) if depth > num_stages]
+    if beyond:
+        raise InputError(
+            f"search.freeze_depth: {beyond[0]} is beyond the {num_stages} stages of {backbone}; "
+            f"give at most {num_stages}, or 'all'"
+        )
+
+
+def _numbers_of(depth: Any) -> Iterator[int]:
+    values = (
+        (depth.low, depth.high) if isinstance(depth, DepthRange) else depth if isinstance(depth, tuple) else (depth,)
+    )
+    return (value for value in values if value != "all")
+
+
+def _dimension(field: Any, num_stages: int) -> Dimension:
+    if isinstance(field, DepthRange):
+        high = num_stages if field.high == "all" else field.high
+        if field.low == high:
+            return Dimension(choices=(high,))
+        return Dimension(low=field.low, high=high, is_integer=True)
+    if isinstance(field, Range):
+        is_integer = isinstance(field.low, int)
+        return Dimension(low=field.low, high=field.high, log=field.log, is_integer=is_integer)
+    values = field if isinstance(field, tuple) else (field,)
+    return Dimension(choices=tuple(dict.fromkeys(num_stages if value == "all" else value for value in values)))

@@ -1,0 +1,285 @@
+"""What a user asks for: one sweep, or one backbone to pretrain, typed, frozen and checked.
+
+In: the mapping a spec file holds. Out: `SweepSpec` or `PretrainSpec`, with every default filled in. Whether folders
+exist, weights fit or a backbone has that many stages is for those who know them; this module imports neither torch nor
+Ray, Optuna or MLflow, so that checking a spec takes no time.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeAlias, Union
+
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+
+from search_spaces.contradictions import contradictions, resource_contradictions, split_contradiction
+from search_spaces.ranges import (
+    RANGE,
+    VALUE,
+    Chosen,
+    ClassNames,
+    Count,
+    CountOrAuto,
+    CountOrUnlimited,
+    CountRange,
+    Depth,
+    DepthRange,
+    Float,
+    Int,
+    Magnitude,
+    MagnitudeRange,
+    NonNegative,
+    NonNegativeRange,
+    Positive,
+    PositiveRange,
+    Searched,
+    Share,
+    ShareRange,
+    SpecPart,
+    are_distinct,
+)
+from trainables.config import ComputeConfig, PolicyName, SplitConfig
+
+SPEC_VERSION = 1
+MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
+BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
+OptimizerName = Literal["adamw", "sgd"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a folder everywhere; use letters, digits, '.', '_' and '-', at most 64")
+    return name
+
+
+def _check_version(version: Any) -> Any:
+    if type(version) is int and version > SPEC_VERSION:
+        raise ValueError(f"{version} is newer than {SPEC_VERSION}, the newest this Thaw reads; install a newer Thaw")
+    return version
+
+
+def _raise_any(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+class DataSpec(SpecPart):
+    """Which pictures, and how they are dealt to the sides."""
+
+    source: str = Field(
+        min_length=1,
+        description="Where pictures are: 'folder:PATH' (class folders, or train/val[/test] above them) or 'digits'.",
+    )
+    exclude_classes: ClassNames = Field((), description="Classes to leave out, by name.")
+    image_size_px: Int = Field(224, ge=8, le=1024, description="Side of the square that the network sees, in pixels.")
+    split: SplitConfig = Field(SplitConfig(), description="Shares of the train, validation and test sides.")
+
+    @field_validator("split")
+    @classmethod
+    def _split_is_whole(cls, split: SplitConfig) -> SplitConfig:
+        if problem := split_contradiction(split):
+            raise ValueError(problem)
+        return split
+
+
+class ResourceSpec(SpecPart):
+    """What one trial runs on."""
+
+    workers_per_trial: Count = Field(1, description="Training workers of one trial; its batch is shared among them.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="'auto': CUDA where the cluster has GPUs.")
+    cpus_per_worker: Positive | None = Field(
+        None, description="CPU cores a worker asks for; none: an even share of what the cluster has."
+    )
+    gpus_per_worker: Positive = Field(
+        1.0, description="GPUs a worker asks for where the device is CUDA; below 1, several trials share one."
+    )
+    threads_per_worker: CountOrAuto = Field("auto", description="Threads of torch; 'auto': the cores a worker has.")
+
+
+class BudgetSpec(ResourceSpec):
+    """What the sweep may spend."""
+
+    epochs: Count = Field(8, description="Most epochs of one trial.")
+    time_budget_s: Positive | None = Field(
+        None, description="No trial starts after this many seconds, and running ones end at their next epoch."
+    )
+    concurrency: CountOrAuto = Field("auto", description="Trials that run side by side; 'auto': as many as fit.")
+
+
+class TrackingSpec(SpecPart):
+    """Where MLflow keeps records and models."""
+
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; none: MLFLOW_TRACKING_URI, else SQLite in Thaw's home."
+    )
+    model_name: str | None = Field(None, description="Name of the registered model; none: the spec's name.")
+
+
+class PretrainRecipe(SpecPart):
+    """How a backbone is trained on a source data set."""
+
+    name: str = Field(description=f"Name under which the weights are registered. {_NAME_RULE}")
+    data: DataSpec = Field(description="The source data set.")
+    weights: str = Field("none", description="What it starts from, as a sweep's `model.weights`.")
+    epochs: Count = Field(20, description="Epochs; the best on validation is kept.")
+    optimizer: OptimizerName = Field("adamw", description="Optimiser.")
+    lr: Positive = Field(3e-3, description="Peak learning rate.")
+    weight_decay: NonNegative = Field(1e-4, description="Weight decay.")
+    warmup_epochs: NonNegative = Field(1.0, description="Epochs of linear warm-up before the cosine.")
+    grad_clip_norm: Positive | None = Field(None, description="Largest global norm of the gradient; none: any.")
+    batch_size: Count = Field(64, description="Pictures per step over all workers together.")
+    label_smoothing: Share = Field(0.0, description="Share of the target spread over all classes.")
+    augmentation: PolicyName = Field("flip_crop", description="Views of a picture to learn from.")
+    magnitude: Magnitude = Field(9, description="Strength of RandAugment's operations, of 30.")
+    num_views: CountOrUnlimited = Field("unlimited", description="Epoch e trains on view e modulo this number.")
+    seed: Int = Field(0, ge=0, description="Seed of initial weights, order and views.")
+
+    check_name = field_validator("name")(_check_name)
+
+    def params(self) -> dict[str, Any]:
+        """The recipe as a point of a search space: see `search_spaces.space.apply_params`."""
+        left_out = {"name", "data", "weights", "epochs", "seed", "version", "backbone", "compute", "resources"}
+        return {"freeze_depth": 0, **self.model_dump(exclude={*left_out, "tracking"})}
+
+
+class PretrainSpec(PretrainRecipe):
+    """A backbone to train on a source data set: what `thaw pretrain` takes."""
+
+    version: Annotated[Literal[1], Field(description="Version of this format.")] = 1
+    backbone: str = Field(min_length=1, description="Name of the network, as torchvision spells it, or 'lenet'.")
+    compute: ComputeConfig = Field(ComputeConfig(), description="Choices of speed and rounding.")
+    resources: ResourceSpec = Field(ResourceSpec(), description="What the training runs on.")
+    tracking: TrackingSpec = Field(TrackingSpec(), description="Where MLflow keeps records and models.")
+
+    check_version = field_validator("version", mode="before")(_check_version)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> PretrainSpec:
+        _raise_any(list(resource_contradictions(self.resources, "resources")))
+        return self
+
+
+class PretrainWeights(SpecPart):
+    """Weights that are trained first, on a source data set, and kept for the next time."""
+
+    pretrain: PretrainRecipe = Field(description="How to train them; the backbone is the sweep's.")
+
+
+Weights: TypeAlias = Annotated[
+    Union[Annotated[str, Field(min_length=1), Tag(VALUE)], Annotated[PretrainWeights, Tag(RANGE)]],  # noqa: UP007
+    Discriminator(lambda value: RANGE if isinstance(value, (dict, BaseModel)) else VALUE),
+]
+
+
+class ModelSpec(SpecPart):
+    """Which network, and what it starts from."""
+
+    backbone: str = Field(min_length=1, description="Name of the network, as torchvision spells it, or 'lenet'.")
+    weights: Weights = Field(
+        "default",
+        description="'default' or a name of torchvision's weights (a download), a .pth or .safetensors file, "
+        "'models:/NAME@ALIAS' of MLflow, 'none' (random), or {pretrain: ...}: train them first.",
+    )
+
+
+class SearchSpec(SpecPart):
+    """What varies from trial to trial: each field one value, a list of choices, or a range."""
+
+    num_trials: Count = Field(16, description="Trials in all, those that are stopped early included.")
+    freeze_depth: Searched[Depth, DepthRange] = Field(
+        DepthRange(),
+        description="Number of leading stages kept frozen; 0 trains everything, 'all' only the head. "
+        "`--dry-run` lists the stages.",
+    )
+    lr: Searched[Positive, PositiveRange] = Field(
+        PositiveRange(low=3e-4, high=3e-2, log=True), description="Peak learning rate of the head."
+    )
+    backbone_lr_ratio: Searched[Positive, PositiveRange] = Field(
+        PositiveRange(low=0.03, high=1.0, log=True), description="The unfrozen backbone learns at lr times this."
+    )
+    optimizer: Chosen[OptimizerName] = Field(("adamw", "sgd"), description="AdamW, or SGD with Nesterov momentum.")
+    weight_decay: Searched[NonNegative, NonNegativeRange] = Field(
+        NonNegativeRange(low=1e-5, high=1e-2, log=True), description="Weight decay."
+    )
+    augmentation: Chosen[PolicyName] = Field(
+        ("none", "flip", "flip_crop", "randaugment"),
+        description="Views of a picture to learn from: as it is, mirrored, cropped and mirrored, RandAugment on top.",
+    )
+    magnitude: Searched[Magnitude, MagnitudeRange] = Field(
+        MagnitudeRange(low=3, high=15), description="Strength of RandAugment's operations, of 30; only with it."
+    )
+    num_views: CountOrUnlimited = Field(4, description="Epoch e trains on view e modulo this number.")
+    batch_size: Searched[Count, CountRange] = Field(
+        (16, 32, 64), description="Pictures per step over all workers together."
+    )
+    label_smoothing: Searched[Share, ShareRange] = Field(
+        (0.0, 0.1), description="Share of the target spread over all classes."
+    )
+    warmup_epochs: Searched[NonNegative, NonNegativeRange] = Field(
+        (0.0, 1.0), description="Epochs of linear warm-up before the cosine."
+    )
+    grad_clip_norm: Searched[Positive | None, PositiveRange] = Field(
+        (None, 1.0), description="Largest global norm of the gradient; none: any."
+    )
+
+
+class EarlyStoppingSpec(SpecPart):
+    """When a trial is given up (asynchronous successive halving, Li et al., MLSys 2020)."""
+
+    scheduler: Literal["asha", "none"] = Field("asha", description="'none': every trial runs all its epochs.")
+    grace_period: Count = Field(2, description="Epochs that every trial gets; never more than there are.")
+    reduction_factor: Float = Field(3.0, gt=1, description="At each rung about one trial in this many goes on.")
+
+
+class SweepSpec(SpecPart):
+    """One sweep: what `thaw sweep` takes."""
+
+    version: Annotated[Literal[1], Field(description="Version of this format.")] = 1
+    name: str = Field(description=f"Name of the sweep and of its MLflow experiment. {_NAME_RULE}")
+    data: DataSpec = Field(description="Which pictures, and how they are dealt to the sides.")
+    model: ModelSpec = Field(description="Which network, and what it starts from.")
+    search: SearchSpec = Field(SearchSpec(), description="What varies from trial to trial.")
+    budget: BudgetSpec = Field(BudgetSpec(), description="What the sweep may spend.")
+    compute: ComputeConfig = Field(ComputeConfig(), description="Choices of speed and rounding.")
+    early_stopping: EarlyStoppingSpec = Field(EarlyStoppingSpec(), description="When a trial is given up.")
+    metric: MetricName = Field("val/accuracy", description="What chooses between epochs and between trials.")
+    baselines: Annotated[tuple[BaselineName, ...], AfterValidator(are_distinct)] = Field(
+        (), description="Runs beside the search, to compare the champion with."
+    )
+    tracking: TrackingSpec = Field(TrackingSpec(), description="Where MLflow keeps records and models.")
+    seed: Int = Field(0, ge=0, le=2**32 - 1, description="Seed of the search and of every trial.")
+
+    check_name = field_validator("name")(_check_name)
+    check_version = field_validator("version", mode="before")(_check_version)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> SweepSpec:
+        _raise_any(list(contradictions(self)))
+        return self
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a good trial has a small or a large metric."""
+        return "min" if self.metric == "val/loss" else "max"
+
+    @property
+    def grace_period(self) -> int:
+        """Epochs before ASHA may stop a trial, within the epochs there are."""
+        return min(self.early_stopping.grace_period, self.budget.epochs)
+
+    def pretrain_spec(self) -> PretrainSpec | None:
+        """The backbone to train first, on the sweep's resources; None when the weights come from elsewhere."""
+        weights = self.model.weights
+        if isinstance(weights, str):
+            return None
+        recipe = {name: getattr(weights.pretrain, name) for name in PretrainRecipe.model_fields}
+        resources = {name: getattr(self.budget, name) for name in ResourceSpec.model_fields}
+        return PretrainSpec(
+            **recipe,
+            backbone=self.model.backbone,
+            compute=self.compute,
+            resources=ResourceSpec(**resources),
+            tracking=TrackingSpec(uri=self.tracking.uri),
+        )

@@ -1,0 +1,119 @@
+"""A table opens at once, shares its pixels without copying, and cannot be written to."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainables.data.packing import pack
+from trainables.data.sources import open_source
+from trainables.data.table import ImageTable
+from trainables.errors import InputError
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def table(folder: Folder, tmp_path: Path) -> ImageTable:
+    folder("x/train", ants=3, bees=2, wasps=2)
+    root = folder("x/val", ants=1, bees=1).parent
+    return ImageTable.open(pack(open_source(str(root)), tmp_path / "t", side_px=12).path)
+
+
+def digest_of_all(table: ImageTable) -> str:
+    digest = hashlib.sha256()
+    for row in range(len(table)):
+        digest.update(table.image(row).permute(1, 2, 0).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_columns(table: ImageTable) -> None:
+    assert len(table) == 9
+    assert table.ids.dtype == "S64"
+    assert table.ids.shape == (9,)
+    assert table.id_of(3) == table.ids[3].decode()
+    assert table.labels.dtype == np.int64
+    assert table.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 0, 1]
+    assert table.sides.tolist() == ["train"] * 7 + ["val"] * 2
+    assert table.names[7] == "val/ants/000.png"
+
+
+def test_images_are_views_of_one_map(table: ImageTable) -> None:
+    images = [table.image(row) for row in range(len(table))]
+    assert all(image.dtype == torch.uint8 and image.shape == (3, 12, 15) for image in images)
+    assert all(image.permute(1, 2, 0).is_contiguous() for image in images)
+    assert len({image.untyped_storage().data_ptr() for image in images}) == 1
+    assert table.image(4).data_ptr() == images[4].data_ptr()
+
+
+def test_writing_to_an_image_never_reaches_the_file(table: ImageTable) -> None:
+    before = digest_of_all(table)
+    table.image(0).zero_()
+    assert table.image(0).sum() == 0
+    assert digest_of_all(ImageTable.open(table.path)) == before
+
+
+def test_pickled_as_its_path(table: ImageTable) -> None:
+    data = pickle.dumps(table)
+    assert len(data) < 500
+    again = pickle.loads(data)
+    assert again.fingerprint == table.fingerprint
+    assert digest_of_all(again) == digest_of_all(table)
+
+
+def test_other_processes_see_the_same(table: ImageTable) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(digest_of_all, (table,)) == digest_of_all(table)
+
+
+def test_opens_by_path_text_or_uri(table: ImageTable) -> None:
+    for place in (table.path, str(table.path), table.path.as_uri()):
+        assert ImageTable.open(place).fingerprint == table.fingerprint
+
+
+def test_rows_of_some_classes_in_a_given_order(table: ImageTable) -> None:
+    rows, labels = table.rows_of(["wasps", "ants"])
+    assert rows.tolist() == [0, 1, 2, 5, 6, 7]
+    assert labels.tolist() == [1, 1, 1, 0, 0, 1]
+    assert rows.dtype == labels.dtype == np.int64
+    every_row, every_label = table.rows_of(table.class_names)
+    assert every_row.tolist() == list(range(9))
+    np.testing.assert_array_equal(every_label, table.labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["ants", "bee"], "class 'bee': the pictures have no such class: did you mean 'bees'"),
+        (["xyz"], "there are ants, bees, wasps"),
+        (["ants", "ants"], "named twice"),
+    ],
+)
+def test_unknown_and_repeated_classes_are_refused(table: ImageTable, names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        table.rows_of(names)
+
+
+def test_missing_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not there: pack the pictures again"):
+        ImageTable.open(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="copy the table to a local disk"):
+        ImageTable.open("s3://bucket/table")
+
+
+def test_opening_takes_milliseconds(tmp_path: Path) -> None:
+    path = pack(open_source("digits"), tmp_path, side_px=8).path
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert len(ImageTable.open(path)) == 1797
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.05  # about 1 ms on a quiet machine

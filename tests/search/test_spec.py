@@ -1,0 +1,240 @@
+"""Every mistake a spec can hold is refused in one line that names the field, the value and the remedy."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search_spaces.loading import dump_spec, load_pretrain_spec, load_spec, parse_spec
+from search_spaces.mistakes import field_paths, fields_at
+from search_spaces.spec import PretrainSpec, SearchSpec, SweepSpec
+from trainables.errors import InputError
+
+MINIMAL = {"name": "bees", "data": {"source": "folder:bees"}, "model": {"backbone": "resnet18"}}
+
+
+def spec_with(**parts):
+    return parse_spec({**MINIMAL, **parts}, SweepSpec, "bees.yaml")
+
+
+def refusal(*overrides, spec="digits"):
+    with pytest.raises(InputError) as caught:
+        load_spec(spec, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("search.freze_depth=3", "search.freze_depth: there is no such field; did you mean `search.freeze_depth`?"),
+        ("lr=0.1", "lr: there is no such field; did you mean `search.lr`?"),
+        ("budget.trials=4", "budget.trials: there is no such field; did you mean `search.num_trials`?"),
+        ("search.lr.lo=1.0e-4", "search.lr.lo: there is no such field; did you mean `search.lr.low`?"),
+        (
+            "zebra=1",
+            "zebra: there is no such field; the fields here are version, name, data, model, search, budget, compute, "
+            "early_stopping, metric, baselines, tracking, seed",
+        ),
+        ("search.lr.low=1", "search.lr: low 1.0 is above high 0.03; swap them"),
+        ("search.lr.low=0.03", "search.lr: low and high are both 0.03; give that one value instead of a range"),
+        (
+            "search.freeze_depth={low: 3, high: 2}",
+            "search.freeze_depth: low 3 is above high 2; swap them",
+        ),
+        (
+            "search.weight_decay={low: 0, high: 0.1, log: true}",
+            "search.weight_decay: log needs low above 0, and low is 0.0; raise low or leave log out",
+        ),
+        ("search.lr=-0.1", "search.lr: -0.1 is not allowed: it should be greater than 0"),
+        ("search.lr=[0.1, 0.0]", "search.lr[1]: 0.0 is not allowed: it should be greater than 0"),
+        ("search.lr.high=.inf", "search.lr.high: inf is not allowed: it should be a finite number"),
+        ("search.lr=[]", "search.lr: the list is empty; give at least one value"),
+        ("search.lr=[0.1, 0.1]", "search.lr: 0.1 is listed twice; list each value once"),
+        ("search.lr=fast", "search.lr: 'fast' is not allowed: it should be a valid number"),
+        ("search.batch_size=12.5", "search.batch_size: 12.5 is not allowed: it should be a valid integer"),
+        ("search.magnitude=31", "search.magnitude: 31 is not allowed: it should be less than or equal to 30"),
+        ("seed=true", "seed: True is not allowed: it should be a valid integer"),
+        ("search.freeze_depth=al", "search.freeze_depth: 'al' is not a whole number or 'all'"),
+        ("budget.concurrency=many", "budget.concurrency: 'many' is not a whole number or 'auto'"),
+        ("search.optimizer=adam", "search.optimizer: 'adam' is not one of adamw, sgd; did you mean `adamw`?"),
+        (
+            "search.optimizer={low: 1, high: 2}",
+            "search.optimizer: {'low': 1, 'high': 2} is a range, and this field has none; give one value, or a list",
+        ),
+        (
+            "metric=val/acc",
+            "metric: 'val/acc' is not one of val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss; "
+            "did you mean `val/accuracy`?",
+        ),
+        (
+            "early_stopping=asha",
+            "early_stopping: 'asha' is not a mapping; the fields here are scheduler, grace_period, reduction_factor",
+        ),
+        ("model.backbone=18", "model.backbone: 18 is not allowed: it should be a valid string"),
+        ("version=2", "version: 2 is newer than 1, the newest this Thaw reads; install a newer Thaw"),
+        (
+            "name=../bees",
+            "name: '../bees' cannot name a folder everywhere; use letters, digits, '.', '_' and '-', at most 64",
+        ),
+        ("data.exclude_classes=[5, 5]", "data.exclude_classes: '5' is listed twice; list each value once"),
+        (
+            "baselines=[head_onli]",
+            "baselines[0]: 'head_onli' is not one of head_only, full_finetune, from_scratch; did you mean `head_only`?",
+        ),
+    ],
+)
+def test_a_wrong_field_is_refused_with_its_path_its_value_and_a_remedy(override, line):
+    assert refusal(override) == f"digits: {line}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["data.split.train=0.5"],
+            "data.split: the shares train 0.5, val 0.2, test 0.6 add up to 1.3; make it 1",
+        ),
+        (
+            ["data.split={train: 0.8, val: 0, test: 0.2}"],
+            "data.split: val has a share of 0, and without it no trial can be judged; give it a share",
+        ),
+        (
+            ["search.magnitude={low: 1, high: 30}"],
+            "search.magnitude: searched, but only randaugment uses it and search.augmentation is none; "
+            "add randaugment there, or leave magnitude out",
+        ),
+        (
+            ["search.freeze_depth=all"],
+            "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
+            "lower freeze_depth, or leave backbone_lr_ratio out",
+        ),
+        (
+            ["search.warmup_epochs=[0, 11]"],
+            "search.warmup_epochs: 11 is more than the 10 of budget.epochs; lower it, or train longer",
+        ),
+        (
+            ["early_stopping.grace_period=11"],
+            "early_stopping.grace_period: 11 is more than the 10 of budget.epochs, so nothing would ever be stopped; "
+            "lower it, or set early_stopping.scheduler to none",
+        ),
+        (
+            ["budget.workers_per_trial=20"],
+            "search.batch_size: 16 pictures cannot be shared among 20 workers; "
+            "use at least 20, or lower budget.workers_per_trial",
+        ),
+        (
+            ["budget.gpus_per_worker=0.5", "budget.workers_per_trial=2"],
+            "budget.gpus_per_worker: 0.5 of a GPU for each of 2 workers: only a single worker can share a GPU; "
+            "set it to 1, or budget.workers_per_trial to 1",
+        ),
+        (
+            ["budget.gpus_per_worker=1.5"],
+            "budget.gpus_per_worker: 1.5 is neither a fraction of one GPU nor a whole number; round it",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused_with_what_to_change(overrides, line):
+    assert refusal(*overrides) == f"digits: {line}"
+
+
+def test_every_mistake_has_a_line_of_its_own():
+    lines = refusal("sed=1", "search.lr.low=2", "budget.epochs=0").splitlines()
+    assert [line.split(": ")[1] for line in sorted(lines)] == ["budget.epochs", "search.lr", "sed"]
+
+
+def test_every_contradiction_has_a_line_of_its_own():
+    lines = refusal("search.freeze_depth=all", "search.warmup_epochs=99").splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["search.backbone_lr_ratio", "search.warmup_epochs"]
+
+
+def test_a_missing_field_says_what_it_is_for_and_how_to_give_it():
+    assert refusal(spec="quick") == (
+        "quick: data.source: missing; where pictures are: 'folder:PATH' (class folders, or train/val[/test] above "
+        "them) or 'digits'; give it in the spec, or with --set data.source=VALUE"
+    )
+
+
+def test_a_default_never_contradicts_what_the_user_fixed():
+    spec = spec_with(search={"augmentation": "none", "freeze_depth": "all"}, budget={"epochs": 1})
+    assert spec.grace_period == 1
+    assert parse_spec(spec.model_dump(mode="json"), SweepSpec, "again") == spec
+
+
+def test_a_value_a_list_and_a_range_are_told_apart():
+    search = SearchSpec.model_validate({"lr": 0.1, "batch_size": [8, 16], "label_smoothing": {"low": 0.0, "high": 0.2}})
+    assert (search.lr, search.batch_size, search.label_smoothing.high) == (0.1, (8, 16), 0.2)
+    assert search.model_copy() == SearchSpec.model_validate(search.model_dump())
+
+
+def test_a_spec_is_immutable():
+    with pytest.raises(ValueError, match="frozen"):
+        spec_with().seed = 1
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("val/accuracy", "max"), ("val/macro_f1", "max"), ("val/loss", "min")])
+def test_the_mode_follows_from_the_metric(metric, mode):
+    assert spec_with(metric=metric).mode == mode
+
+
+def test_the_sweeps_pretraining_runs_its_backbone_on_its_resources():
+    spec = load_spec("digits", ["budget.workers_per_trial=2", "compute.precision=bf16", "model.backbone=resnet18"])
+    pretrain = spec.pretrain_spec()
+    assert (pretrain.backbone, pretrain.resources.workers_per_trial, pretrain.compute) == ("resnet18", 2, spec.compute)
+    assert pretrain.data.exclude_classes == ("5", "6", "7", "8", "9")
+    assert pretrain.params()["freeze_depth"] == 0
+    assert spec_with().pretrain_spec() is None
+
+
+def test_a_pretraining_has_a_file_of_its_own_or_a_sweeps(tmp_path):
+    of_sweep = load_pretrain_spec("digits", ["model.weights.pretrain.epochs=3"])
+    path = tmp_path / "pretrain.yaml"
+    path.write_text(dump_spec(of_sweep))
+    assert load_pretrain_spec(path) == of_sweep
+    assert load_pretrain_spec(path, ["epochs=4"]).epochs == 4
+    with pytest.raises(InputError, match="epoch: there is no such field; did you mean `epochs`"):
+        load_pretrain_spec(path, ["epoch=4"])
+    with pytest.raises(InputError, match=r"resources\.gpus_per_worker: 1\.5 is neither"):
+        load_pretrain_spec(path, ["resources.gpus_per_worker=1.5"])
+    with pytest.raises(InputError, match=r"model\.weights: nothing is pretrained here"):
+        load_pretrain_spec("quick", ["data.source=folder:x"])
+
+
+@pytest.mark.parametrize("model", [SweepSpec, PretrainSpec])
+def test_every_field_is_described(model):
+    for path in field_paths(model):
+        *parents, name = path.split(".")
+        for part in fields_at(model, parents):
+            assert name not in part.model_fields or part.model_fields[name].description, path
+
+
+scalars = st.none() | st.booleans() | st.integers(-5, 40) | st.floats() | st.text(max_size=8)
+values = st.recursive(
+    scalars | st.sampled_from(["all", "auto", "none", "adamw", "unlimited"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["low", "high", "log", "train", "lr", "x"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from([*field_paths(SweepSpec), "lr", "serach.lr"]), values, max_size=4))
+def test_any_spec_is_read_or_refused_in_words_and_a_read_one_survives_its_own_dump(changes):
+    raw = {"name": "bees", "data": {"source": "folder:bees"}, "model": {"backbone": "resnet18"}}
+    for path, value in changes.items():
+        *parents, name = path.split(".")
+        part = raw
+        for parent in parents:
+            part = part.setdefault(parent, {}) if isinstance(part, dict) else {}
+        if isinstance(part, dict):
+            part[name] = value
+    spec, lines = None, []
+    try:
+        spec = parse_spec(raw, SweepSpec, "bees.yaml")
+    except InputError as error:
+        lines = str(error).splitlines()
+    assert bool(lines) == (spec is None)
+    assert all(line.startswith("bees.yaml: ") and line.count(": ") >= 2 for line in lines)
+    assert spec is None or parse_spec(spec.model_dump(mode="json"), SweepSpec, "again") == spec

@@ -1,0 +1,74 @@
+"""Where things lie, and what a home or an address must look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainables.errors import InputError
+from tuner.paths import HomePaths, sqlite_file
+
+
+def test_home_comes_from_the_environment_or_the_user(tmp_path: Path) -> None:
+    assert HomePaths.from_env({"THAW_HOME": str(tmp_path)}).local == tmp_path
+    assert HomePaths.from_env({"THAW_HOME": ""}).local == Path("~/.thaw").expanduser()
+    assert HomePaths.at((tmp_path / "a b").as_uri()).local == tmp_path / "a b"
+
+
+def test_everything_lies_under_the_home(tmp_path: Path) -> None:
+    home = HomePaths.at(tmp_path)
+    sweep = home.sweep("digits")
+    trial = sweep.trial(7)
+    for path in (home.tables, home.weights, home.mlflow_db, home.artifacts, sweep.journal, sweep.ledger, sweep.ray):
+        assert path.is_relative_to(tmp_path)
+    assert trial.last_state == tmp_path / "sweeps" / "digits" / "trials" / "0007" / "last.state"
+    assert trial.best_delta == tmp_path / "sweeps" / "digits" / "trials" / "0007" / "best.delta"
+    assert list(tmp_path.iterdir()) == []  # naming creates nothing
+
+
+def test_other_nodes_get_a_path_or_the_place_in_shared_storage(tmp_path: Path) -> None:
+    home = HomePaths.at(tmp_path)
+    assert home.uri_of(home.weights / "abc.safetensors") == str(tmp_path / "weights" / "abc.safetensors")
+    shared = HomePaths.at("s3://bucket/thaw/")
+    assert shared.is_shared
+    assert shared.uri_of(shared.weights / "abc.safetensors") == "s3://bucket/thaw/weights/abc.safetensors"
+    assert shared.local != HomePaths.at("s3://bucket/other").local
+    with pytest.raises(ValueError, match="not in the subpath"):
+        home.uri_of(tmp_path.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "white space", "x" * 101])
+def test_a_sweep_name_must_make_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot name a sweep; use letters"):
+        HomePaths.at(tmp_path).sweep(name)
+
+
+def test_sweep_names_are_those_with_a_journal(tmp_path: Path) -> None:
+    home = HomePaths.at(tmp_path)
+    assert home.sweep_names() == []
+    for name in ("b", "a", "empty"):
+        home.sweep(name).root.mkdir(parents=True)
+    for name in ("b", "a"):
+        home.sweep(name).journal.touch()
+    assert home.sweep_names() == ["a", "b"]
+
+
+def test_the_specs_address_wins_over_the_environment_over_sqlite(tmp_path: Path) -> None:
+    home = HomePaths.at(tmp_path)
+    environ = {"MLFLOW_TRACKING_URI": "http://host:5000"}
+    assert home.tracking_uri("https://other:1", environ) == "https://other:1"
+    assert home.tracking_uri(None, environ) == "http://host:5000"
+    uri = home.tracking_uri(None, {})
+    assert sqlite_file(uri) == home.mlflow_db
+    assert home.artifact_location(uri) == home.artifacts.as_uri()
+    assert sqlite_file("http://host:5000") is None
+    assert home.artifact_location("http://host:5000") is None
+
+
+@pytest.mark.parametrize("uri", ["/some/folder", "mlruns", "file:///some/folder"])
+def test_a_folder_is_no_tracking_address(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(InputError, match="not an address that MLflow takes; give http"):
+        HomePaths.at(tmp_path).tracking_uri(uri, {})
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
+        HomePaths.at(tmp_path).tracking_uri(None, {"MLFLOW_TRACKING_URI": uri})

@@ -1,0 +1,73 @@
+"""The networks Thaw knows by name: torchvision's classification CNNs, and LeNet.
+
+In: a name. Out: an untrained model, a model without numbers, or the numbers its pictures are normalised with.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import nn
+
+from trainables.backbones.lenet import LeNet
+from trainables.backbones.tracing import Trace, trace
+from trainables.errors import InputError
+
+# Transformers: their tokens pass a class token or shifted windows along, and "stage" and "view size" mean other things.
+_TRANSFORMERS = ("vit_", "swin_", "maxvit_")
+# The published weights of both expect the input rescaled inside the network; auxiliary heads would only be trained to
+# be thrown away.
+_INCEPTION = {"aux_logits": False, "init_weights": True, "transform_input": True}
+_ARGUMENTS: dict[str, dict[str, Any]] = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
+_HALF = (0.5, 0.5, 0.5)
+
+
+@functools.cache
+def backbone_names() -> tuple[str, ...]:
+    """All names, sorted."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    return tuple(sorted(["lenet", *(name for name in names if not name.startswith(_TRANSFORMERS))]))
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that is not in ``backbone_names()``.
+
+    Raises:
+        InputError: It is not; the message names the nearest ones.
+    """
+    if name in backbone_names():
+        return
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), backbone_names(), n=3, cutoff=0.5)
+    if name.lower().startswith(("vit", "swin", "maxvit")):
+        remedy = "transformers have no stages to freeze here; take a CNN such as convnext_tiny"
+    else:
+        remedy = f"did you mean {' or '.join(near)}?" if near else "take one such as resnet18 or mobilenet_v2"
+    raise InputError(f"model.backbone: there is no backbone {name!r}; {remedy}")
+
+
+def build_model(name: str) -> nn.Module:
+    """An untrained model in eval mode, drawn from PyTorch's global random state; no auxiliary heads."""
+    if name == "lenet":
+        return LeNet().eval()
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **_ARGUMENTS.get(name, {}))
+    return model.eval()
+
+
+@functools.cache
+def skeleton(name: str) -> tuple[nn.Module, Trace]:
+    """The model on the meta device, its head made linear, and its trace. Shared by all callers: not to be changed."""
+    with torch.device("meta"):
+        model = build_model(name)
+    return model, trace(model)
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that pictures in [0, 1] are normalised with."""
+    if name == "lenet":
+        return _HALF, _HALF
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return tuple(preset.mean), tuple(preset.std)

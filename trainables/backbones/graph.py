@@ -1,0 +1,262 @@
+"""A CNN as a row of stages that can be cut in two anywhere between them.
+
+In: any CNN that ``torch.fx`` can trace. Out: a ``CutGraph``, whose ``split(depth)`` gives the frozen front and the
+trainable rest. A network can be cut behind a node of its graph if, there, only that node's result is still needed;
+``stages`` chooses among those places. No code here knows any architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from trainables.backbones.stages import Stage
+from trainables.backbones.tracing import CutPlan, plan_cuts, trace
+from trainables.errors import InputError
+
+__all__ = ["CutGraph", "Head", "Stage", "build_graph", "rebuild"]
+
+# Sides that are tried, in order, when a picture turns out too small for a network.
+_USUAL_SIZES_PX = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer, which every trial trains anew.
+
+    Attributes:
+        name: Of its module in the whole network.
+        in_features: Width of its input.
+        num_classes: Number of logits.
+        num_parameters: Learnable numbers.
+        flops: Forward FLOPs for one picture.
+    """
+
+    name: str
+    in_features: int
+    num_classes: int
+    num_parameters: int
+    flops: int
+
+
+class CutGraph:
+    """A whole network and its parts.
+
+    The network is the pattern that parts are made from: it stays in eval mode and its tensors ask for no gradient.
+
+    Attributes:
+        stages: In order, without the head.
+        head: The layer behind the last stage.
+        input_size_px: Side of the pictures that the stages' shapes and FLOPs are given for.
+    """
+
+    def __init__(self, model: nn.Module, plan: CutPlan, input_size_px: int) -> None:
+        """Takes ``model`` over, which has the layers that ``plan`` names."""
+        model.eval().requires_grad_(False)
+        head = model.get_submodule(plan.trace.head_name)
+        if not isinstance(head, nn.Linear):
+            raise TypeError(f"{plan.trace.head_name}: the head is a {type(head).__name__}, not a linear layer")
+        self.input_size_px = input_size_px
+        self.stages = plan.stages
+        self.head = Head(
+            name=plan.trace.head_name,
+            in_features=head.in_features,
+            num_classes=head.out_features,
+            num_parameters=sum(parameter.numel() for parameter in head.parameters()),
+            flops=2 * head.in_features * head.out_features,
+        )
+        self._plan = plan
+        self._layers = {
+            str(node.target): _find(model, str(node.target)) for node in plan.nodes if node.op in _HOLDS_STATE
+        }
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages; as a depth: only the head is trained."""
+        return len(self.stages)
+
+    @property
+    def head_name(self) -> str:
+        """Name of the head's module in the whole network and in every tail."""
+        return self.head.name
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The whole network, in eval mode; its tensors are shared with every prefix."""
+        return _assemble("WholeNetwork", self._plan, 0, len(self._plan.nodes), self._layers)
+
+    def split(self, depth: int) -> tuple[nn.Module, nn.Module]:
+        """Cuts the network behind its first ``depth`` stages.
+
+        Args:
+            depth: 0 (all in the tail) to ``num_stages`` (only the head, with the dropout before it, in the tail).
+
+        Returns:
+            The prefix, images [B, 3, H, W] to features [B, ...], and the tail, features to logits [B, num_classes].
+            ``tail(prefix(images))`` has the bits of the whole network. Both keep the names of its state dict and are
+            in eval mode. The prefix shares the network's tensors and asks for no gradient; at depth 0 it is the
+            identity. The tail is a copy of its own that asks for gradients, reacts to ``train()`` and ``eval()``, and
+            leaves its input as it was.
+
+        Raises:
+            InputError: There is no such depth.
+        """
+        end = self._end(depth)
+        prefix = _assemble("Prefix", self._plan, 0, end, self._layers) if end else nn.Identity().eval()
+        total = len(self._plan.nodes)
+        copies = {name: _own_copy(self._layers[name]) for name in self._targets(end, total)}
+        return prefix, _assemble("Tail", self._plan, end, total, copies, keep_input=True)
+
+    def prefix_keys(self, depth: int) -> tuple[str, ...]:
+        """Names, in the whole network's state dict, of the tensors in the prefix."""
+        return self._keys(0, self._end(depth))
+
+    def tail_keys(self, depth: int) -> tuple[str, ...]:
+        """Names, in the whole network's state dict, of the tensors in the tail, the head's included."""
+        return self._keys(self._end(depth), len(self._plan.nodes))
+
+    def _end(self, depth: int) -> int:
+        if not 0 <= depth <= self.num_stages:
+            raise InputError(
+                f"freeze_depth: {depth} is outside 0 to {self.num_stages}, the number of stages of this backbone at "
+                f"{self.input_size_px} px"
+            )
+        return self._plan.ends[depth]
+
+    def _targets(self, start: int, stop: int) -> list[str]:
+        return list(dict.fromkeys(str(n.target) for n in self._plan.nodes[start:stop] if n.op in _HOLDS_STATE))
+
+    def _keys(self, start: int, stop: int) -> tuple[str, ...]:
+        keys: list[str] = []
+        for target in self._targets(start, stop):
+            layer = self._layers[target]
+            keys += [f"{target}.{key}" for key in layer.state_dict()] if isinstance(layer, nn.Module) else [target]
+        return tuple(keys)
+
+
+def build_graph(model: nn.Module, input_size_px: int) -> CutGraph:
+    """Cuts ``model`` into stages, for square pictures of side ``input_size_px``.
+
+    The model is taken over: put in eval mode, its tensors asking for no gradient. A last layer that is not linear is
+    replaced in it (see ``tracing.trace``) by a fresh linear layer with as many outputs.
+
+    Raises:
+        InputError: The pictures are too small for the network.
+        ValueError: The model does not end in a linear layer or a convolution.
+    """
+    model.eval()
+    traced = trace(model)
+    skeleton = rebuild(model, lambda _, tensor: tensor.to("meta"))
+    plan = fitting_plan(lambda size: plan_cuts(traced, skeleton, size), type(model).__name__, input_size_px)
+    return CutGraph(model, plan, input_size_px)
+
+
+def fitting_plan(plan: Callable[[int], CutPlan], name: str, input_size_px: int) -> CutPlan:
+    """``plan(input_size_px)``, or what to do where the pictures are too small.
+
+    Raises:
+        InputError: They are; the message names a size that fits.
+    """
+    try:
+        return plan(input_size_px)
+    except RuntimeError:
+        for size in (size for size in _USUAL_SIZES_PX if size > input_size_px):
+            try:
+                plan(size)
+            except RuntimeError:
+                continue
+            raise InputError(
+                f"data.image_size_px: {input_size_px} px are too few for {name}; take {size} px or more"
+            ) from None
+        raise
+
+
+def rebuild(model: nn.Module, tensor_for: Callable[[str, torch.Tensor], torch.Tensor | None]) -> nn.Module:
+    """A copy of ``model`` in which ``tensor_for(name, tensor)`` stands for each parameter and buffer.
+
+    ``None`` from it stands for the tensor as it is. Unlike construction followed by loading, this draws no random
+    numbers and copies no tensor that is not kept.
+    """
+    memo: dict[int, object] = {}
+    for name, parameter in model.named_parameters():
+        value = tensor_for(name, parameter.detach())
+        if value is not None:
+            memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        value = tensor_for(name, buffer)
+        if value is not None:
+            memo[id(buffer)] = value
+    return copy.deepcopy(model, memo)
+
+
+_OUT_OF_PLACE: dict[object, Callable[..., object]] = {operator.iadd: operator.add, operator.imul: operator.mul}
+_HOLDS_STATE = ("call_module", "get_attr")
+
+
+def _find(model: nn.Module, target: str) -> nn.Module | torch.Tensor:
+    owner, _, attribute = target.rpartition(".")
+    found: nn.Module | torch.Tensor = getattr(model.get_submodule(owner), attribute)
+    return found
+
+
+def _own_copy(layer: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
+    """A deep copy that asks for gradients. Tensors are cloned one by one: the original's may be views of a file."""
+    if isinstance(layer, nn.Module):
+        return rebuild(layer, lambda _, tensor: tensor.clone()).requires_grad_(True)
+    return nn.Parameter(layer.detach().clone()) if isinstance(layer, nn.Parameter) else layer.clone()
+
+
+def _assemble(
+    class_name: str,
+    plan: CutPlan,
+    start: int,
+    stop: int,
+    layers: Mapping[str, nn.Module | torch.Tensor],
+    *,
+    keep_input: bool = False,
+) -> nn.Module:
+    """The operations start..stop (exclusive) of ``plan`` as a module over ``layers``.
+
+    Args:
+        class_name: Of the new module.
+        plan: Names the operations.
+        start: Its first one.
+        stop: The one behind its last.
+        layers: By qualified name; not copied.
+        keep_input: No operation may write into the module's input.
+    """
+    graph = fx.Graph()
+    source = plan.nodes[start - 1] if start else next(iter(plan.trace.graph.find_nodes(op="placeholder")))
+    copies = {source: graph.placeholder("features" if start else "images")}
+    may_be_input = {source}
+    for node in plan.nodes[start:stop]:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if keep_input and may_be_input.intersection(node.all_input_nodes):
+            stateless = _forbid_in_place(copies[node], layers)
+            if stateless:
+                may_be_input.add(node)
+    graph.output(copies[plan.nodes[stop - 1]])
+    used = {str(node.target): layers[str(node.target)] for node in plan.nodes[start:stop] if node.op in _HOLDS_STATE}
+    return fx.GraphModule(used, graph, class_name).eval()
+
+
+def _forbid_in_place(node: fx.Node, layers: Mapping[str, nn.Module | torch.Tensor]) -> bool:
+    """Makes ``node`` write to a fresh tensor; returns whether its result may still be (a view of) its input.
+
+    Dropout in eval mode and flatten hand their input on, so what follows them is looked at too.
+    """
+    if node.op == "call_module":
+        layer = layers[str(node.target)]
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[union-attr]
+        return isinstance(layer, nn.Module) and not layer.state_dict()
+    node.target = _OUT_OF_PLACE.get(node.target, node.target)
+    if node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
+    return True

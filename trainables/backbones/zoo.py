@@ -1,0 +1,106 @@
+"""Backbones by name, ready to be cut: weights in place, a fresh head on top.
+
+In: a name, a weights file or none, a number of classes, an input size and a seed. Out: a ``Backbone``. The same
+arguments give the same bits, and PyTorch's global random state is left as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trainables.backbones.families import backbone_names, build_model, check_name, normalisation, skeleton
+from trainables.backbones.graph import CutGraph, fitting_plan, rebuild
+from trainables.backbones.tracing import CutPlan, plan_cuts
+from trainables.backbones.weights import check_fit, load_tensors
+from trainables.config import WeightsFile
+
+__all__ = ["Backbone", "backbone_names", "check_name", "load_backbone"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network, its cut points, and how its pictures are normalised.
+
+    Attributes:
+        name: As in ``backbone_names()``.
+        graph: Cuts the network in two; ``graph.model`` is the whole of it.
+        mean: Per channel, for pictures in [0, 1].
+        std: Per channel.
+        num_classes: Number of logits.
+    """
+
+    name: str
+    graph: CutGraph
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole network, in eval mode, asking for no gradients: the pattern of all parts."""
+        return self.graph.model
+
+
+def load_backbone(
+    name: str, weights: WeightsFile | None, *, num_classes: int, input_size_px: int, seed: int
+) -> Backbone:
+    """Builds a backbone with a fresh head.
+
+    Args:
+        name: One of ``backbone_names()``.
+        weights: Tensors of all layers but the head; None draws them all from ``seed``.
+        num_classes: Number of logits.
+        input_size_px: Side of the pictures; stages and their FLOPs depend on it.
+        seed: Of the head, and of everything else where there are no weights.
+
+    Raises:
+        InputError: No such backbone, weights that do not fit it, or pictures too small for it.
+    """
+    check_name(name)
+    plan = fitting_plan(functools.partial(_plan, name), name, input_size_px)
+    head = _fresh_head(plan.trace.in_features, num_classes, seed)
+    model = _random_model(name, seed) if weights is None else _pretrained_model(name, weights)
+    parent, _, attribute = plan.trace.head_name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, head)
+    mean, std = normalisation(name)
+    return Backbone(name, CutGraph(model, plan, input_size_px), mean, std, num_classes)
+
+
+@functools.cache
+def _plan(name: str, input_size_px: int) -> CutPlan:
+    model, traced = skeleton(name)
+    return plan_cuts(traced, model, input_size_px)
+
+
+def _pretrained_model(name: str, weights: WeightsFile) -> nn.Module:
+    model, _ = skeleton(name)
+    tensors = load_tensors(weights)
+    check_fit(tensors, name, place=weights.uri)
+    return rebuild(model, tensors.get)
+
+
+def _random_model(name: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_stream(seed, "body"))
+        return build_model(name)
+
+
+def _fresh_head(in_features: int, num_classes: int, seed: int) -> nn.Linear:
+    """A linear layer initialised as PyTorch does, from a generator of its own."""
+    generator = torch.Generator().manual_seed(_stream(seed, "head"))
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, num_classes)
+    nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
+    bound = 1 / math.sqrt(in_features)
+    nn.init.uniform_(head.bias, -bound, bound, generator=generator)
+    return head
+
+
+def _stream(seed: int, part: str) -> int:
+    """A seed per part of the network, so that head and body do not begin with the same numbers."""
+    return int.from_bytes(hashlib.sha256(f"{part}:{seed}".encode()).digest()[:4])

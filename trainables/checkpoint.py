@@ -1,0 +1,112 @@
+"""Delta checkpoints: the tensors that a trial trained, and the hash of the frozen ones they stand on.
+
+A file holds a SHA-256 of the rest, then safetensors with a JSON header: no pickle, and damage is noticed before
+anything is read. Files appear whole or not at all; they may lie in a folder or under any pyarrow filesystem URI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from trainables.storage import read_bytes, write_bytes
+
+_MAGIC = b"thaw-delta-1\n"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: damaged, or made for another network."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a trial can go on from, or be rebuilt from.
+
+    Attributes:
+        prefix_hash: Of the frozen tensors that the delta completes.
+        tail: State of the trained part by its names in the whole model.
+        meta: JSON values; the loop's own, such as the epoch.
+        optimizer: Tensors of the optimizer by ``<parameter number>/<name>``; empty where only the weights are kept.
+    """
+
+    prefix_hash: str
+    tail: Mapping[str, torch.Tensor]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def tail_for(self, prefix_hash: str) -> Mapping[str, torch.Tensor]:
+        """The trained tensors, to be loaded beside the prefix of that hash.
+
+        Raises:
+            CheckpointError: They were trained on another prefix.
+        """
+        if prefix_hash != self.prefix_hash:
+            raise CheckpointError(
+                f"this checkpoint stands on frozen weights {self.prefix_hash[:12]}, not on {prefix_hash[:12]}: "
+                "load it beside the backbone, weights and freeze_depth that it was trained with"
+            )
+        return self.tail
+
+
+def save_checkpoint(uri: str, checkpoint: Checkpoint) -> int:
+    """Writes ``checkpoint`` to a path or URI, whole or not at all; returns its size in bytes."""
+    tensors = {f"tail/{name}": tensor for name, tensor in checkpoint.tail.items()}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    header = {"prefix_hash": checkpoint.prefix_hash, "meta": json.dumps(dict(checkpoint.meta))}
+    payload = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
+    content = _MAGIC + hashlib.sha256(payload).digest() + payload
+    write_bytes(uri, content)
+    return len(content)
+
+
+def load_checkpoint(uri: str) -> Checkpoint:
+    """Reads and verifies what ``save_checkpoint`` wrote.
+
+    Raises:
+        FileNotFoundError: There is none.
+        CheckpointError: It is damaged.
+    """
+    content = read_bytes(uri)
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    payload = content[start:]
+    if content[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != content[len(_MAGIC) : start]:
+        raise CheckpointError(f"{uri}: damaged checkpoint (its checksum does not match)")
+    header_size = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + header_size])["__metadata__"]
+    tensors = safetensors.torch.load(payload)
+    return Checkpoint(
+        prefix_hash=header["prefix_hash"],
+        tail=_strip(tensors, "tail/"),
+        meta=json.loads(header["meta"]),
+        optimizer=_strip(tensors, "optimizer/"),
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as named tensors (learning rates are the schedule's, not state)."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}/{name}": torch.as_tensor(value)
+        for number, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts what ``optimizer_tensors`` gave back into an optimizer over the same parameters."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split("/", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _strip(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

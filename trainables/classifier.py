@@ -1,0 +1,87 @@
+"""The part of a network that a trial trains: tail and head, their BatchNorm, their optimizer.
+
+In: a backbone and a freeze depth. Out: a frozen prefix, a trainable tail, and parameter groups. The prefix is shared
+with every other trial of the process and is never written to; the tail is this trial's own copy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trainables.backbones.weights import hash_tensors
+from trainables.backbones.zoo import Backbone
+from trainables.config import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class SplitNetwork:
+    """A backbone in two: ``tail(prefix(images))`` are the logits.
+
+    Attributes:
+        prefix: None when nothing is frozen.
+        tail: Ends in the head; trains.
+        head_name: Qualified name of the head's module inside ``tail``.
+        prefix_hash: SHA-256 of the prefix's names and tensors, what a delta checkpoint stands on.
+    """
+
+    prefix: nn.Module | None
+    tail: nn.Module
+    head_name: str
+    prefix_hash: str
+
+
+def split_network(backbone: Backbone, freeze_depth: int) -> SplitNetwork:
+    """Cuts ``backbone`` behind its first ``freeze_depth`` stages.
+
+    Raises:
+        InputError: The backbone has fewer stages.
+    """
+    prefix, tail = backbone.graph.split(freeze_depth)
+    frozen = {name: tensor for name, tensor in prefix.state_dict().items() if freeze_depth}
+    return SplitNetwork(
+        prefix=prefix if freeze_depth else None,
+        tail=tail,
+        head_name=backbone.graph.head.name,
+        prefix_hash=hash_tensors(frozen),
+    )
+
+
+def parameter_groups(tail: nn.Module, head_name: str, config: OptimizerConfig) -> list[dict[str, object]]:
+    """Groups by learning rate (head, backbone) and by weight decay (matrices; none on vectors such as biases).
+
+    Each group carries ``peak_lr``, which the schedule scales.
+    """
+    members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in tail.named_parameters():
+        in_head = name.startswith(head_name + ".")
+        members.setdefault((in_head, parameter.dim() > 1), []).append(parameter)
+    groups: list[dict[str, object]] = []
+    for (in_head, decays), parameters in sorted(members.items()):
+        peak_lr = config.lr * (1.0 if in_head else config.backbone_lr_ratio)
+        decay = config.weight_decay if decays else 0.0
+        groups.append({"params": parameters, "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay})
+    return groups
+
+
+def build_optimizer(tail: nn.Module, head_name: str, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum over the tail's parameters."""
+    groups = parameter_groups(tail, head_name, config)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def lr_scale(step: int, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> float:
+    """Share of the peak learning rate at ``step`` (0-based): linear warm-up, then half a cosine down to 0.
+
+    The cosine is that of Loshchilov & Hutter 2017 (SGDR, eq. 5) without restarts.
+    """
+    total = steps_per_epoch * epochs
+    warmup = min(round(warmup_epochs * steps_per_epoch), total - 1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))

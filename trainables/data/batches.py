@@ -1,0 +1,217 @@
+"""From one side of an image table to the batches of one rank, as pictures or as the frozen part's features.
+
+A trial asks for global batches by position; each rank makes its own part of them. Views are computed once and kept
+in memory as bytes while they fit. The frozen prefix always runs in batches of one canonical size, the last one
+padded, so that a picture's features are the same bits whatever stands beside it.
+
+Axes: N pictures of the side, B pictures of a batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainables.config import AugmentationConfig, ComputeConfig, Precision
+from trainables.data.table import ImageTable
+from trainables.data.views import view
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Batch(NamedTuple):
+    """What one rank holds of one global batch: images or features [B, ...] and labels [B] (int64), on the device."""
+
+    inputs: torch.Tensor
+    labels_B: torch.Tensor
+
+
+class BatchSource(Protocol):
+    """Anything that can serve batches: pictures through the prefix here, stored features elsewhere."""
+
+    def batches(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[Batch]:
+        """One batch per entry of ``plan`` (positions in the side), in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Side:
+    """The pictures of one side of the split: rows of the table and their labels, both [N]."""
+
+    table: ImageTable
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.rows)
+
+
+def plan_epoch(num_rows: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The shuffled positions of one epoch, cut into global batches.
+
+    The batches are of nearly equal size (none larger than ``batch_size``), so that no small remainder gets a step
+    of its own and BatchNorm never sees a lone picture unless there is only one.
+    """
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
+    return np.array_split(order, max(1, -(-num_rows // batch_size)))
+
+
+def plan_in_order(num_rows: int, batch_size: int) -> list[np.ndarray]:
+    """Positions 0 to ``num_rows`` in order, ``batch_size`` at a time."""
+    return [np.arange(first, min(first + batch_size, num_rows)) for first in range(0, num_rows, batch_size)]
+
+
+class ViewCache:
+    """Views as bytes in memory, kept from trial to trial; the least recently used go when the budget is full.
+
+    Args:
+        budget_bytes: Most memory that views may take. What does not fit is computed anew each time.
+    """
+
+    def __init__(self, budget_bytes: int = 1 << 30) -> None:
+        self._budget_bytes = budget_bytes
+        self._held: OrderedDict[tuple[object, ...], tuple[torch.Tensor, np.ndarray]] = OrderedDict()
+
+    def slot(self, key: tuple[object, ...], num_rows: int, size_px: int) -> tuple[torch.Tensor, np.ndarray] | None:
+        """Memory for one view of each picture, uint8 [N, H, W, C], and which rows of it are filled; or None."""
+        if key not in self._held:
+            if num_rows * size_px * size_px * 3 > self._budget_bytes:
+                return None
+            self._held[key] = (torch.empty(num_rows, size_px, size_px, 3, dtype=torch.uint8), np.zeros(num_rows, bool))
+            while sum(pixels.numel() for pixels, _ in self._held.values()) > self._budget_bytes:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
+
+
+class Views:
+    """The views of one side's pictures under one policy."""
+
+    def __init__(self, side: Side, policy: AugmentationConfig, size_px: int, cache: ViewCache) -> None:
+        self.side, self.policy, self.size_px = side, policy, size_px
+        self._cache = cache
+        # The rows are part of the key: two splits of one table share no slot.
+        self._key = (side.table.fingerprint, side.rows.tobytes(), policy.canonical_json(), size_px)
+
+    def fetch(self, positions: np.ndarray, view_index: int) -> torch.Tensor:
+        """uint8 [B, C, H, W] in channels-last memory: view ``view_index`` of each picture."""
+        slot = self._cache.slot((*self._key, view_index), len(self.side), self.size_px)
+        if slot is None:
+            return torch.stack([self._compute(position, view_index) for position in positions]).permute(0, 3, 1, 2)
+        pixels_NHWC, filled_N = slot
+        for position in positions[~filled_N[positions]]:
+            pixels_NHWC[position] = self._compute(position, view_index)
+            filled_N[position] = True
+        return pixels_NHWC.index_select(0, torch.from_numpy(positions)).permute(0, 3, 1, 2)
+
+    def _compute(self, position: int, view_index: int) -> torch.Tensor:
+        table, row = self.side.table, int(self.side.rows[position])
+        image_CHW = view(table.image(row), self.policy, table.id_of(row), view_index, self.size_px)
+        return image_CHW.permute(1, 2, 0)
+
+
+class Normaliser:
+    """Bytes to the numbers that a backbone was trained on: (x / 255 - mean) / std per channel, float32."""
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self._layout = layout
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, C, H, W] to float32 of the same shape, on the normaliser's device."""
+        images = images_BCHW.to(self._mean.device, non_blocking=True).float()
+        return images.div_(255.0).sub_(self._mean).div_(self._std).contiguous(memory_format=self._layout)
+
+
+class FrozenPrefix:
+    """The frozen part of a network, run in batches of one canonical size without gradient.
+
+    Args:
+        prefix: The leading stages, in eval mode from here on.
+        compute: Precision of the prefix and its canonical batch size.
+    """
+
+    def __init__(self, prefix: nn.Module, compute: ComputeConfig) -> None:
+        self._prefix = prefix.eval()
+        self.batch_size = compute.prefix_batch_size
+        self._precision = compute.prefix_precision
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Features [B, ...] in the prefix's precision, of at most ``batch_size`` normalised images."""
+        num_images = len(images_BCHW)
+        if num_images < self.batch_size:
+            padding = images_BCHW.new_zeros(self.batch_size - num_images, *images_BCHW.shape[1:])
+            images_BCHW = torch.cat([images_BCHW, padding])
+        dtype = DTYPES[self._precision]
+        with torch.autocast(images_BCHW.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return self._prefix(images_BCHW)[:num_images].to(dtype)
+
+
+class ImageBatches:
+    """Batches made from pictures: views, normalised, and passed through the frozen prefix if there is one."""
+
+    def __init__(self, views: Views, normalise: Normaliser, prefix: FrozenPrefix | None) -> None:
+        self._views, self._normalise, self._prefix = views, normalise, prefix
+        self._labels_N = torch.from_numpy(np.ascontiguousarray(views.side.labels))
+
+    def batches(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[Batch]:
+        """One batch per entry of ``plan``, in order; the next pictures are fetched while one batch is in use."""
+        for positions, inputs in zip(plan, self._inputs(plan, view_index), strict=True):
+            labels_B = self._labels_N[torch.from_numpy(positions)].to(inputs.device, non_blocking=True)
+            yield Batch(inputs, labels_B)
+
+    def _inputs(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+        if self._prefix is None:
+            for images in self._fetch_ahead(plan, view_index):
+                yield self._normalise(images)
+            return
+        order = np.concatenate(plan) if plan else np.empty(0, np.int64)
+        size = self._prefix.batch_size
+        blocks = [order[first : first + size] for first in range(0, len(order), size)]
+        features = (self._prefix(self._normalise(images)) for images in self._fetch_ahead(blocks, view_index))
+        yield from _recut(features, [len(positions) for positions in plan])
+
+    def _fetch_ahead(self, blocks: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+        with ThreadPoolExecutor(1, thread_name_prefix="views") as executor:
+            coming = [executor.submit(self._views.fetch, block, view_index) for block in blocks[:1]]
+            for number in range(len(blocks)):
+                images = coming.pop().result()
+                if number + 1 < len(blocks):
+                    coming.append(executor.submit(self._views.fetch, blocks[number + 1], view_index))
+                yield images
+
+
+def _recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[torch.Tensor]:
+    """The rows of ``blocks`` in order, cut anew into pieces of the given lengths (each at least 1)."""
+    source = iter(blocks)
+    held: torch.Tensor | None = None
+    for length in lengths:
+        pieces, missing = [], length
+        while missing > 0:
+            if held is None or not len(held):
+                held = next(source)
+            pieces.append(held[:missing])
+            held = held[missing:]
+            missing -= len(pieces[-1])
+        yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def memory_format(compute: ComputeConfig) -> torch.memory_format:
+    """How images and the weights of convolutions lie in memory."""
+    return torch.channels_last if compute.channels_last else torch.contiguous_format

@@ -1,0 +1,266 @@
+"""A source's pictures to a packed image table: each decoded once, in parallel, in bounded memory.
+
+In: a `Source` and a folder for tables. Out: a table's folder, its fingerprint, and what was set aside and why. A source
+that has not changed is not decoded again. No torch: the driver packs while the workers still import it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from trainables.config import SPLIT_NAMES
+from trainables.data.decoding import decode_picture
+from trainables.data.sources import Picture, Source
+from trainables.data.table import ImageTable
+from trainables.data.table_file import (
+    MANIFEST_NAME,
+    NO_SIDE,
+    SCHEMA_VERSION,
+    Manifest,
+    Row,
+    TableWriter,
+    read_rows,
+)
+from trainables.errors import InputError
+
+PICTURES_IN_FLIGHT_PER_THREAD = 4
+ABANDONED_AFTER_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that was set aside, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What packing did.
+
+    Attributes:
+        path: The table's folder, for `ImageTable.open`.
+        fingerprint: SHA-256 over size, classes, sides, content ids and pixels; no path and no time is in it.
+        num_images: Pictures in the table.
+        class_names: In label order: sorted.
+        bad_files: What was set aside, sorted by name.
+        reused: The table was there already.
+        seconds: How long it took.
+    """
+
+    path: Path
+    fingerprint: str
+    num_images: int
+    class_names: tuple[str, ...]
+    bad_files: tuple[BadFile, ...]
+    reused: bool
+    seconds: float
+
+
+def pack(
+    source: Source,
+    root: Path,
+    *,
+    side_px: int,
+    num_threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackReport:
+    """Packs a source into a table below `root`, or finds the one that is there.
+
+    Several processes may pack the same source at once: each writes a file of its own, and one of them stays.
+
+    Args:
+        source: Where the pictures are.
+        root: Folder of all packed tables; created when missing.
+        side_px: The shorter side is shrunk to at most this.
+        num_threads: Pictures decoded at once; default: the CPUs this process may use.
+        progress: Called as (done, total) from the calling thread.
+
+    Raises:
+        InputError: The source holds no picture, or none that can be read.
+    """
+    started = time.perf_counter()
+    folder = root / _table_key(source.signature(), side_px)
+    manifest = _find_complete(folder)
+    reused = manifest is not None
+    if manifest is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
+        manifest = _write_table(source, folder, side_px, num_threads or _num_cpus(), progress)
+    return PackReport(
+        path=folder,
+        fingerprint=manifest.fingerprint,
+        num_images=manifest.num_images,
+        class_names=manifest.class_names,
+        bad_files=tuple(BadFile(name, reason) for name, reason in manifest.bad_files),
+        reused=reused,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _num_cpus() -> int:
+    """CPUs that this process may use; some systems only tell how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _table_key(signature: str, side_px: int) -> str:
+    key = json.dumps({"schema": SCHEMA_VERSION, "side_px": side_px, "source": signature}, sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _find_complete(folder: Path) -> Manifest | None:
+    """The manifest of a table that can be opened; a damaged table is packed anew."""
+    try:
+        ImageTable.open(folder)
+        return Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Unfinished files of packers that were killed long ago."""
+    for path in folder.glob("*.partial"):
+        if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+            path.unlink(missing_ok=True)
+
+
+def _write_table(
+    source: Source, folder: Path, side_px: int, num_threads: int, progress: Callable[[int, int], None] | None
+) -> Manifest:
+    pictures = source.pictures()
+    class_names = tuple(sorted({picture.class_name for picture in pictures}))
+    labels = {name: label for label, name in enumerate(class_names)}
+    partial_path = folder / f"{uuid.uuid4().hex}.partial"
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, len(pictures))
+
+    try:
+        with warnings.catch_warnings():
+            # What Pillow warns of is either decoded all the same or set aside with its reason.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            rows = _in_order(partial(_read_row, labels=labels, side_px=side_px), pictures, num_threads)
+            packed = _write_rows(rows, class_names, partial_path, side_px, report)
+        if packed.num_rows == 0:
+            first = packed.bad[0]
+            raise InputError(
+                f"{source.uri}: none of its {len(pictures)} files is a usable picture: {first.name}: {first.reason}"
+            )
+        manifest = Manifest(
+            file=f"images-{packed.fingerprint[:16]}.arrow",
+            file_bytes=partial_path.stat().st_size,
+            fingerprint=packed.fingerprint,
+            side_px=side_px,
+            num_images=packed.num_rows,
+            class_names=class_names,
+            bad_files=tuple((bad.name, bad.reason) for bad in packed.bad),
+        )
+        partial_path.replace(folder / manifest.file)
+        partial_path.write_text(manifest.to_json(), encoding="utf-8")
+        partial_path.replace(folder / MANIFEST_NAME)
+        return manifest
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What went into a file, and what was set aside."""
+
+    num_rows: int
+    fingerprint: str
+    bad: list[BadFile]
+
+
+def _write_rows(
+    rows: Iterator[Row | BadFile], class_names: tuple[str, ...], path: Path, side_px: int, report: Callable[[int], None]
+) -> _Packed:
+    bad: list[BadFile] = []
+    label_of_id: dict[str, int] = {}
+    disputed: set[str] = set()
+    with TableWriter(path, class_names, side_px) as writer:
+        for done, row in enumerate(rows, start=1):
+            if isinstance(row, BadFile):
+                bad.append(row)
+            else:
+                writer.append(row)
+                if label_of_id.setdefault(row.id, row.label) != row.label:
+                    disputed.add(row.id)
+            report(done)
+    packed = _Packed(writer.num_rows, writer.fingerprint, [])
+    if disputed:
+        packed = _drop_disputed(path, class_names, side_px, disputed)
+    return replace(packed, bad=sorted(bad + packed.bad, key=lambda bad: bad.name))
+
+
+def _in_order(
+    read: Callable[[Picture], Row | BadFile], pictures: Sequence[Picture], num_threads: int
+) -> Iterator[Row | BadFile]:
+    """`read` of each picture, in order, with a bounded number of them under way."""
+    waiting = iter(pictures)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="pack") as pool:
+        first = islice(waiting, num_threads * PICTURES_IN_FLIGHT_PER_THREAD)
+        coming: deque[Future[Row | BadFile]] = deque(pool.submit(read, picture) for picture in first)
+        try:
+            while coming:
+                row = coming.popleft().result()
+                coming.extend(pool.submit(read, picture) for picture in islice(waiting, 1))
+                yield row
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_row(picture: Picture, *, labels: dict[str, int], side_px: int) -> Row | BadFile:
+    try:
+        data = picture.read()
+        pixels_HWC = decode_picture(data, side_px)
+    except OSError as error:
+        return BadFile(picture.name, f"cannot be read: {error.strerror or type(error).__name__}")
+    except InputError as error:
+        return BadFile(picture.name, str(error))
+    return Row(
+        id=hashlib.sha256(data).hexdigest(),
+        label=labels[picture.class_name],
+        side=NO_SIDE if picture.side is None else SPLIT_NAMES.index(picture.side),
+        name=picture.name,
+        height=pixels_HWC.shape[0],
+        width=pixels_HWC.shape[1],
+        pixels=pixels_HWC.tobytes(),
+    )
+
+
+def _drop_disputed(path: Path, class_names: tuple[str, ...], side_px: int, disputed: set[str]) -> _Packed:
+    """Copies the table without the pictures that stand under two labels: nobody knows which one is right."""
+    kept_path = path.with_suffix(".kept.partial")
+    places: dict[str, list[tuple[str, str]]] = {}
+    try:
+        with TableWriter(kept_path, class_names, side_px) as writer:
+            for row in read_rows(path):
+                if row.id in disputed:
+                    places.setdefault(row.id, []).append((row.name, class_names[row.label]))
+                else:
+                    writer.append(row)
+        kept_path.replace(path)
+    finally:
+        kept_path.unlink(missing_ok=True)
+    bad = [
+        BadFile(name, f"the same picture stands under class {other[1]!r} too: {other[0]}")
+        for same in places.values()
+        for name, class_name in same
+        for other in [next(place for place in same if place[1] != class_name)]
+    ]
+    return _Packed(writer.num_rows, writer.fingerprint, bad)

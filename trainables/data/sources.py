@@ -1,0 +1,263 @@
+"""Where pictures come from: a table of schemes, each a `Source`.
+
+In: a URI (`digits`, `folder:PATH`, or a bare path). Out: named pictures with a class, maybe a side, and a way to read
+their bytes. Nothing is decoded here. No torch: the driver packs pictures while the workers still import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import importlib.util
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from trainables.config import SplitName
+from trainables.errors import InputError
+
+LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+SIDE_OF_FOLDER: dict[str, SplitName] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+MAX_FILE_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture before decoding.
+
+    Attributes:
+        name: Its place in the source, with `/` between folders; unique there.
+        class_name: The class it shows.
+        side: The side its source puts it on, or None where the source has no sides.
+        read: Returns the file's bytes; raises OSError or InputError where that cannot be done.
+    """
+
+    name: str
+    class_name: str
+    side: SplitName | None
+    read: Callable[[], bytes]
+
+
+class Source(Protocol):
+    """Something that holds labelled pictures."""
+
+    @property
+    def uri(self) -> str:
+        """The scheme and the absolute place: `open_source` of it finds the same pictures from anywhere."""
+
+    def pictures(self) -> Sequence[Picture]:
+        """All pictures, sorted by name.
+
+        Raises:
+            InputError: There is none, or a class is empty.
+        """
+
+    def signature(self) -> str:
+        """A cheap digest that changes whenever a picture is added, removed, renamed or changed."""
+
+
+def open_source(uri: str) -> Source:
+    """Finds the pictures that a URI names, without reading any.
+
+    Args:
+        uri: `digits`, `folder:PATH`, or a path to a folder.
+
+    Raises:
+        InputError: No such scheme or no such folder.
+    """
+    scheme, colon, place = uri.partition(":")
+    if scheme in SCHEMES:
+        return SCHEMES[scheme](place)
+    if Path(uri).expanduser().is_dir():
+        return FolderSource(uri)
+    known = ", ".join(SCHEMES)
+    nearest = difflib.get_close_matches(scheme, SCHEMES, n=1)
+    hint = f"did you mean `{nearest[0]}{colon}{place}`?" if nearest else f"give a folder's path or one of {known}"
+    if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise InputError(f"data source {uri!r}: no source is called {scheme!r}: {hint}")
+    raise InputError(f"data source {uri!r}: no such folder: {hint}")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A candidate found in a folder: its path, and what tells one version of it from another."""
+
+    path: Path
+    name: str
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class FolderSource:
+    """Pictures in class folders, or in class folders under train, val (valid, validation) and test.
+
+    Every file below a class folder is a candidate, whatever its ending, except hidden ones and well-known litter: what
+    is no picture is set aside with its reason when packed, not silently left out. Files outside class folders are
+    ignored.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._root = Path(place).expanduser().resolve()
+        if not place or not self._root.is_dir():
+            what = "is a file, not a folder" if self._root.is_file() and place else "no such folder"
+            raise InputError(f"data source 'folder:{place}': {what}: give a folder that holds one folder per class")
+
+    @property
+    def uri(self) -> str:
+        """`folder:` and the absolute path."""
+        return f"folder:{self._root}"
+
+    def pictures(self) -> Sequence[Picture]:
+        """All candidates, sorted by name; see `Source.pictures`."""
+        found = [
+            Picture(file.name, class_name, side, partial(_read_file, file.path))
+            for class_folder, class_name, side in self._class_folders()
+            for file in _files_below(class_folder, self._root)
+        ]
+        self._check_classes({picture.class_name for picture in found})
+        return sorted(found, key=lambda picture: picture.name)
+
+    def signature(self) -> str:
+        """SHA-256 over the folder's place and every candidate's name, size and times."""
+        digest = hashlib.sha256(os.fsencode(self._root))
+        files = [file for folder, _, _ in self._class_folders() for file in _files_below(folder, self._root)]
+        for file in sorted(files, key=lambda file: file.name):
+            # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
+            digest.update(f"\0{file.name}\0{file.size_bytes}\0{file.mtime_ns}\0{file.ctime_ns}".encode())
+        return digest.hexdigest()
+
+    def _class_folders(self) -> Iterator[tuple[Path, str, SplitName | None]]:
+        folders = _folders_in(self._root)
+        sides = {folder: SIDE_OF_FOLDER[key] for folder in folders if (key := folder.name.lower()) in SIDE_OF_FOLDER}
+        if "train" in sides.values() and len(set(sides.values())) > 1:
+            for folder, side in sides.items():
+                for class_folder in _folders_in(folder):
+                    yield class_folder, _class_name(class_folder), side
+            return
+        if len(folders) == 1 and sides:
+            raise InputError(
+                f"{self.uri}: only the folder {folders[0].name!r} stands there: "
+                f"give 'folder:{folders[0]}', or put the other sides beside it"
+            )
+        for class_folder in folders:
+            yield class_folder, _class_name(class_folder), None
+
+    def _check_classes(self, with_pictures: set[str]) -> None:
+        every = {class_name for _, class_name, _ in self._class_folders()}
+        if not every:
+            raise InputError(f"{self.uri}: no class folders there: put the pictures into one folder per class")
+        if not with_pictures:
+            raise InputError(f"{self.uri}: its class folders hold no pictures: add some or give another folder")
+        if empty := sorted(every - with_pictures):
+            raise InputError(f"{self.uri}: class folder {empty[0]!r} is empty: add pictures or remove the folder")
+
+
+class DigitsSource:
+    """The 1,797 handwritten digits that scikit-learn carries (UCI, Alpaydin 1998): 8 x 8 px, grey, ten classes."""
+
+    uri = "digits"
+
+    def __init__(self, place: str = "") -> None:
+        if place:
+            raise InputError(f"data source 'digits:{place}': this source takes no path: write 'digits'")
+
+    def pictures(self) -> Sequence[Picture]:
+        """The digits in scikit-learn's order.
+
+        As PGM files and not PNG: those would be compressed by whichever zlib is there, and the splits hash the bytes.
+        """
+        pixels_NHW, labels_N = _load_digits()
+        grey_NHW = np.rint(pixels_NHW * (255 / 16)).astype(np.uint8)
+        return [
+            Picture(f"{number:04d}", str(label), None, partial(_pgm, grey_HW.tobytes(), *grey_HW.shape))
+            for number, (grey_HW, label) in enumerate(zip(grey_NHW, labels_N.tolist(), strict=True))
+        ]
+
+    def signature(self) -> str:
+        """Constant: the set does not change."""
+        return hashlib.sha256(b"digits, 1797 x 8 x 8, pgm").hexdigest()
+
+
+SCHEMES: dict[str, Callable[[str], Source]] = {"digits": DigitsSource, "folder": FolderSource}
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [1797, 8, 8] from 0 to 16 and labels [1797]; read past scikit-learn, whose import takes a second."""
+    package = importlib.util.find_spec("sklearn")
+    for place in (package.submodule_search_locations or ()) if package else ():
+        path = Path(place) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            with gzip.open(path, "rt") as lines:
+                rows = np.loadtxt(lines, delimiter=",")
+            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target
+
+
+def _pgm(pixels: bytes, height: int, width: int) -> bytes:
+    return b"P5 %d %d 255\n" % (width, height) + pixels
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def _class_name(folder: Path) -> str:
+    # Some file systems store accents decomposed; a class named in a spec is usually typed composed.
+    return unicodedata.normalize("NFC", _text(folder.name))
+
+
+def _text(name: str) -> str:
+    """The name as valid Unicode: a file system may hold bytes that are not."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror}): check its permissions") from error
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+
+
+def _files_below(folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_File]:
+    """All candidates at any depth; `above` holds the folders on the way here, so that a link upwards ends."""
+    stat = folder.stat()
+    if (here := (stat.st_dev, stat.st_ino)) in above:
+        return
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if entry.is_dir():
+            yield from _files_below(path, root, above | {here})
+        elif entry.is_file() or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
+            stat = entry.stat(follow_symlinks=entry.is_file())
+            name = _text(path.relative_to(root).as_posix())
+            yield _File(path, name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _read_file(path: Path) -> bytes:
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_FILE_BYTES:
+        raise InputError(f"the file has {size_bytes // 2**20} MiB, more than {MAX_FILE_BYTES // 2**20}")
+    return path.read_bytes()

@@ -1,0 +1,143 @@
+"""Which side of the split a picture is on: decided by its content, so that it never moves.
+
+In: content ids, the sides that the source gave, shares. Out: `train`, `val` or `test` for each picture. Pure functions;
+no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.config import SPLIT_NAMES, SplitConfig, SplitName
+from trainables.errors import InputError
+
+MIN_PICTURES_PER_CLASS = 3
+_HELD_OUT_MOST = {None: -1, "train": 0, "val": 1, "test": 2}
+
+
+def assign_sides(
+    ids: Sequence[str] | NDArray[Any], sides: Sequence[SplitName | None] | NDArray[Any], config: SplitConfig
+) -> NDArray[np.str_]:
+    """Deals pictures to sides by a hash of their content.
+
+    A picture's side depends on its own content alone, so adding pictures moves none and copies go together. Where the
+    source has sides of its own they are kept, and only a side it lacks is dealt out of another: test out of val, val
+    out of train. A picture that the source has on two sides goes to the one held out longer (test, then val), so that
+    nothing that is trained on is also judged on.
+
+    Args:
+        ids: Content ids [N], text or ASCII bytes.
+        sides: What the source says [N]; None where it says nothing.
+        config: Shares and seed.
+
+    Returns:
+        [N] of `train`, `val`, `test`.
+
+    Raises:
+        InputError: All shares are zero.
+    """
+    texts = [bytes(each).decode("ascii") if isinstance(each, bytes) else str(each) for each in ids]
+    given: dict[str, SplitName | None] = {}
+    for text, stated in zip(texts, sides, strict=True):
+        side: SplitName | None = stated if config.source == "auto" else None
+        if _HELD_OUT_MOST[side] >= _HELD_OUT_MOST[given.get(text)]:
+            given[text] = side
+    shares = {from_side: _shares(from_side, set(given.values()), config) for from_side in set(given.values())}
+    dealt = {text: _deal(position_of(config.seed, text), shares[side]) for text, side in given.items()}
+    return np.array([dealt[text] for text in texts], dtype="<U5")
+
+
+def position_of(seed: int, image_id: str) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments; uniform over ids."""
+    digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
+
+
+def _shares(side: SplitName | None, given: set[SplitName | None], config: SplitConfig) -> dict[SplitName, float]:
+    """How the pictures that the source puts on `side` are shared out."""
+    shares: dict[SplitName, float] = {"test": config.test, "val": config.val, "train": config.train}
+    if side == "test" or (side == "val" and "test" in given) or (side == "train" and "val" in given):
+        return {side: 1.0}
+    if side == "val":
+        return {"test": config.test_share_of_val, "val": 1 - config.test_share_of_val}
+    if side == "train" and "test" in given:
+        del shares["test"]
+    if sum(shares.values()) <= 0:
+        raise InputError(
+            f"data.split: the shares of {' and '.join(shares)} are all 0: give train, val and test a share"
+        )
+    return shares
+
+
+def _deal(position: float, shares: dict[SplitName, float]) -> SplitName:
+    """The side whose interval holds the position; test comes first, so that another share of val leaves test alone."""
+    upper = 0.0
+    for side, share in shares.items():
+        upper += share / sum(shares.values())
+        if position < upper:
+            return side
+    return next(side for side in reversed(shares) if shares[side] > 0)
+
+
+def check_sides(
+    assigned: Sequence[str] | NDArray[Any],
+    labels: Sequence[int] | NDArray[Any],
+    class_names: Sequence[str],
+    config: SplitConfig,
+    *,
+    given: Sequence[SplitName | None] | NDArray[Any] = (),
+) -> None:
+    """Refuses data that cannot be learnt from or judged on, before any training.
+
+    Args:
+        assigned: What `assign_sides` returned [N].
+        labels: Positions in `class_names` [N].
+        class_names: The classes to tell apart.
+        config: What `assign_sides` was given.
+        given: The source's own sides [N], as given to `assign_sides`; empty where it has none.
+
+    Raises:
+        InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, or a
+            class without a training picture.
+    """
+    assigned, labels = np.asarray(assigned), np.asarray(labels)
+    if len(class_names) < 2:  # noqa: PLR2004
+        raise InputError(
+            f"data: {len(class_names)} class ({', '.join(class_names) or 'none'}) to tell apart: "
+            "give at least two class folders, or leave fewer out by data.exclude_classes"
+        )
+    counts = np.bincount(labels, minlength=len(class_names))
+    if (rarest := int(counts.argmin())) >= 0 and counts[rarest] < MIN_PICTURES_PER_CLASS:
+        raise InputError(
+            f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
+            f"{MIN_PICTURES_PER_CLASS}: add pictures, or leave the class out by data.exclude_classes"
+        )
+    for side in SPLIT_NAMES:
+        if side not in assigned and (side != "test" or _wants_test(config, set(given))):
+            raise InputError(
+                f"data.split: none of {len(assigned)} pictures is on the {side} side: "
+                f"give {_share_field(side, set(given), config)} a larger share, or try another data.split.seed"
+            )
+    in_train = np.bincount(labels[assigned == "train"], minlength=len(class_names))
+    if (in_train == 0).any():
+        missing = class_names[int(in_train.argmin())]
+        raise InputError(
+            f"data.split: class {missing!r} has no picture on the train side: "
+            "add pictures of it, or try another data.split.seed"
+        )
+
+
+def _wants_test(config: SplitConfig, given: set[SplitName | None]) -> bool:
+    if config.source == "ignore" or "val" not in given:
+        return config.test > 0 or (config.source == "auto" and "test" in given)
+    return "test" in given or config.test_share_of_val > 0
+
+
+def _share_field(side: SplitName, given: set[SplitName | None], config: SplitConfig) -> str:
+    dealt_from_val = config.source == "auto" and "val" in given and side == "test"
+    return "data.split.test_share_of_val" if dealt_from_val else f"data.split.{side}"

@@ -1,0 +1,176 @@
+"""A packed image table: opened in milliseconds by any number of processes, its pixels mapped and never copied.
+
+In: the folder that `packing.pack` wrote. Out: content ids, labels, sides and images by row. torch is imported when the
+first image is asked for, so that light processes can read the rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import mmap
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trainables.config import SPLIT_NAMES
+from trainables.data.table_file import MANIFEST_NAME, SCHEMA, Manifest
+from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Python 3.11 does not name it yet.
+MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class ImageTable:
+    """Images and what is known of them, by row; pickled as its path.
+
+    Attributes:
+        path: The folder.
+        fingerprint: See `Manifest`.
+        side_px: See `Manifest`.
+        class_names: In label order.
+        ids: SHA-256 of each picture file's bytes as hexadecimal text, [N] of dtype S64.
+        labels: [N], int64.
+        sides: The side that the source gave each picture, or None: [N], object.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.fingerprint = manifest.fingerprint
+        self.side_px = manifest.side_px
+        self.class_names = manifest.class_names
+        self._map = _map_privately(path / manifest.file)
+        if len(self._map) != manifest.file_bytes:
+            raise ValueError(f"{manifest.file} has {len(self._map)} bytes, not {manifest.file_bytes}")
+        self._batches = _read_batches(self._map)
+        self.ids: NDArray[np.bytes_] = self._column(lambda batch: _values(batch, "id", np.dtype("S64")))
+        self.labels: NDArray[np.int64] = self._column(lambda batch: _values(batch, "label", np.dtype(np.int32))).astype(
+            np.int64
+        )
+        codes = self._column(lambda batch: _values(batch, "side", np.dtype(np.int8)))
+        self.sides: NDArray[np.object_] = np.array([*SPLIT_NAMES, None], dtype=object)[codes]
+        self._heights = self._column(lambda batch: _values(batch, "height", np.dtype(np.int32))).tolist()
+        self._widths = self._column(lambda batch: _values(batch, "width", np.dtype(np.int32))).tolist()
+        address = pa.py_buffer(self._map).address
+        self._starts = self._column(lambda batch: _pixel_starts(batch, address)).tolist()
+        if len(self.ids) != manifest.num_images:
+            raise ValueError(f"{manifest.file} has {len(self.ids)} images, not {manifest.num_images}")
+
+    @classmethod
+    def open(cls, path: str | Path) -> ImageTable:
+        """Maps the table in a folder.
+
+        Args:
+            path: The folder's path, or a `file:` URI of it.
+
+        Raises:
+            InputError: No table there, or a damaged one.
+        """
+        folder = _local_folder(path)
+        try:
+            return cls(folder, Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise InputError(f"image table {path}: not there: pack the pictures again") from error
+        except (ValueError, pa.ArrowException) as error:
+            raise InputError(f"image table {path}: damaged ({error}): remove it and pack the pictures again") from error
+
+    def __reduce__(self) -> tuple[Callable[[str], ImageTable], tuple[str]]:
+        return ImageTable.open, (str(self.path),)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def id_of(self, row: int) -> str:
+        """The content id of one row as text."""
+        return bytes(self.ids[row]).decode("ascii")
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of each picture in its source."""
+        return [name for batch in self._batches for name in batch.column("name").to_pylist()]
+
+    def image(self, row: int) -> torch.Tensor:
+        """The pixels of one row: uint8 [3, H, W] in channels-last memory, a view of the map.
+
+        Writing to it would change this process's picture, though never the file: copy first.
+        """
+        import torch
+
+        height, width = self._heights[row], self._widths[row]
+        return torch.as_strided(self._pixels, (3, height, width), (1, 3 * width, 3), self._starts[row])
+
+    def rows_of(self, class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of some classes, in table order, and their labels as positions in `class_names`.
+
+        Raises:
+            InputError: A class that the table does not have, or one named twice.
+        """
+        new_label = np.full(len(self.class_names), -1, dtype=np.int64)
+        for position, name in enumerate(class_names):
+            if name not in self.class_names:
+                nearest = difflib.get_close_matches(name, self.class_names, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(self.class_names)}"
+                raise InputError(f"class {name!r}: the pictures have no such class: {hint}")
+            if new_label[self.class_names.index(name)] >= 0:
+                raise InputError(f"class {name!r}: named twice: name each class once")
+            new_label[self.class_names.index(name)] = position
+        labels = new_label[self.labels]
+        rows = np.flatnonzero(labels >= 0)
+        return rows, labels[rows]
+
+    @cached_property
+    def _pixels(self) -> torch.Tensor:
+        """The whole file as bytes."""
+        import torch
+
+        return torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def _column(self, read: Callable[[pa.RecordBatch], NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([read(batch) for batch in self._batches])
+
+
+def _local_folder(path: str | Path) -> Path:
+    parts = urlsplit(str(path))
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    if "://" in str(path):
+        raise InputError(f"image table {path}: only local folders can be mapped: copy the table to a local disk")
+    return Path(path)
+
+
+def _map_privately(path: Path) -> mmap.mmap:
+    """The file as memory that may be written to without the file noticing.
+
+    torch warns of memory that it must not write to. NORESERVE: the table may be larger than the machine's memory.
+    """
+    with path.open("rb") as file:
+        flags = mmap.MAP_PRIVATE | MAP_NORESERVE
+        return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _read_batches(mapped: mmap.mmap) -> list[pa.RecordBatch]:
+    with pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))) as reader:
+        if not reader.schema.equals(SCHEMA):
+            raise ValueError("its columns are not those of an image table")
+        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+def _values(batch: pa.RecordBatch, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.frombuffer(batch.column(name).buffers()[1], dtype=dtype, count=batch.num_rows)
+
+
+def _pixel_starts(batch: pa.RecordBatch, map_address: int) -> NDArray[np.int64]:
+    """Where each picture's pixels begin, in bytes from the start of the file."""
+    _, offsets, data = batch.column("pixels").buffers()
+    within = np.frombuffer(offsets, dtype=np.int32, count=batch.num_rows)
+    return within.astype(np.int64) + (data.address - map_address)

@@ -1,0 +1,183 @@
+"""Ray Train's side of a lane: workers that stay up and train job after job.
+
+``lane_loop`` is the training function of one long ``TorchTrainer.fit()``. Rank 0 talks to the switchboard and tells
+the others; all train. A job's own failure is reported and the lane goes on; with several ranks the group is restarted
+after one, because the other ranks may be waiting in a collective that will never complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+
+from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ScoreJob, TrainJob, parse_job
+from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
+from trainables.ranks import Ranks
+from trainables.storage import join
+from trainables.switchboard import Order
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.05
+"""How often, at most, a lane looks whether its job is still wanted."""
+
+
+def lane_loop(settings: dict[str, Any]) -> None:
+    """Trains jobs from the switchboard until it says that the lane is to end.
+
+    Args:
+        settings: ``switchboard`` (actor handle), ``lane`` (its number), ``threads`` (per worker).
+    """
+    import ray.train.torch
+
+    torch.set_num_threads(settings["threads"])
+    device = ray.train.torch.get_device()
+    ranks = Ranks.join(device)
+    line = _Line(settings["switchboard"], settings["lane"], ranks)
+    bench = Workbench()
+    while (order := line.next_order()) is not None:
+        try:
+            job = parse_job(order.job)
+            if isinstance(job, TrainJob):
+                _train(job, order, bench, ranks, line)
+            else:
+                _score(job, order, bench, ranks, line)
+        except StoppedError:
+            continue
+        except DivergedError as error:
+            line.report(order, {"kind": "failed", "reason": str(error)})
+        except Exception as error:
+            logger.exception("job %s of lane %s failed", order.number, settings["lane"])
+            line.report(order, {"kind": "failed", "reason": _explain(error)}, from_any_rank=True)
+            if ranks.world_size > 1:
+                raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Line:
+    """Rank 0's connection to the switchboard; the other ranks get its answers."""
+
+    def __init__(self, switchboard: Any, lane: int, ranks: Ranks) -> None:
+        self._switchboard, self._lane, self._ranks = switchboard, lane, ranks
+        self._last_number = -1
+
+    def next_order(self) -> Order | None:
+        """The next job, the same on every rank; None when the lane is to end."""
+        answer = None
+        if self._ranks.is_first:
+            answer = ray.get(self._switchboard.next_job.remote(self._lane, self._last_number))
+        order: Order | None = self._ranks.agree(answer)
+        if order is not None:
+            self._last_number = order.number
+        return order
+
+    def report(self, order: Order, message: Message, *, from_any_rank: bool = False) -> bool:
+        """Sends a message; False (on every rank, unless sent from any) when the job is no longer wanted."""
+        if from_any_rank:
+            return bool(ray.get(self._switchboard.report.remote(self._lane, order.number, message)))
+        wanted = False
+        if self._ranks.is_first:
+            wanted = ray.get(self._switchboard.report.remote(self._lane, order.number, message))
+        return self._ranks.agree_to(wanted)
+
+    def watch(self, order: Order) -> Callable[[], bool]:
+        """A cheap question for rank 0 to ask between batches: is the job no longer wanted?"""
+        if not self._ranks.is_first:
+            return lambda: False
+        dropped = self._switchboard.dropped.remote(self._lane, order.number)
+        next_look = 0.0
+
+        def is_dropped() -> bool:
+            nonlocal next_look
+            if time.monotonic() < next_look:
+                return False
+            next_look = time.monotonic() + _LOOK_EVERY_S
+            return bool(ray.wait([dropped], timeout=0)[0])
+
+        return is_dropped
+
+
+def _train(job: TrainJob, order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
+    run = TrialRun(job.config, bench, ranks)
+    history = _resume(run, job)
+    for number, past in enumerate(history, start=1):
+        if number > order.reported_epochs and not line.report(order, past):
+            return
+    is_dropped = line.watch(order)
+    while run.epoch < job.config.epochs:
+        try:
+            metrics = run.run_epoch(is_dropped)
+        except DivergedError as error:
+            line.report(
+                order,
+                {
+                    "kind": "epoch",
+                    "epoch": run.epoch + 1,
+                    "metrics": {},
+                    "outcome": "diverged",
+                    "reason": str(error),
+                },
+            )
+            return
+        is_best = _is_best(metrics, history, job)
+        message: Message = {
+            "kind": "epoch",
+            "epoch": run.epoch,
+            "metrics": metrics,
+            "is_best": is_best,
+            "outcome": "completed" if run.epoch == job.config.epochs else None,
+        }
+        history.append(message)
+        if ranks.is_first:
+            # The best weights first: a crash in between repeats an epoch, and the same numbers come again.
+            if is_best:
+                save_checkpoint(join(job.directory, BEST_CHECKPOINT), run.checkpoint(weights_only=True))
+            save_checkpoint(join(job.directory, LAST_CHECKPOINT), run.checkpoint({"history": history}))
+        if not line.report(order, message):
+            return
+
+
+def _resume(run: TrialRun, job: TrainJob) -> list[Message]:
+    """Takes ``run`` to its newest usable checkpoint; returns the messages of the epochs before."""
+    try:
+        checkpoint = load_checkpoint(join(job.directory, LAST_CHECKPOINT))
+    except FileNotFoundError:
+        return []
+    except CheckpointError as error:
+        logger.warning("%s; the trial starts again", error)
+        return []
+    if checkpoint.meta["config"] != job.config.model_dump(mode="json"):
+        logger.warning("%s holds another trial's checkpoint; the trial starts again", job.directory)
+        return []
+    run.restore(checkpoint)
+    return list(checkpoint.meta["history"])
+
+
+def _is_best(metrics: dict[str, float], history: list[Message], job: TrainJob) -> bool:
+    """Whether this epoch is better than all before; of equal epochs the first counts."""
+    sign = 1 if job.mode == "max" else -1
+    return all(sign * metrics[job.metric] > sign * past["metrics"][job.metric] for past in history)
+
+
+def _score(job: ScoreJob, order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
+    run = TrialRun(job.config, bench, ranks)
+    run.restore(load_checkpoint(job.checkpoint))
+    evaluation = run.evaluate(job.side)
+    line.report(
+        order,
+        {"kind": "score", "metrics": evaluation.metrics, "confusion": evaluation.confusion.tolist()},
+    )
+
+
+def _explain(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory; a smaller batch_size, image size or more freezing needs less ({text})"
+    return text

@@ -1,0 +1,255 @@
+"""Fine-tuning one configuration: epochs, evaluation, and the state that carries a trial over an interruption.
+
+In: a ``TrialConfig``, a ``Workbench`` (what a warm process keeps) and this process's place among the ranks.
+Out: metrics per epoch and checkpoints. Knows no Ray. Nothing of a trial outlives its ``TrialRun``: seeds, gradients,
+autocast and the backbone are as they were, so a warm process gives the numbers of a fresh one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from trainables.backbones.zoo import Backbone, load_backbone
+from trainables.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from trainables.classifier import build_optimizer, lr_scale, split_network
+from trainables.config import AugmentationConfig, SplitName, TrialConfig
+from trainables.data.batches import (
+    FrozenPrefix,
+    ImageBatches,
+    Normaliser,
+    Side,
+    ViewCache,
+    Views,
+    memory_format,
+    plan_epoch,
+    plan_in_order,
+)
+from trainables.data.splits import assign_sides
+from trainables.data.table import ImageTable
+from trainables.data.views import view_index
+from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
+
+_EVALUATION_BATCH_SIZE = 64
+_AS_IS = AugmentationConfig(policy="none", num_views=1)
+
+
+class DivergedError(RuntimeError):
+    """The loss of a trial is no longer a finite number."""
+
+
+class StoppedError(Exception):
+    """Nobody wants this trial any more; the epoch under way is dropped."""
+
+
+class Workbench:
+    """What a warm process keeps from trial to trial: open image tables and views in memory.
+
+    Args:
+        view_cache_bytes: Memory that views may take.
+    """
+
+    def __init__(self, view_cache_bytes: int = 1 << 30) -> None:
+        self.views = ViewCache(view_cache_bytes)
+        self._tables: dict[str, ImageTable] = {}
+
+    def table(self, uri: str) -> ImageTable:
+        """The image table at ``uri``, opened once."""
+        if uri not in self._tables:
+            self._tables[uri] = ImageTable.open(uri)
+        return self._tables[uri]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one side.
+
+    Attributes:
+        metrics: ``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``.
+        confusion: int64 [K, K], rows are true classes.
+    """
+
+    metrics: dict[str, float]
+    confusion: np.ndarray
+
+
+class TrialRun:
+    """One trial on one rank; every rank of the lane makes the same one.
+
+    Args:
+        config: What to train.
+        bench: The process's workbench.
+        ranks: This process among the lane's workers.
+    """
+
+    def __init__(self, config: TrialConfig, bench: Workbench, ranks: Ranks) -> None:
+        self.config, self._bench, self._ranks = config, bench, ranks
+        self.epoch = 0
+        self._sides: dict[SplitName, Side] = {}
+        backbone = load_backbone(
+            config.backbone.name,
+            config.backbone.weights,
+            num_classes=len(config.data.class_names),
+            input_size_px=config.data.image_size_px,
+            seed=config.seed,
+        )
+        self._network = split_network(backbone, config.freeze_depth)
+        layout = memory_format(config.compute)
+        self._normalise = Normaliser(backbone.mean, backbone.std, ranks.device, layout)
+        self._prefix: FrozenPrefix | None = None
+        if self._network.prefix is not None:
+            prefix = self._network.prefix.to(ranks.device, memory_format=layout)
+            self._prefix = FrozenPrefix(prefix, config.compute)
+        self._tail = self._network.tail.to(ranks.device, memory_format=layout)
+        self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer)
+        self._noise = SharedNoise(config.seed)
+        self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
+        self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
+
+    def side(self, name: SplitName) -> Side:
+        """The pictures of one side, in table order."""
+        if name not in self._sides:
+            table = self._bench.table(self.config.data.table)
+            rows, labels = table.rows_of(self.config.data.class_names)
+            chosen = assign_sides(table.ids[rows], table.sides[rows], self.config.data.split) == name
+            self._sides[name] = Side(table, rows[chosen], labels[chosen])
+        return self._sides[name]
+
+    def run_epoch(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Trains one epoch and scores the validation side; the same numbers on every rank.
+
+        Returns:
+            Metrics ``train/...``, ``val/...``, ``time/...`` (seconds) and ``compute/...`` of this epoch.
+
+        Raises:
+            DivergedError: The loss is not finite.
+            StoppedError: ``should_stop`` said so on rank 0, between two batches.
+        """
+        started = time.perf_counter()
+        train_loss = self._train_epoch(should_stop)
+        trained = time.perf_counter()
+        if not math.isfinite(train_loss):
+            raise DivergedError(f"training loss is {train_loss} in epoch {self.epoch + 1}")
+        scores = self.evaluate("val").metrics
+        if not math.isfinite(scores["loss"]):
+            raise DivergedError(f"validation loss is {scores['loss']} in epoch {self.epoch + 1}")
+        self.epoch += 1
+        num_train, num_val = len(self.side("train")), len(self.side("val"))
+        # Backward is counted as twice forward: gradients of the inputs and of the weights.
+        flops = num_train * (self._prefix_flops + 3 * self._tail_flops)
+        flops += num_val * (self._prefix_flops + self._tail_flops)
+        return {
+            "train/loss": train_loss,
+            **{f"val/{name}": value for name, value in scores.items()},
+            "time/train_s": trained - started,
+            "time/val_s": time.perf_counter() - trained,
+            "compute/images": float(num_train + num_val),
+            "compute/gflops": flops / 1e9,
+        }
+
+    def _train_epoch(self, should_stop: Callable[[], bool]) -> float:
+        config, ranks, side = self.config, self._ranks, self.side("train")
+        self._model.train()
+        # The loop draws nothing from the global generator; a backbone's own code might.
+        torch.manual_seed(config.seed * 1_000_003 + self.epoch)
+        plan = plan_epoch(len(side), config.batch_size, config.seed, self.epoch)
+        batches = self._batches(side, config.augmentation).batches(
+            [ranks.share(positions) for positions in plan], view_index(config.augmentation, self.epoch)
+        )
+        loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        for step, (positions, batch) in enumerate(zip(plan, batches, strict=True)):
+            if ranks.agree_to(should_stop()):
+                raise StoppedError
+            self._noise.begin_step(
+                self.epoch, step, *share_bounds(len(positions), ranks.rank, ranks.world_size), len(positions)
+            )
+            self._set_lr(self.epoch * len(plan) + step, len(plan))
+            loss = F.cross_entropy(
+                self._forward(batch.inputs), batch.labels_B, reduction="sum", label_smoothing=config.label_smoothing
+            )
+            loss_sum += loss.detach()
+            self._optimizer.zero_grad(set_to_none=True)
+            # DDP divides gradients by the number of ranks; the loss of the global batch wants their sum.
+            (loss * (ranks.world_size / len(positions))).backward()
+            if config.optimizer.grad_clip_norm is not None:
+                clip_grad_norm_(self._tail.parameters(), config.optimizer.grad_clip_norm)
+            self._optimizer.step()
+        return ranks.sum(loss_sum).item() / len(side)
+
+    @torch.no_grad()
+    def evaluate(self, name: SplitName) -> Evaluation:
+        """Scores one side with the weights as they are; the same on every rank."""
+        side, num_classes = self.side(name), len(self.config.data.class_names)
+        self._model.eval()
+        positions = self._ranks.share(np.arange(len(side)))
+        plan = [positions[block] for block in plan_in_order(len(positions), _EVALUATION_BATCH_SIZE)]
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
+        metrics = _build_metrics(num_classes).to(self._ranks.device)
+        for batch in self._batches(side, _AS_IS).batches(plan, 0):
+            logits_BK = self._forward(batch.inputs)
+            loss_sum += F.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
+            metrics.update(logits_BK, batch.labels_B)
+        scores = metrics.compute()
+        confusion = scores.pop("confusion").cpu().numpy()
+        loss = self._ranks.sum(loss_sum).item() / max(1, len(side))
+        return Evaluation({"loss": loss, **{key: float(value) for key, value in scores.items()}}, confusion)
+
+    def checkpoint(self, meta: dict[str, Any] | None = None, *, weights_only: bool = False) -> Checkpoint:
+        """The trial's state after its last whole epoch; ``weights_only`` leaves out what only training needs."""
+        return Checkpoint(
+            prefix_hash=self._network.prefix_hash,
+            tail=self._tail.state_dict(),
+            meta={"epoch": self.epoch, "config": self.config.model_dump(mode="json"), **(meta or {})},
+            optimizer={} if weights_only else optimizer_tensors(self._optimizer),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from ``checkpoint``: what follows equals what an uninterrupted trial would give."""
+        self._tail.load_state_dict(dict(checkpoint.tail_for(self._network.prefix_hash)))
+        if checkpoint.optimizer:
+            restore_optimizer(self._optimizer, checkpoint.optimizer)
+        self.epoch = int(checkpoint.meta["epoch"])
+
+    def _batches(self, side: Side, policy: AugmentationConfig) -> ImageBatches:
+        views = Views(side, policy, self.config.data.image_size_px, self._bench.views)
+        return ImageBatches(views, self._normalise, self._prefix)
+
+    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        is_bf16 = self.config.compute.precision == "bf16"
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=is_bf16):
+            return self._model(inputs if is_bf16 else inputs.float()).float()
+
+    def _set_lr(self, step: int, steps_per_epoch: int) -> None:
+        scale = lr_scale(step, steps_per_epoch, self.config.epochs, self.config.optimizer.warmup_epochs)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+
+
+def _flops(backbone: Backbone, depth: int) -> tuple[int, int]:
+    """FLOPs of one picture's forward pass through the prefix and through the tail."""
+    stages = backbone.graph.stages
+    return sum(stage.flops for stage in stages[:depth]), sum(
+        stage.flops for stage in stages[depth:]
+    ) + backbone.graph.head.flops
+
+
+def _build_metrics(num_classes: int) -> Any:
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+            "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
+            "macro_f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+            "confusion": MulticlassConfusionMatrix(num_classes, validate_args=False),
+        }
+    )

@@ -1,0 +1,194 @@
+"""The only module in which the number of workers matters.
+
+A trial gives the same numbers on one rank and on many: every rank takes its part of each *global* batch, sums are
+taken over ranks before anything is divided, BatchNorm of the trained part sees the global batch, and the noise of
+dropout is drawn for the global batch. Every rank enters every collective.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops import StochasticDepth
+
+_IDLE_LIMIT = datetime.timedelta(days=30)
+"""How long the control group may wait for rank 0: a warm lane may idle for a night between two trials."""
+
+
+class Ranks:
+    """This process's place among the workers of a lane.
+
+    Args:
+        device: Where this rank trains.
+        control: Process group over gloo that carries decisions, None for a single rank.
+    """
+
+    def __init__(self, device: torch.device, control: dist.ProcessGroup | None = None) -> None:
+        self.device = device
+        self._control = control
+        self.world_size = dist.get_world_size() if control is not None else 1
+        self.rank = dist.get_rank() if control is not None else 0
+
+    @classmethod
+    def join(cls, device: torch.device) -> Ranks:
+        """Joins the default process group, if there is one with several ranks; every rank must call this."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return cls(device)
+        return cls(device, dist.new_group(backend="gloo", timeout=_IDLE_LIMIT))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """This rank's consecutive part of ``rows``; parts differ in length by at most one."""
+        first, last = share_bounds(len(rows), self.rank, self.world_size)
+        return rows[first:last]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of ``tensor`` over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's ``value`` on every rank (any picklable object); what the others pass is ignored."""
+        if self._control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def agree_to(self, flag: bool) -> bool:
+        """Rank 0's ``flag`` on every rank; cheap enough for every batch."""
+        if self._control is None:
+            return flag
+        box = torch.tensor([flag])
+        dist.broadcast(box, src=0, group=self._control)
+        return bool(box.item())
+
+    def wrap(self, tail: nn.Module) -> nn.Module:
+        """``tail`` with its gradients averaged over ranks in each backward pass."""
+        if self.world_size == 1:
+            return tail
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(tail, device_ids=device_ids, broadcast_buffers=False)
+
+    def join_batch_norms(self, tail: nn.Module) -> nn.Module:
+        """``tail`` with BatchNorm over the global batch; the same names, parameters and buffers."""
+        if self.world_size == 1:
+            return tail
+        if self.device.type == "cuda":
+            return nn.SyncBatchNorm.convert_sync_batchnorm(tail)
+        for name, module in list(tail.named_modules()):
+            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+                tail.set_submodule(name, JoinedBatchNorm(module))
+        return tail
+
+
+def share_bounds(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First and one-past-last position of a rank's consecutive part of ``num_rows``."""
+    return num_rows * rank // world_size, num_rows * (rank + 1) // world_size
+
+
+class JoinedBatchNorm(nn.Module):
+    """BatchNorm over the batches of all ranks, for devices that ``nn.SyncBatchNorm`` does not serve (CPU).
+
+    Mean and variance are summed over ranks in two steps (the variance around the global mean, for precision), and
+    gradients flow back through both sums (Ioffe & Szegedy 2015, algorithm 1, with the global batch as the batch).
+    """
+
+    def __init__(self, source: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps, self.momentum = source.eps, source.momentum
+        self.weight, self.bias = source.weight, source.bias
+        self.register_buffer("running_mean", source.running_mean)
+        self.register_buffer("running_var", source.running_var)
+        self.register_buffer("num_batches_tracked", source.num_batches_tracked)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Normalises [B, C, ...] over everything but C; shape and dtype are kept."""
+        running_mean, running_var = self.running_mean, self.running_var
+        if not self.training:
+            return nn.functional.batch_norm(
+                inputs, running_mean, running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        with torch.autocast(inputs.device.type, enabled=False):
+            values = inputs.float()
+            axes = [axis for axis in range(values.dim()) if axis != 1]
+            shape = [1, -1] + [1] * (values.dim() - 2)
+            count = all_reduce(torch.tensor(float(values.numel() // values.shape[1])))
+            mean_C = all_reduce(values.sum(axes)) / count
+            centred = values - mean_C.view(shape)
+            var_C = all_reduce(centred.square().sum(axes)) / count
+            self._remember(mean_C.detach(), var_C.detach() * (count / (count - 1)))
+            scale = (self.weight * torch.rsqrt(var_C + self.eps)).view(shape)
+            return (centred * scale + self.bias.view(shape)).to(inputs.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean_C: torch.Tensor, unbiased_var_C: torch.Tensor) -> None:
+        self.num_batches_tracked += 1
+        rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean_C, rate)
+        self.running_var.lerp_(unbiased_var_C, rate)
+
+
+class SharedNoise:
+    """Random numbers of one training step, drawn for the global batch and cut to this rank's part.
+
+    They depend on (seed, epoch, step, module) alone: not on how many ranks there are, on what ran before in this
+    process, or on whether the trial was interrupted.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._step = b""
+        self._bounds = (0, 0, 0)
+
+    def begin_step(self, epoch: int, step: int, first: int, last: int, total: int) -> None:
+        """Sets the step, and that this rank holds rows ``first`` to ``last`` of a global batch of ``total``."""
+        self._step = f"{self._seed}/{epoch}/{step}".encode()
+        self._bounds = (first, last, total)
+
+    def keep_mask(self, name: str, shape: torch.Size, keep: float, device: torch.device) -> torch.Tensor:
+        """A 0/1 mask, 1 with probability ``keep``, for this rank's rows; ``shape`` leads with the row axis."""
+        first, last, total = self._bounds
+        digest = hashlib.sha256(self._step + b"/" + name.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        mask = torch.rand((total, *shape[1:]), generator=generator) < keep
+        return mask[first:last].to(device)
+
+
+class SharedDropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) or row-wise stochastic depth (Huang et al. 2016) on shared noise."""
+
+    def __init__(self, name: str, p: float, *, whole_rows: bool, noise: SharedNoise) -> None:
+        super().__init__()
+        self.name, self.p, self.whole_rows, self.noise = name, p, whole_rows, noise
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drops elements, or whole rows, of [B, ...] while training; the identity otherwise."""
+        if not self.training or self.p == 0:
+            return inputs
+        shape = torch.Size([len(inputs)] + [1] * (inputs.dim() - 1)) if self.whole_rows else inputs.shape
+        mask = self.noise.keep_mask(self.name, shape, 1 - self.p, inputs.device)
+        return inputs * mask.to(inputs.dtype).div_(max(1 - self.p, 1e-12))
+
+
+def share_noise(tail: nn.Module, noise: SharedNoise) -> nn.Module:
+    """``tail`` with every dropout and stochastic depth drawing from ``noise``; no parameter changes."""
+    for name, module in list(tail.named_modules()):
+        if isinstance(module, nn.Dropout):
+            tail.set_submodule(name, SharedDropout(name, module.p, whole_rows=False, noise=noise))
+        elif isinstance(module, StochasticDepth) and module.mode == "row":
+            tail.set_submodule(name, SharedDropout(name, module.p, whole_rows=True, noise=noise))
+    return tail

@@ -1,0 +1,85 @@
+"""Ray Tune's trial: borrows a lane, turns each epoch into one step, gives the lane back. No torch in here.
+
+The Tune configuration holds ``switchboard`` (actor name), ``namespace`` and ``job`` (a ``TrainJob`` as JSON values).
+The actor is reused from trial to trial; checkpoints are written by the lane, next to each other per trial, so Tune's
+own checkpoint only names the trial's directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from trainables.jobs import Message
+
+EPOCH = "thaw/epoch"
+OUTCOME = "thaw/outcome"
+REASON = "thaw/reason"
+CLIENT = "thaw/client"
+
+
+class TrialFailedError(RuntimeError):
+    """A trial ended without a result; the lane that ran it lives on."""
+
+
+class LaneTrial(tune.Trainable):
+    """One actor that runs trial after trial on borrowed lanes."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Finds the switchboard; the lane is borrowed by the first step, where waiting is nobody's error."""
+        self._board = ray.get_actor(config["switchboard"], namespace=config["namespace"])
+        self._client = f"trial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._job = config["job"]
+        self._number: int | None = None
+
+    def step(self) -> dict[str, Any]:
+        """Waits for the lane's next epoch.
+
+        Raises:
+            TrialFailedError: The trial failed on its lane.
+        """
+        if self._number is None:
+            ray.get(self._board.borrow.remote(self._client))
+            self._number = ray.get(self._board.start.remote(self._client, self._job))
+        message: Message = ray.get(self._board.message.remote(self._client, self._number))
+        if message["kind"] != "epoch":
+            self._release()
+            raise TrialFailedError(message.get("reason", "the lane was taken away"))
+        outcome = message.get("outcome")
+        if outcome:
+            self._release()
+        result = {
+            **message.get("metrics", {}),
+            EPOCH: message["epoch"],
+            OUTCOME: outcome,
+            REASON: message.get("reason"),
+            CLIENT: self._client,
+        }
+        return {**result, "done": bool(outcome)}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial in the same actor."""
+        self._release()
+        self._job = new_config["job"]
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Names the directory in which the lane keeps this trial's checkpoints."""
+        Path(checkpoint_dir, "trial.json").write_text(json.dumps({"directory": self._job["directory"]}))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Goes on from the lane's newest checkpoint of that trial; the job already names its directory."""
+
+    def cleanup(self) -> None:
+        """Gives the lane back when the actor ends."""
+        self._release()
+
+    def _release(self) -> None:
+        self._number = None
+        ray.get(self._board.give_back.remote(self._client))

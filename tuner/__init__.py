@@ -1,0 +1,1 @@
+"""What runs on the driver: sweeps, their records, and the command line."""

@@ -1,0 +1,66 @@
+"""Which trial wins, what it is compared with, and what its test result is worth.
+
+Pure functions over the journal's trials; the effects (scoring on a lane, registering) are the sweep's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from search_spaces.spec import BaselineName
+from trainables.config import TrialConfig
+from tuner.journal import TrialRecord
+
+
+def best_epoch(trial: TrialRecord, metric: str, mode: str) -> dict[str, float] | None:
+    """The metrics of a trial's best epoch; of equal epochs the first, as the lane keeps them. None without any."""
+    sign = 1 if mode == "max" else -1
+    scored = [epoch for epoch in trial.epochs if math.isfinite(epoch.get(metric, math.nan))]
+    return max(scored, key=lambda epoch: (sign * epoch[metric], -epoch["epoch"]), default=None)
+
+
+def choose_champion(trials: Sequence[TrialRecord], metric: str, mode: str) -> TrialRecord | None:
+    """The trial whose best epoch is best; of equal ones that with the smaller validation loss, then the first.
+
+    Trials that were stopped early count: their best weights are kept. Trials that failed or diverged do not.
+    """
+    sign = 1 if mode == "max" else -1
+
+    def merit(trial: TrialRecord) -> tuple[float, float, int]:
+        epoch = best_epoch(trial, metric, mode) or {}
+        return (sign * epoch[metric], -epoch.get("val/loss", math.inf), -trial.number)
+
+    fit = [
+        trial
+        for trial in trials
+        if trial.outcome in ("completed", "stopped_early") and best_epoch(trial, metric, mode) is not None
+    ]
+    return max(fit, key=merit, default=None)
+
+
+def baseline_config(name: BaselineName, champion: TrialConfig, num_stages: int) -> TrialConfig:
+    """A run to compare the champion with: its own settings, with only what the name says changed.
+
+    ``head_only`` freezes every stage; ``full_finetune`` freezes none, the backbone learning at a tenth of the head's
+    rate; ``from_scratch`` trains everything from random weights at one rate.
+    """
+    changes: dict[str, Any] = {"freeze_depth": num_stages if name == "head_only" else 0}
+    if name == "full_finetune":
+        changes["optimizer"] = champion.optimizer.model_copy(update={"backbone_lr_ratio": 0.1})
+    if name == "from_scratch":
+        changes["optimizer"] = champion.optimizer.model_copy(update={"backbone_lr_ratio": 1.0})
+        changes["backbone"] = champion.backbone.model_copy(update={"weights": None})
+    return champion.model_copy(update=changes)
+
+
+def why_none(trials: Sequence[TrialRecord]) -> str:
+    """Why no trial can win: the reasons that there are, the most frequent first."""
+    reasons: dict[str, int] = {}
+    for trial in trials:
+        text = f"{trial.outcome}: {trial.reason}" if trial.reason else str(trial.outcome)
+        reasons[text] = reasons.get(text, 0) + 1
+    if not reasons:
+        return "no trial was run"
+    return "; ".join(f"{count} x {text}" for text, count in sorted(reasons.items(), key=lambda item: -item[1]))

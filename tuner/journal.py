@@ -1,0 +1,246 @@
+"""A sweep's journal: what happened, one JSON line per event, and the trials read back from it.
+
+In: events of a running sweep. Out: records in order, and `TrialRecord` for each trial of the search. MLflow, the
+searcher's memory and the tables that people see are all derived from this file; nothing else is the truth.
+
+Every record has ``event`` and ``time`` (Unix seconds). The events, and their own fields:
+
+=============  ====================================================================================================
+sweep          name, params (flat), tags, note: a sweep begins, or goes on when there is an earlier one
+trial          number, params (flat): a trial of the search begins, or goes on after an interruption
+baseline       number, name, params: the same for a run beside the search (``head_only``...)
+epoch          number, epoch (from 1), metrics ``{"val/accuracy": ...}``
+end            number, outcome (see `Outcome`), reason, metrics: totals of the trial
+files          number or none for the sweep, paths (of the sweep's folder), folder: artifacts
+champion       number, metrics (``val/...``, ``test/...``), note
+finished       outcome ``completed`` or ``failed``, reason
+interrupted    reason
+=============  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from trainables.errors import InputError
+
+Event = Literal["sweep", "trial", "baseline", "epoch", "end", "files", "champion", "finished", "interrupted"]
+Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
+Record = dict[str, Any]
+
+_EVENTS: tuple[str, ...] = get_args(Event)
+_OUTCOMES: tuple[str, ...] = get_args(Outcome)
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial of the search as the journal tells it.
+
+    Attributes:
+        number: The trial's number within the sweep.
+        params: The point of the search space.
+        epochs: Metrics of each epoch in order, with ``epoch`` (from 1) among them; one without a finite value is NaN.
+        outcome: How it ended; None while it is open: running, or cut off by an interruption.
+        reason: Why, for an outcome that has a reason.
+        metrics: Totals recorded at the end.
+    """
+
+    number: int
+    params: dict[str, Any]
+    epochs: tuple[dict[str, float], ...] = ()
+    outcome: str | None = None
+    reason: str | None = None
+    metrics: Mapping[str, float] | None = None
+
+
+class Journal:
+    """The open journal of one sweep; one process at a time writes to it."""
+
+    def __init__(self, path: Path, file: IO[bytes], clock: Callable[[], float]) -> None:
+        self.path = path
+        self._file = file
+        self._clock = clock
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Journal:
+        """Opens or creates the journal and cuts off a last line that a crash tore.
+
+        Raises:
+            InputError: Another process is writing it, or a line before the last is damaged.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b", buffering=0)
+        try:
+            _lock(file, path)
+            file.truncate(_whole_bytes(path))
+        except (InputError, OSError):
+            file.close()
+            raise
+        return cls(path, file, clock)
+
+    def append(self, event: Event, **fields: Any) -> Record:
+        """Writes one record and returns it as a reader will see it.
+
+        The line goes out in one ``write``. Everything but epochs is also forced to the disk: an epoch that a power cut
+        takes is trained again, an outcome is not.
+
+        Raises:
+            ValueError: Unknown event or outcome.
+            TypeError: A value that JSON cannot carry.
+        """
+        if event not in _EVENTS:
+            raise ValueError(f"event: {event!r} is none of {', '.join(_EVENTS)}")
+        if event == "end" and fields.get("outcome") not in _OUTCOMES:
+            raise ValueError(f"outcome: {fields.get('outcome')!r} is none of {', '.join(_OUTCOMES)}")
+        record = {"event": event, "time": self._clock(), **fields}
+        line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":"))
+        _write_all(self._file, line.encode() + b"\n")
+        if event != "epoch":
+            os.fsync(self._file.fileno())
+        return json.loads(line)
+
+    def records(self) -> list[Record]:
+        """All records so far."""
+        return read_records(self.path)
+
+    def close(self) -> None:
+        """Ends writing and lets another process open the journal."""
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_records(path: Path) -> list[Record]:
+    """The journal's whole records; a torn last line is left out.
+
+    Raises:
+        FileNotFoundError: There is no journal.
+        InputError: A line before the last is damaged.
+    """
+    return [record for record, _ in iterate_from(path, 0)]
+
+
+def iterate_from(path: Path, offset: int) -> Iterator[tuple[Record, int]]:
+    """Whole records that begin at byte ``offset`` or later, each with the offset after it.
+
+    Raises:
+        InputError: A line before the last is damaged.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read()
+    lines = content.split(b"\n")[:-1]
+    for index, line in enumerate(lines):
+        end = offset + len(line) + 1
+        record = _parse(line)
+        if record is None:
+            if index == len(lines) - 1:
+                return
+            raise InputError(
+                f"{path}: the line at byte {offset} is damaged; restore the file or use another sweep name"
+            )
+        yield record, end
+        offset = end
+
+
+def read_trials(path: Path) -> list[TrialRecord]:
+    """The search's trials by number; baselines are not among them.
+
+    An interrupted trial is open again (``outcome`` None). When a resumed trial ran an epoch again, the later report
+    counts, because the checkpoint that is left belongs to it.
+
+    Raises:
+        FileNotFoundError: There is no journal.
+        InputError: The journal is damaged.
+    """
+    return trials_of(read_records(path))
+
+
+def trials_of(records: list[Record]) -> list[TrialRecord]:
+    """See `read_trials`."""
+    trials: dict[int, TrialRecord] = {}
+    epochs: dict[int, dict[int, dict[str, float]]] = {}
+    for record in records:
+        number = record.get("number")
+        if record["event"] == "trial":
+            old = trials.get(record["number"], TrialRecord(record["number"], {}))
+            trials[record["number"]] = replace(old, params=record["params"], outcome=None, reason=None)
+        elif number not in trials:
+            continue
+        elif record["event"] == "epoch":
+            metrics = {name: _number(value) for name, value in record["metrics"].items()}
+            epochs.setdefault(number, {})[record["epoch"]] = {**metrics, "epoch": record["epoch"]}
+        elif record["event"] == "end":
+            outcome = None if record["outcome"] == "interrupted" else record["outcome"]
+            totals = {name: _number(value) for name, value in (record.get("metrics") or {}).items()}
+            trials[number] = replace(trials[number], outcome=outcome, reason=record.get("reason"), metrics=totals)
+    return [
+        replace(trial, epochs=tuple(by_epoch for _, by_epoch in sorted(epochs.get(number, {}).items())))
+        for number, trial in sorted(trials.items())
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can carry it: NaN and infinities become null, NumPy scalars numbers, paths text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (bool, int, float, str)) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.get("event") in _EVENTS and "time" in record else None
+
+
+def _whole_bytes(path: Path) -> int:
+    return max((end for _, end in iterate_from(path, 0)), default=0)
+
+
+def _write_all(file: IO[bytes], content: bytes) -> None:
+    """Writes all or nothing: half a record left in place would spoil the next one."""
+    size = os.fstat(file.fileno()).st_size
+    if file.write(content) != len(content):
+        file.truncate(size)
+        raise OSError(errno.ENOSPC, "the journal's disk took only part of a record", str(file.name))
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Keeps a second driver out; file systems that know no locks are trusted."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{path}: this sweep is running in another process; wait for it or use another name"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise

@@ -1,0 +1,187 @@
+"""The driver's pool of lanes: starts them, restarts what breaks, hands out jobs of its own, ends them.
+
+A lane is one ``TorchTrainer.fit()`` in a thread of the driver, so that its placement group has an owner that outlives
+every trial. Who wants a lane borrows it from the switchboard; the pool never stands between a trial and its lane.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trainables.jobs import Message, ScoreJob, TrainJob
+
+logger = logging.getLogger(__name__)
+
+_STARTS = 3
+"""How often one lane is started anew after Ray Train itself has given up on it."""
+
+_WORKER_FAILURES = 10
+"""How many deaths of a worker Ray Train mends by itself before it gives up on a lane."""
+
+
+class LaneError(RuntimeError):
+    """A lane, or every lane, is lost; or a job failed on one."""
+
+
+@dataclass(frozen=True)
+class LaneShape:
+    """What one lane is made of.
+
+    Attributes:
+        num_workers: Ranks that train one trial together.
+        cpus_per_worker: Ray's bookkeeping of processor cores, may be a fraction.
+        gpus_per_worker: 0 trains on CPU; a fraction shares a GPU (one worker per lane then).
+        threads_per_worker: Threads that torch uses in each worker.
+    """
+
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    threads_per_worker: int
+
+
+class LanePool:
+    """Lanes of one shape, and the switchboard that lends them.
+
+    Args:
+        shape: Of each lane.
+        num_lanes: How many are started.
+        storage: Path or URI where Ray Train keeps its own (small) records.
+    """
+
+    def __init__(self, shape: LaneShape, num_lanes: int, storage: str) -> None:
+        self.shape, self.num_lanes = shape, num_lanes
+        self.name = f"switchboard-{uuid.uuid4().hex[:12]}"
+        self.namespace = "thaw"
+        self._storage = storage
+        self._board: Any = None
+        self._threads: list[threading.Thread] = []
+        self._is_closing = threading.Event()
+        self._lock = threading.Lock()
+        self._num_lost = 0
+
+    def start(self) -> None:
+        """Starts the switchboard and every lane, and returns at once; needs a running Ray."""
+        import ray
+
+        from trainables.switchboard import Switchboard
+
+        ray_options = {"num_cpus": 0, "name": self.name, "namespace": self.namespace, "max_concurrency": 1000}
+        self._board = ray.remote(Switchboard).options(**ray_options).remote()
+        for lane in range(self.num_lanes):
+            thread = threading.Thread(target=self._keep_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def num_ready(self) -> int:
+        """Lanes whose workers are up."""
+        import ray
+
+        return int(ray.get(self._board.num_lanes.remote()))
+
+    def take_back(self, client_prefix: str) -> None:
+        """Takes back what a dead client held."""
+        import ray
+
+        ray.get(self._board.give_back_all.remote(client_prefix))
+
+    def run(self, job: TrainJob | ScoreJob) -> Iterator[Message]:
+        """Runs a job of the driver's own on the next free lane and yields its messages.
+
+        Raises:
+            LaneError: The job failed.
+        """
+        import ray
+
+        client = f"driver-{uuid.uuid4().hex[:8]}"
+        try:
+            ray.get(self._board.borrow.remote(client))
+            number = ray.get(self._board.start.remote(client, job.model_dump(mode="json")))
+            while True:
+                message: Message = ray.get(self._board.message.remote(client, number))
+                if message["kind"] in ("failed", "dropped"):
+                    raise LaneError(message.get("reason", "the lane was taken away"))
+                yield message
+                if message["kind"] == "score" or message.get("outcome"):
+                    return
+        finally:
+            ray.get(self._board.give_back.remote(client))
+
+    def close(self, timeout_s: float = 20.0) -> None:
+        """Ends every lane in an orderly way, so that no placement group stays behind."""
+        import ray
+
+        if self._board is None:
+            return
+        self._is_closing.set()
+        for lane in range(self.num_lanes):
+            ray.get(self._board.close_lane.remote(lane))
+        for thread in self._threads:
+            thread.join(timeout_s)
+        ray.kill(self._board)
+        self._board = None
+
+    def _keep_lane(self, lane: int) -> None:
+        """The lane's thread: fits until the pool closes; starts anew what Ray Train gave up."""
+        import ray
+
+        from ray.train import TrainingFailedError
+
+        reason = ""
+        for _ in range(_STARTS):
+            try:
+                self._fit(lane)
+            except (TrainingFailedError, ray.exceptions.RayError) as error:
+                reason = _first_line(error)
+                logger.warning("lane %d broke: %s", lane, reason)
+            if self._is_closing.is_set():
+                return
+        with self._lock:
+            self._num_lost += 1
+            all_lost = self._num_lost == self.num_lanes
+        ray.get(self._board.close_lane.remote(lane, f"lane {lane} is lost: {reason}"))
+        if all_lost:
+            ray.get(self._board.fail.remote(f"every lane is lost; the last one: {reason}"))
+
+    def _fit(self, lane: int) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from trainables.lane import lane_loop
+
+        resources = {"CPU": self.shape.cpus_per_worker}
+        if self.shape.gpus_per_worker:
+            resources["GPU"] = self.shape.gpus_per_worker
+        TorchTrainer(
+            lane_loop,
+            train_loop_config={
+                "switchboard": self._board,
+                "lane": lane,
+                "threads": self.shape.threads_per_worker,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=self.shape.num_workers,
+                use_gpu=self.shape.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=f"{self.name}-lane-{lane}-{uuid.uuid4().hex[:6]}",
+                storage_path=self._storage,
+                failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
+            ),
+        ).fit()
+
+
+def quicken_ray_train() -> None:
+    """Makes Ray Train poll its workers often; read by Ray at import, so call it before."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,223 @@
+"""Every name that Thaw gives to a file: one home, and what lies where in it.
+
+In: ``THAW_HOME`` (default ``~/.thaw``). Out: paths, and for the parts that workers on other nodes read, their URIs.
+The home may be a storage URI (``s3://bucket/thaw``) for a cluster. What only the driver writes, line by line or by
+SQL, then lies in a folder of this machine, and `HomePaths.uri_of` names the shared twin of a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from trainables.errors import InputError
+from trainables.storage import is_local, join
+
+_NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks", "databricks-uc")
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """The files of one trial.
+
+    Attributes:
+        root: The trial's folder.
+    """
+
+    root: Path
+
+    @property
+    def last_state(self) -> Path:
+        """What the trial goes on from: delta, optimizer, epoch."""
+        return self.root / "last.state"
+
+    @property
+    def best_delta(self) -> Path:
+        """The trained tensors of the trial's best epoch."""
+        return self.root / "best.delta"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """The files of one sweep.
+
+    Attributes:
+        root: The sweep's folder.
+    """
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The resolved spec."""
+        return self.root / "spec.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """What happened, one JSON line per event; the truth that all else is derived from."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """How far MLflow has been told, and the run ids."""
+        return self.root / "mlflow.json"
+
+    @property
+    def log(self) -> Path:
+        """Messages that would clutter the live display."""
+        return self.root / "sweep.log"
+
+    @property
+    def ray(self) -> Path:
+        """Ray Tune's experiment state."""
+        return self.root / "ray"
+
+    @property
+    def report(self) -> Path:
+        """The champion's confusion matrix and other files for people."""
+        return self.root / "report"
+
+    @property
+    def champion(self) -> Path:
+        """The champion's whole model, before it is handed to MLflow."""
+        return self.root / "champion"
+
+    @property
+    def trials(self) -> Path:
+        """One folder per trial."""
+        return self.root / "trials"
+
+    def trial(self, number: int) -> TrialPaths:
+        """The files of trial ``number``."""
+        return TrialPaths(self.trials / f"{number:04d}")
+
+
+@dataclass(frozen=True)
+class HomePaths:
+    """Where everything that Thaw writes lies.
+
+    Attributes:
+        root: The home: an absolute path, or a storage URI.
+        local: The home's folder on this machine; for a path the home itself.
+    """
+
+    root: str
+    local: Path
+
+    @classmethod
+    def at(cls, root: str | Path) -> HomePaths:
+        """The home at a path (``~`` and ``file://`` are understood) or a storage URI."""
+        text = str(root)
+        if text.startswith("file://"):
+            text = unquote(urlsplit(text).path)
+        if is_local(text):
+            local = Path(text).expanduser().absolute()
+            return cls(root=str(local), local=local)
+        text = text.rstrip("/")
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return cls(root=text, local=Path("~/.thaw").expanduser() / "remote" / digest)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> HomePaths:
+        """The home that ``THAW_HOME`` names, else ``~/.thaw``."""
+        environ = os.environ if environ is None else environ
+        return cls.at(environ.get("THAW_HOME") or "~/.thaw")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the home is storage that every node reaches, rather than a folder."""
+        return not is_local(self.root)
+
+    @property
+    def tables(self) -> Path:
+        """Packed image tables."""
+        return self.local / "tables"
+
+    @property
+    def weights(self) -> Path:
+        """Pretrained tensors, by content."""
+        return self.local / "weights"
+
+    @property
+    def downloads(self) -> Path:
+        """Weights as torchvision's server sends them."""
+        return self.local / "downloads"
+
+    @property
+    def mlflow_db(self) -> Path:
+        """MLflow's SQLite file, used when no server is named."""
+        return self.local / "mlflow.db"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's artifacts beside `mlflow_db`."""
+        return self.local / "mlartifacts"
+
+    @property
+    def sweeps(self) -> Path:
+        """One folder per sweep."""
+        return self.local / "sweeps"
+
+    def sweep(self, name: str) -> SweepPaths:
+        """The files of the sweep ``name``.
+
+        Raises:
+            InputError: The name does not make a folder's name.
+        """
+        if not _NAME_RULE.fullmatch(name):
+            raise InputError(
+                f"name: {name!r} cannot name a sweep; use letters, digits, '.', '_' and '-', up to 100, "
+                "beginning with a letter or digit"
+            )
+        return SweepPaths(self.sweeps / name)
+
+    def sweep_names(self) -> list[str]:
+        """The sweeps that there are, by name."""
+        if not self.sweeps.is_dir():
+            return []
+        return sorted(path.name for path in self.sweeps.iterdir() if (path / "journal.jsonl").is_file())
+
+    def uri_of(self, path: Path) -> str:
+        """How another node names a file of this home: its path, or its place in the shared storage.
+
+        Raises:
+            ValueError: The path lies outside the home.
+        """
+        relative = path.absolute().relative_to(self.local)
+        return join(self.root, *relative.parts) if self.is_shared else str(self.local / relative)
+
+    def tracking_uri(self, explicit: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+        """Where MLflow's records go: the spec's choice, else ``MLFLOW_TRACKING_URI``, else SQLite in the home.
+
+        Raises:
+            InputError: The address is not one that MLflow 3 takes.
+        """
+        environ = os.environ if environ is None else environ
+        place, uri = "tracking.uri", explicit
+        if not uri:
+            place, uri = "MLFLOW_TRACKING_URI", environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            return f"sqlite:///{self.mlflow_db}"
+        scheme = uri.split(":", 1)[0].split("+", 1)[0]
+        if scheme not in _TRACKING_SCHEMES:
+            raise InputError(
+                f"{place}: {uri!r} is not an address that MLflow takes; "
+                "give http(s)://HOST:PORT of a server, or sqlite:////PATH/mlflow.db"
+            )
+        return uri
+
+    def artifact_location(self, tracking_uri: str) -> str | None:
+        """Where new experiments keep their files: in the home beside a local SQLite, else as the server decides."""
+        return self.artifacts.as_uri() if tracking_uri.startswith("sqlite:") else None
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The database file behind a SQLite tracking URI, or None for any other."""
+    prefix = "sqlite:///"
+    return Path(tracking_uri.removeprefix(prefix)) if tracking_uri.startswith(prefix) else None

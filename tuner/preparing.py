@@ -1,0 +1,148 @@
+"""From a spec to what lanes can train on: packed pictures, dealt sides, checked weights, a traced backbone.
+
+Everything that can be wrong with a spec and its surroundings is found here, before any training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search_spaces.spec import DataSpec, SweepSpec
+from trainables.config import SPLIT_NAMES, BackboneConfig, DataConfig, SplitName, TrialConfig, WeightsFile
+from trainables.data.packing import PackReport, pack
+from trainables.data.sources import open_source
+from trainables.data.splits import assign_sides, check_sides
+from trainables.data.table import ImageTable
+from trainables.errors import InputError
+from tuner.paths import HomePaths
+
+if TYPE_CHECKING:
+    from trainables.backbones.graph import CutGraph
+
+_STORE_MARGIN = 1.5
+"""Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Pictures ready to train on.
+
+    Attributes:
+        config: What a trial needs to know of them.
+        report: What packing did, and the files it set aside.
+        counts: Pictures by side and class.
+        test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
+    """
+
+    config: DataConfig
+    report: PackReport
+    counts: dict[SplitName, dict[str, int]]
+    test_digest: str
+
+    def size(self, side: SplitName) -> int:
+        """Pictures of one side."""
+        return sum(self.counts[side].values())
+
+
+def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> PreparedData:
+    """Packs the source unless that is done, deals the sides and checks them.
+
+    Args:
+        spec: Which pictures.
+        home: Where tables are kept.
+        counted: Told what is being done, how much of it, of how much.
+
+    Raises:
+        InputError: The source, its classes or its sides will not do.
+    """
+    report = pack(
+        open_source(spec.source),
+        home.tables,
+        side_px=round(_STORE_MARGIN * spec.image_size_px),
+        progress=lambda done, total: counted("packing pictures", done, total),
+    )
+    table = ImageTable.open(report.path)
+    unknown = [name for name in spec.exclude_classes if name not in table.class_names]
+    if unknown:
+        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; there are {', '.join(table.class_names)}")
+    class_names = tuple(name for name in table.class_names if name not in spec.exclude_classes)
+    config = DataConfig(
+        table=home.uri_of(report.path),
+        fingerprint=report.fingerprint,
+        class_names=class_names,
+        split=spec.split,
+        image_size_px=spec.image_size_px,
+    )
+    rows, labels = table.rows_of(class_names)
+    sides = assign_sides(table.ids[rows], table.sides[rows], spec.split)
+    check_sides(sides, labels, class_names, spec.split, given=table.sides[rows])
+    counts = {
+        side: {
+            name: int(count)
+            for name, count in zip(
+                class_names, np.bincount(labels[sides == side], minlength=len(class_names)), strict=True
+            )
+        }
+        for side in SPLIT_NAMES
+    }
+    tested = sides == "test"
+    return PreparedData(config, report, counts, _digest(table.ids[rows][tested], labels[tested], class_names))
+
+
+def _digest(ids: Any, labels: Any, class_names: tuple[str, ...]) -> str:
+    lines = sorted(f"{bytes(key).decode()}:{class_names[label]}" for key, label in zip(ids, labels, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: str) -> WeightsFile | None:
+    """The pretrained tensors that ``weights`` names, checked against the backbone; None for random ones.
+
+    Raises:
+        InputError: They cannot be had, hold pickled code, or do not fit.
+    """
+    from trainables.backbones.weights import resolve_weights, store_weights
+
+    if not weights.startswith("models:/"):
+        return resolve_weights(weights, backbone, home.weights)
+    from tuner.registry import load_weights
+
+    return store_weights(load_weights(weights, tracking_uri), backbone, home.weights)
+
+
+def build_cuts(backbone: str, num_classes: int, image_size_px: int) -> CutGraph:
+    """The stages of a backbone by name, without its weights."""
+    from trainables.backbones.zoo import load_backbone
+
+    return load_backbone(backbone, None, num_classes=num_classes, input_size_px=image_size_px, seed=0).graph
+
+
+def base_trial(spec: SweepSpec, data: DataConfig, weights: WeightsFile | None) -> TrialConfig:
+    """What every trial of a sweep has in common; the search fills in the rest."""
+    return TrialConfig(
+        data=data,
+        backbone=BackboneConfig(name=spec.model.backbone, weights=weights),
+        freeze_depth=0,
+        epochs=spec.budget.epochs,
+        compute=spec.compute,
+        seed=spec.seed,
+    )
+
+
+def check_quickly(spec: SweepSpec) -> None:
+    """What can be wrong and costs no time to see: runs before Ray is started.
+
+    Raises:
+        InputError: The source of pictures or the file of weights is not there.
+    """
+    open_source(spec.data.source)
+    weights = spec.model.weights
+    if isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors")):
+        path = os.path.expanduser(weights)
+        if not os.path.isfile(path):
+            raise InputError(f"model.weights: there is no file {weights!r}; give the path of an existing file")

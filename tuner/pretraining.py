@@ -1,0 +1,153 @@
+"""Backbones trained here: on a source data set, on a lane, kept by what decides their weights.
+
+In: a ``PretrainSpec``. Out: a weights file that trials start from, and a registered model. The same recipe on the same
+pictures is trained once: the home remembers it, and so does MLflow's registry, for another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.space import apply_params
+from search_spaces.spec import PretrainSpec
+from trainables.config import BackboneConfig, TrialConfig, WeightsFile
+from trainables.errors import InputError
+from trainables.jobs import BEST_CHECKPOINT, TrainJob
+from trainables.storage import join, read_bytes, write_bytes
+from tuner.lanes import LanePool
+from tuner.paths import HomePaths
+from tuner.preparing import PreparedData, prepare_data, prepare_weights
+
+Counted = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A pretraining with everything resolved.
+
+    Attributes:
+        spec: What was asked for.
+        config: The trial that trains it.
+        recipe: Canonical JSON of what decides the weights.
+        data: Its pictures.
+    """
+
+    spec: PretrainSpec
+    config: TrialConfig
+    recipe: str
+    data: PreparedData
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Settings worth showing."""
+        return {
+            "backbone": self.spec.backbone,
+            "epochs": self.spec.epochs,
+            "classes": list(self.data.config.class_names),
+            **self.spec.params(),
+        }
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Trained weights, and whether they were there before."""
+
+    weights: WeightsFile
+    accuracy: float
+    is_new: bool
+    epochs: tuple[dict[str, float], ...] = ()
+    seconds: float = 0.0
+
+
+def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, counted: Counted) -> Pretraining:
+    """Packs the source data set and resolves the recipe.
+
+    Raises:
+        InputError: Its data or weights will not do.
+    """
+    data = prepare_data(spec.data, home, counted)
+    config = apply_params(
+        spec.params(),
+        TrialConfig(
+            data=data.config,
+            backbone=BackboneConfig(
+                name=spec.backbone, weights=prepare_weights(spec.weights, spec.backbone, home, tracking_uri)
+            ),
+            freeze_depth=0,
+            epochs=spec.epochs,
+            compute=spec.compute,
+            seed=spec.seed,
+        ),
+    )
+    # Where the table and the weights lie does not decide the numbers; what is in them does.
+    decisive = config.model_dump(mode="json")
+    del decisive["data"]["table"]
+    if config.backbone.weights is not None:
+        del decisive["backbone"]["weights"]["uri"]
+    return Pretraining(spec, config, json.dumps(decisive, sort_keys=True, separators=(",", ":")), data)
+
+
+def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str) -> Pretrained | None:
+    """Weights of the same recipe from the home, else from the registry; None when it was never trained."""
+    from trainables.backbones.weights import load_tensors, store_weights
+    from tuner.registry import find_backbone, load_weights
+
+    try:
+        memo = json.loads(read_bytes(_memo(pretraining, home)))
+        weights = WeightsFile(**memo["weights"])
+        load_tensors(weights)
+        return Pretrained(weights, memo["accuracy"], is_new=False)
+    except (FileNotFoundError, InputError, ValueError, KeyError):
+        version = find_backbone(pretraining.recipe, tracking_uri)
+    if version is None:
+        return None
+    weights = store_weights(load_weights(version.uri, tracking_uri), pretraining.spec.backbone, home.weights)
+    return Pretrained(weights, float("nan"), is_new=False)
+
+
+def train_backbone(
+    pretraining: Pretraining, home: HomePaths, pool: LanePool, see: Callable[[int, dict[str, float]], object]
+) -> Pretrained:
+    """Trains the recipe on the next free lane and keeps the best epoch's weights.
+
+    Args:
+        pretraining: What to train.
+        home: Where weights are kept.
+        pool: The lanes.
+        see: Told each epoch's number and metrics.
+
+    Raises:
+        LaneError: It failed.
+        InputError: It diverged.
+    """
+    from trainables.backbones.weights import store_weights
+    from trainables.checkpoint import load_checkpoint
+
+    started = time.monotonic()
+    directory = str(home.weights / "pretraining" / _digest(pretraining.recipe))
+    epochs: list[dict[str, float]] = []
+    for message in pool.run(TrainJob(config=pretraining.config, directory=directory)):
+        if message.get("outcome") == "diverged":
+            raise InputError(f"pretraining {pretraining.spec.name} diverged; lower its lr ({message['reason']})")
+        epochs.append({**message["metrics"], "epoch": float(message["epoch"])})
+        see(message["epoch"], message["metrics"])
+    tail = load_checkpoint(join(directory, BEST_CHECKPOINT)).tail
+    weights = store_weights(dict(tail), pretraining.spec.backbone, home.weights)
+    accuracy = max(epoch["val/accuracy"] for epoch in epochs)
+    memo = {"weights": weights.model_dump(), "accuracy": accuracy, "name": pretraining.spec.name}
+    write_bytes(_memo(pretraining, home), json.dumps(memo, indent=1).encode())
+    return Pretrained(weights, accuracy, is_new=True, epochs=tuple(epochs), seconds=time.monotonic() - started)
+
+
+def _memo(pretraining: Pretraining, home: HomePaths) -> str:
+    return str(home.weights / "pretraining" / f"{_digest(pretraining.recipe)}.json")
+
+
+def _digest(recipe: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(recipe.encode()).hexdigest()[:32]

@@ -1,0 +1,182 @@
+"""What a person sees while a sweep runs: a live panel on a terminal, plain lines elsewhere.
+
+In: the journal's records as they are written, and the phases between them. Out: text on standard error, so that
+standard output holds results alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tuner.journal import Record
+
+
+@dataclass
+class SearchState:
+    """Counts of one search, kept up to date from its records.
+
+    Attributes:
+        metric: What decides.
+        mode: ``max`` or ``min``.
+        num_trials: Trials in all.
+        max_epochs: Of one trial.
+    """
+
+    metric: str = "val/accuracy"
+    mode: str = "max"
+    num_trials: int = 0
+    max_epochs: int = 1
+    running: dict[int, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    best: tuple[float, int] | None = None
+
+    def see(self, record: Record) -> None:
+        """Takes one record of the journal into account."""
+        event = record["event"]
+        if event == "trial":
+            self.running[record["number"]] = 0
+        elif event == "epoch" and record["number"] in self.running:
+            self.running[record["number"]] = record["epoch"]
+            value = record["metrics"].get(self.metric)
+            if value is not None and self.is_better(value):
+                self.best = (value, record["number"])
+        elif event == "end" and record["number"] in self.running:
+            del self.running[record["number"]]
+            self.outcomes[record["outcome"]] = self.outcomes.get(record["outcome"], 0) + 1
+            self.seconds.append((record.get("metrics") or {}).get("time/trial_s", 0.0))
+
+    def is_better(self, value: float) -> bool:
+        """Whether ``value`` beats the best so far."""
+        if self.best is None:
+            return True
+        return value > self.best[0] if self.mode == "max" else value < self.best[0]
+
+    @property
+    def num_ended(self) -> int:
+        """Trials that have an outcome."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome != "interrupted")
+
+    def seconds_left(self, num_lanes: int) -> float | None:
+        """An estimate from the mean of the trials that ended; None before the first has."""
+        if not self.seconds:
+            return None
+        mean_s = sum(self.seconds) / len(self.seconds)
+        return max(0, self.num_trials - self.num_ended - len(self.running) / 2) * mean_s / max(1, num_lanes)
+
+
+class Progress:
+    """Shows a sweep's phases and trials; a context manager.
+
+    Args:
+        console: Where to; standard error by default. A terminal gets a live panel, anything else plain lines.
+        quiet: Shows nothing at all.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet)
+        self.state = SearchState()
+        self.num_lanes = 1
+        self._phase = ""
+        self._fraction: float | None = None
+        self._started = time.monotonic()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        self._started = time.monotonic()
+        if self.console.is_terminal and not self.console.quiet:
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def phase(self, text: str) -> None:
+        """What is being done now, where no trial says it."""
+        self._phase, self._fraction = text, None
+        if self._live is None:
+            self._line(text)
+
+    def counted(self, text: str, done: int, total: int) -> None:
+        """A phase of which so much is done; plain output gets its tenths."""
+        before = self._fraction if self._phase == text else None
+        self._phase, self._fraction = text, done / max(1, total)
+        if self._live is None and (before is None or int(10 * before) < int(10 * self._fraction)):
+            self._line(f"{text}: {done} of {total}")
+
+    def note(self, text: str, style: str = "") -> None:
+        """A line that stays."""
+        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+
+    def see(self, record: Record) -> None:
+        """Takes one record of the journal into account."""
+        before = self.state.best
+        self.state.see(record)
+        if self._live is not None:
+            return
+        if record["event"] == "end":
+            self._line(self._describe_end(record))
+        elif record["event"] == "epoch" and self.state.best is not before and self.state.best is not None:
+            self._line(
+                f"new best {self.state.metric} {self.state.best[0]:.4f} "
+                f"(trial {record['number']}, epoch {record['epoch']})"
+            )
+
+    def _describe_end(self, record: Record) -> str:
+        state = self.state
+        reason = f" ({record['reason']})" if record.get("reason") and record["outcome"] != "stopped_early" else ""
+        best = f", best {state.best[0]:.4f}" if state.best else ""
+        left = state.seconds_left(self.num_lanes)
+        estimate = f", about {_clock(left)} left" if left else ""
+        outcome = record["outcome"].replace("_", " ")
+        return f"trial {record['number']} {outcome}{reason}: {state.num_ended}/{state.num_trials} done{best}{estimate}"
+
+    def _line(self, text: str) -> None:
+        self.note(f"[{_clock(time.monotonic() - self._started)}] {text}".replace("[", "\\[", 1))
+
+    def _render(self) -> RenderableType:
+        state = self.state
+        elapsed = _clock(time.monotonic() - self._started)
+        if not state.num_trials or not (state.running or state.outcomes):
+            fraction = [] if self._fraction is None else [ProgressBar(total=1, completed=self._fraction, width=40)]
+            return Group(Text(f"{elapsed}  {self._phase}"), *fraction)
+        left = state.seconds_left(self.num_lanes)
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(state.outcomes.items()))
+        best = "none yet" if state.best is None else f"{state.best[0]:.4f} (trial {state.best[1]})"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(ProgressBar(total=state.num_trials, completed=state.num_ended, width=40), f"{elapsed} elapsed")
+        grid.add_row(
+            f"{state.num_ended} of {state.num_trials} trials ended" + (f": {counts}" if counts else ""),
+            "" if left is None else f"about {_clock(left)} left",
+        )
+        grid.add_row(f"best {state.metric}: {best}")
+        running = [
+            f"trial {number}: epoch {epoch}/{state.max_epochs}" for number, epoch in sorted(state.running.items())
+        ]
+        grid.add_row("   ".join(running) or self._phase)
+        return grid
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"  # noqa: PLR2004
+
+
+def silent() -> Progress:
+    """A progress that shows nothing."""
+    return Progress(quiet=True)
+
+

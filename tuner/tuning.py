@@ -1,0 +1,168 @@
+"""One Ray Tune run over the lanes: what Tune is told, and what it tells the journal.
+
+In: a searcher, a scheduler, the pool of lanes. Out: records in the journal, one trial after another. The journal is the
+truth; Tune's own experiment state is not used to resume.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from trainables.trial import CLIENT, EPOCH, OUTCOME, REASON, LaneTrial
+from tuner.journal import Outcome
+from tuner.lanes import LanePool
+from tuner.searching import StudySearcher
+
+Record = Callable[..., object]
+TIME_IS_UP = "the time budget is spent"
+ASHA_STOPPED = "ASHA: others were better after as many epochs"
+METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
+
+
+class StopSwitch:
+    """Whether the sweep is to end at the running trials' next epoch, and why.
+
+    Args:
+        time_budget_s: Seconds that the search may take; None for any number.
+    """
+
+    def __init__(self, time_budget_s: float | None = None) -> None:
+        self._deadline = math.inf if time_budget_s is None else time.monotonic() + time_budget_s
+        self.is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Asks for the end; running epochs are finished and kept. Safe in a signal handler."""
+        self.is_interrupted = True
+
+    @property
+    def is_time_up(self) -> bool:
+        """Whether the time budget is spent."""
+        return time.monotonic() >= self._deadline
+
+    def __bool__(self) -> bool:
+        """Whether to stop, for either reason."""
+        return self.is_interrupted or self.is_time_up
+
+
+class _SwitchStopper(tune.Stopper):
+    def __init__(self, switch: StopSwitch, searcher: StudySearcher) -> None:
+        self._switch, self._searcher = switch, searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if self._switch:
+            self._searcher.stop()
+        return bool(self._switch)
+
+    def stop_all(self) -> bool:
+        return False
+
+
+class JournalCallback(tune.Callback):
+    """Writes what happens to trials into the journal, and takes lanes back from dead trials.
+
+    Args:
+        record: ``Journal.append`` or a wrapper of it.
+        pool: The lanes.
+        switch: Tells a trial that ASHA stopped from one that the sweep's end stopped.
+    """
+
+    def __init__(self, record: Record, pool: LanePool, switch: StopSwitch) -> None:
+        self._record, self._pool, self._switch = record, pool, switch
+        self._started: dict[str, float] = {}
+        self._clients: dict[str, str] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial begins on an actor (new or reused)."""
+        self._started[trial.trial_id] = time.monotonic()
+        self._record("trial", number=trial.config["number"], params=trial.config["params"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One more epoch."""
+        self._clients[trial.trial_id] = result[CLIENT]
+        metrics = {name: value for name, value in result.items() if name.startswith(METRIC_GROUPS)}
+        if metrics:
+            self._record("epoch", number=trial.config["number"], epoch=result[EPOCH], metrics=metrics)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial ended by itself, or was stopped."""
+        outcome: Outcome | None = trial.last_result.get(OUTCOME)
+        reason = trial.last_result.get(REASON)
+        if outcome is None and self._switch.is_interrupted:
+            outcome, reason = "interrupted", "the sweep was interrupted"
+        elif outcome is None:
+            outcome, reason = "stopped_early", TIME_IS_UP if self._switch.is_time_up else ASHA_STOPPED
+        self._end(trial, outcome, reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed, or its actor died."""
+        if client := self._clients.get(trial.trial_id):
+            self._pool.take_back(client)
+        self._end(trial, "failed", _cause(trial))
+
+    def _end(self, trial: Trial, outcome: Outcome, reason: str | None) -> None:
+        seconds = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
+        self._record(
+            "end",
+            number=trial.config["number"],
+            outcome=outcome,
+            reason=reason,
+            metrics={"time/trial_s": seconds},
+        )
+
+
+def run_tune(
+    *,
+    searcher: StudySearcher,
+    scheduler: TrialScheduler,
+    pool: LanePool,
+    switch: StopSwitch,
+    record: Record,
+    storage: str,
+) -> None:
+    """Runs the search to its end, or to the switch's; returns when every trial has ended.
+
+    Args:
+        searcher: Proposes trials and knows when there are enough.
+        scheduler: Stops trials early.
+        pool: As many trials run at once as it has lanes.
+        switch: Ends the search in an orderly way.
+        record: Where to write what happens.
+        storage: Path or URI for Tune's own files.
+    """
+    # This process handles Ctrl-C itself, and resumes from the journal: Tune's snapshots would only cost time.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    tune.Tuner(
+        tune.with_resources(LaneTrial, {"CPU": 0.01}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=pool.num_lanes,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=storage,
+            name="tune",
+            stop=_SwitchStopper(switch, searcher),
+            callbacks=[JournalCallback(record, pool, switch)],
+            verbose=0,
+        ),
+    ).fit()
+
+
+def _cause(trial: Trial) -> str:
+    """The last line of what Tune knows about a trial's error."""
+    lines = [line for line in (trial.error_file and str(trial.get_error() or "") or "").splitlines() if line.strip()]
+    text = lines[-1].strip() if lines else "its actor died"
+    return text.rsplit("TrialFailedError: ", 1)[-1]
