@@ -106,9 +106,9 @@ class TrialRun:
         self._normalise = Normaliser(backbone.mean, backbone.std, ranks.device, layout)
         self._prefix: FrozenPrefix | None = None
         if self._network.prefix is not None:
-            prefix = self._network.prefix.to(ranks.device, memory_format=layout)
+            prefix = self._network.prefix.to(ranks.device).to(memory_format=layout)
             self._prefix = FrozenPrefix(prefix, config.compute)
-        self._tail = self._network.tail.to(ranks.device, memory_format=layout)
+        self._tail = self._network.tail.to(ranks.device).to(memory_format=layout)
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer)
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))

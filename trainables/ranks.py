@@ -42,7 +42,10 @@ class Ranks:
         """Joins the default process group, if there is one with several ranks; every rank must call this."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(device)
-        return cls(device, dist.new_group(backend="gloo", timeout=_IDLE_LIMIT))
+        control = dist.new_group(backend="gloo", timeout=_IDLE_LIMIT)
+        if not isinstance(control, dist.ProcessGroup):
+            raise RuntimeError("this process is not a member of its own control group")
+        return cls(device, control)
 
     @property
     def is_first(self) -> bool:
@@ -107,6 +110,10 @@ class JoinedBatchNorm(nn.Module):
     gradients flow back through both sums (Ioffe & Szegedy 2015, algorithm 1, with the global batch as the batch).
     """
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
     def __init__(self, source: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         super().__init__()
         self.eps, self.momentum = source.eps, source.momentum
@@ -117,10 +124,9 @@ class JoinedBatchNorm(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Normalises [B, C, ...] over everything but C; shape and dtype are kept."""
-        running_mean, running_var = self.running_mean, self.running_var
         if not self.training:
             return nn.functional.batch_norm(
-                inputs, running_mean, running_var, self.weight, self.bias, training=False, eps=self.eps
+                inputs, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         with torch.autocast(inputs.device.type, enabled=False):
             values = inputs.float()

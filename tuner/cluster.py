@@ -28,7 +28,6 @@ def start_ray() -> bool:
     quicken_ray_train()
     # A trial that diverges in its first epoch has no validation metric to report.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     import ray
 
@@ -93,9 +92,9 @@ def choose_shape(
             f"budget: {lanes} trials at once ask for {lanes * workers * cpus:g} CPUs and {lanes * workers * gpus:g} "
             f"GPUs, the cluster has {num_cpus:g} and {num_gpus:g}; lower budget.concurrency"
         )
-    threads = budget.threads_per_worker
-    if not isinstance(threads, int):
-        threads = max(1, math.floor(num_cpus / (lanes * workers) if not on_gpu else cpus))
+    cores = cpus if on_gpu else num_cpus / (lanes * workers)
+    asked = budget.threads_per_worker
+    threads = max(1, math.floor(cores)) if asked == "auto" else asked
     return LaneShape(workers, cpus, gpus, threads), lanes
 
 

@@ -130,7 +130,6 @@ class LanePool:
     def _keep_lane(self, lane: int) -> None:
         """The lane's thread: fits until the pool closes; starts anew what Ray Train gave up."""
         import ray
-
         from ray.train import TrainingFailedError
 
         reason = ""

@@ -6,9 +6,9 @@ Everything that can be wrong with a spec and its surroundings is found here, bef
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from tuner.paths import HomePaths
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
 
-_STORE_MARGIN = 1.5
+STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
 
 
@@ -64,7 +64,7 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
     report = pack(
         open_source(spec.source),
         home.tables,
-        side_px=round(_STORE_MARGIN * spec.image_size_px),
+        side_px=round(STORE_MARGIN * spec.image_size_px),
         progress=lambda done, total: counted("packing pictures", done, total),
     )
     table = ImageTable.open(report.path)
@@ -142,7 +142,6 @@ def check_quickly(spec: SweepSpec) -> None:
     """
     open_source(spec.data.source)
     weights = spec.model.weights
-    if isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors")):
-        path = os.path.expanduser(weights)
-        if not os.path.isfile(path):
-            raise InputError(f"model.weights: there is no file {weights!r}; give the path of an existing file")
+    is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))
+    if is_file and not Path(str(weights)).expanduser().is_file():
+        raise InputError(f"model.weights: there is no file {weights!r}; give the path of an existing file")

@@ -151,3 +151,44 @@ def _digest(recipe: str) -> str:
     import hashlib
 
     return hashlib.sha256(recipe.encode()).hexdigest()[:32]
+
+
+def register_pretrained(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tracking_uri: str) -> str:
+    """Writes the pretraining's run and registers its whole model; returns the model's URI."""
+    from tuner.finale import whole_network
+    from tuner.model_file import ModelCard, save_model
+    from tuner.registry import backbone_tags, log_run, register_model
+
+    spec, config = pretraining.spec, pretraining.config
+    directory = home.weights / "pretraining" / _digest(pretraining.recipe)
+    model, mean, std = whole_network(config, str(directory / BEST_CHECKPOINT))
+    card = ModelCard(
+        class_names=config.data.class_names,
+        image_size_px=config.data.image_size_px,
+        mean=mean,
+        std=std,
+        backbone=spec.backbone,
+        data_fingerprint=config.data.fingerprint,
+    )
+    save_model(model, card, directory / "model")
+    now = time.time()
+    run_id = log_run(
+        home,
+        tracking_uri,
+        experiment=spec.name,
+        name=spec.name,
+        params=pretraining.params,
+        epochs=[dict(epoch) for epoch in trained.epochs],
+        time_s=(now - trained.seconds, now),
+    )
+    version = register_model(
+        directory / "model",
+        spec.name,
+        tracking_uri,
+        run_id=run_id,
+        time_s=now,
+        metrics={"val/accuracy": trained.accuracy},
+        tags=backbone_tags(pretraining.recipe),
+        description=f"{spec.backbone} pretrained on {spec.data.source}",
+    )
+    return version.uri

@@ -37,6 +37,7 @@ class SearchState:
     running: dict[int, int] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    reached: dict[int, float] = field(default_factory=dict)
     best: tuple[float, int] | None = None
 
     def see(self, record: Record) -> None:
@@ -47,18 +48,18 @@ class SearchState:
         elif event == "epoch" and record["number"] in self.running:
             self.running[record["number"]] = record["epoch"]
             value = record["metrics"].get(self.metric)
-            if value is not None and self.is_better(value):
-                self.best = (value, record["number"])
+            if value is not None:
+                self._take(record["number"], value)
         elif event == "end" and record["number"] in self.running:
             del self.running[record["number"]]
             self.outcomes[record["outcome"]] = self.outcomes.get(record["outcome"], 0) + 1
             self.seconds.append((record.get("metrics") or {}).get("time/trial_s", 0.0))
 
-    def is_better(self, value: float) -> bool:
-        """Whether ``value`` beats the best so far."""
-        if self.best is None:
-            return True
-        return value > self.best[0] if self.mode == "max" else value < self.best[0]
+    def _take(self, number: int, value: float) -> None:
+        better = max if self.mode == "max" else min
+        self.reached[number] = better(value, self.reached.get(number, value))
+        if self.best is None or better(value, self.best[0]) != self.best[0]:
+            self.best = (value, number)
 
     @property
     def num_ended(self) -> int:
@@ -123,26 +124,20 @@ class Progress:
 
     def see(self, record: Record) -> None:
         """Takes one record of the journal into account."""
-        before = self.state.best
+        is_trial = record.get("number") in self.state.running
         self.state.see(record)
-        if self._live is not None:
-            return
-        if record["event"] == "end":
+        if self._live is None and is_trial and record["event"] == "end":
             self._line(self._describe_end(record))
-        elif record["event"] == "epoch" and self.state.best is not before and self.state.best is not None:
-            self._line(
-                f"new best {self.state.metric} {self.state.best[0]:.4f} "
-                f"(trial {record['number']}, epoch {record['epoch']})"
-            )
 
     def _describe_end(self, record: Record) -> str:
-        state = self.state
+        state, number = self.state, record["number"]
         reason = f" ({record['reason']})" if record.get("reason") and record["outcome"] != "stopped_early" else ""
-        best = f", best {state.best[0]:.4f}" if state.best else ""
+        reached = f" at {state.reached[number]:.4f}" if number in state.reached else ""
+        best = f", best {state.metric} {state.best[0]:.4f} (trial {state.best[1]})" if state.best else ""
         left = state.seconds_left(self.num_lanes)
         estimate = f", about {_clock(left)} left" if left else ""
         outcome = record["outcome"].replace("_", " ")
-        return f"trial {record['number']} {outcome}{reason}: {state.num_ended}/{state.num_trials} done{best}{estimate}"
+        return f"trial {number} {outcome}{reached}{reason}: {state.num_ended}/{state.num_trials} done{best}{estimate}"
 
     def _line(self, text: str) -> None:
         self.note(f"[{_clock(time.monotonic() - self._started)}] {text}".replace("[", "\\[", 1))
@@ -178,5 +173,3 @@ def _clock(seconds: float) -> str:
 def silent() -> Progress:
     """A progress that shows nothing."""
     return Progress(quiet=True)
-
-

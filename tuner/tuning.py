@@ -52,7 +52,14 @@ class StopSwitch:
         return self.is_interrupted or self.is_time_up
 
 
-class _SwitchStopper(tune.Stopper):
+class _NotKept:
+    """Tune pickles what it is given, to restore it later; what lives in this process alone is left out of that."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _SwitchStopper(_NotKept, tune.Stopper):
     def __init__(self, switch: StopSwitch, searcher: StudySearcher) -> None:
         self._switch, self._searcher = switch, searcher
 
@@ -65,7 +72,7 @@ class _SwitchStopper(tune.Stopper):
         return False
 
 
-class JournalCallback(tune.Callback):
+class JournalCallback(_NotKept, tune.Callback):
     """Writes what happens to trials into the journal, and takes lanes back from dead trials.
 
     Args:
@@ -163,6 +170,6 @@ def run_tune(
 
 def _cause(trial: Trial) -> str:
     """The last line of what Tune knows about a trial's error."""
-    lines = [line for line in (trial.error_file and str(trial.get_error() or "") or "").splitlines() if line.strip()]
+    lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
     text = lines[-1].strip() if lines else "its actor died"
     return text.rsplit("TrialFailedError: ", 1)[-1]

@@ -38,6 +38,20 @@ HEAVY = ("alexnet", "vgg11", "vgg11_bn")  # hundreds of megabytes, most of them 
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in SIZES_PX]
 
 
+WITHOUT_DROPOUT_BEFORE_HEAD = {
+    "resnet18", "convnext_tiny", "densenet121", "shufflenet_v2_x0_5", "regnet_y_400mf", "alexnet",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Pictures this small gain nothing from a second thread and lose much to waiting for it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A network as its authors run it, and as it is cut here."""
@@ -45,7 +59,7 @@ class Subject:
     name: str
     reference: nn.Module
     graph: CutGraph
-    images_BCHW: torch.Tensor
+    images: torch.Tensor
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -72,24 +86,24 @@ def parts(graph: CutGraph) -> Iterator[tuple[int, nn.Module, nn.Module]]:
 
 @torch.no_grad()
 def test_prefix_then_tail_has_the_bits_of_the_whole_network(subject: Subject) -> None:
-    whole = subject.graph.model(subject.images_BCHW)
+    whole = subject.graph.model(subject.images)
     assert whole.shape == (3, subject.graph.head.num_classes)
     for depth, prefix, tail in parts(subject.graph):
-        features = prefix(subject.images_BCHW)
+        features = prefix(subject.images)
         assert torch.equal(tail(features), whole), f"depth {depth}"
-        expected = subject.graph.stages[depth - 1].output_shape if depth else subject.images_BCHW.shape[1:]
+        expected = subject.graph.stages[depth - 1].output_shape if depth else subject.images.shape[1:]
         assert tuple(features.shape[1:]) == tuple(expected)
 
 
 @torch.no_grad()
 def test_whole_network_has_the_bits_of_its_authors_forward(subject: Subject) -> None:
     if subject.name != "squeezenet1_1":
-        assert torch.equal(subject.graph.model(subject.images_BCHW), subject.reference(subject.images_BCHW))
+        assert torch.equal(subject.graph.model(subject.images), subject.reference(subject.images))
         return
     prefix, _ = subject.graph.split(subject.graph.num_stages)
-    pooled = subject.reference.features(subject.images_BCHW).mean((2, 3))
+    pooled = subject.reference.features(subject.images).mean((2, 3))
     # Pooling sums in another order than a mean: float32 rounding of 169 terms at most.
-    torch.testing.assert_close(prefix(subject.images_BCHW), pooled, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(prefix(subject.images), pooled, rtol=1e-5, atol=1e-6)
 
 
 def test_each_tensor_is_on_one_side_under_its_own_name(subject: Subject) -> None:
@@ -107,7 +121,7 @@ def test_each_tensor_is_on_one_side_under_its_own_name(subject: Subject) -> None
 
 def test_prefix_has_no_gradient_and_tail_has(subject: Subject) -> None:
     for depth, prefix, tail in parts(subject.graph):
-        features = prefix(subject.images_BCHW)
+        features = prefix(subject.images)
         assert not features.requires_grad
         if depth in (0, subject.graph.num_stages):  # the extremes: a backward pass at every depth proves no more
             tail.train()(features).sum().backward()
@@ -119,7 +133,7 @@ def test_prefix_has_no_gradient_and_tail_has(subject: Subject) -> None:
 def test_training_a_tail_changes_neither_network_nor_prefix_nor_the_next_tail(subject: Subject) -> None:
     _, first = subject.graph.split(0)
     before = {name: tensor.clone() for name, tensor in subject.graph.model.state_dict().items()}
-    first.train()(subject.images_BCHW).sum().backward()
+    first.train()(subject.images).sum().backward()
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(1)
@@ -134,7 +148,7 @@ def test_training_a_tail_changes_neither_network_nor_prefix_nor_the_next_tail(su
 @torch.no_grad()
 def test_tail_reads_its_input_and_does_not_write_it(subject: Subject) -> None:
     for depth, prefix, tail in parts(subject.graph):
-        features = prefix(subject.images_BCHW)
+        features = prefix(subject.images)
         kept = features.clone()
         for is_training in (False, True):
             tail.train(is_training)(features)
@@ -145,10 +159,10 @@ def test_tail_reads_its_input_and_does_not_write_it(subject: Subject) -> None:
 def test_tail_follows_train_and_eval(subject: Subject) -> None:
     """Dropout, stochastic depth and BatchNorm are what they are at the moment, not what they were when traced."""
     _, tail = subject.graph.split(0)
-    eval_logits = tail(subject.images_BCHW)
+    eval_logits = tail(subject.images)
     torch.manual_seed(1)
     tail.train()
-    train_logits = [tail(subject.images_BCHW) for _ in range(2)]
+    train_logits = [tail(subject.images) for _ in range(2)]
     kinds = {type(module) for module in subject.reference.modules()}
     is_random = bool(kinds & {nn.Dropout, StochasticDepth})
     assert torch.equal(*train_logits) != is_random or nn.BatchNorm2d in kinds
@@ -166,12 +180,11 @@ def test_tail_follows_train_and_eval(subject: Subject) -> None:
 @torch.no_grad()
 def test_dropout_before_the_head_is_trained_with_the_head(subject: Subject) -> None:
     prefix, tail = subject.graph.split(subject.graph.num_stages)
-    features = prefix(subject.images_BCHW)
-    assert features.shape == (3, subject.graph.head.in_features)
+    features = prefix(subject.images)
+    assert features.flatten(1).shape == (3, subject.graph.head.in_features)
     torch.manual_seed(1)
     first, second = (tail.train()(features) for _ in range(2))
-    has_dropout = any(isinstance(module, nn.Dropout) for module in subject.reference.modules())
-    assert torch.equal(first, second) != has_dropout
+    assert torch.equal(first, second) == (subject.name in WITHOUT_DROPOUT_BEFORE_HEAD)
     assert torch.equal(tail.eval()(features), tail.eval()(features))
 
 

@@ -91,7 +91,7 @@ def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    attempt = "import sys; from pathlib import Path; from tuner.journal import Journal; Journal.open(Path(sys.argv[1])).close()"
+    attempt = "import pathlib, sys, tuner.journal as j; j.Journal.open(pathlib.Path(sys.argv[1])).close()"
     with Journal.open(path) as journal:
         journal.append("trial", number=0, params={})
         second = subprocess.run([sys.executable, "-c", attempt, str(path)], capture_output=True, text=True, check=False)

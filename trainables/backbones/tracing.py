@@ -128,7 +128,8 @@ def plan_cuts(traced: Trace, skeleton: nn.Module, input_size_px: int) -> CutPlan
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     states = {id(node): _state_of(node, skeleton) for node in nodes}
     cuts = _cut_points(nodes, costs, states)
-    cuts = cuts[: 1 + max(i for i, cut in enumerate(cuts) if not _is_dropout_or_head(nodes[cut], skeleton, traced))]
+    first_beyond = _first_of_head(nodes, states, skeleton)
+    cuts = [cut for cut in cuts if cut < first_beyond]
     bounds = [0, *(cut + 1 for cut in cuts)]
     segments = [_segment(nodes[start:stop], nodes[stop], costs, states, skeleton) for start, stop in pairwise(bounds)]
     ends = (0, *(bounds[last + 1] for last in choose_stages(segments)))
@@ -136,11 +137,15 @@ def plan_cuts(traced: Trace, skeleton: nn.Module, input_size_px: int) -> CutPlan
     return CutPlan(traced, tuple(nodes), ends, stages)
 
 
-def _is_dropout_or_head(node: fx.Node, model: nn.Module, traced: Trace) -> bool:
-    """Dropout in front of the head is trained with it, and so not frozen by any cut."""
-    if node.op != "call_module":
-        return False
-    return node.target == traced.head_name or isinstance(model.get_submodule(str(node.target)), nn.Dropout)
+def _first_of_head(nodes: Sequence[fx.Node], states: dict[int, dict[str, torch.Tensor]], model: nn.Module) -> int:
+    """Index of the first node that is trained at every depth: the first dropout in front of the head, or the head."""
+    head = len(nodes) - 1
+    start = 1 + max(index for index in range(head) if states[id(nodes[index])])
+    return next((index for index in range(start, head) if _is_dropout(nodes[index], model)), head)
+
+
+def _is_dropout(node: fx.Node, model: nn.Module) -> bool:
+    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Dropout)
 
 
 def _state_of(node: fx.Node, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -195,9 +200,7 @@ def _segment(
         flops=sum(costs[node].flops for node in nodes),
         has_state=any(states[id(node)] for node in nodes),
         has_weights=_has_weights(states[id(node)] for node in nodes),
-        has_dropout=any(
-            node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Dropout) for node in nodes
-        ),
+        has_dropout=any(_is_dropout(node, model) for node in nodes),
         parts_norm=is_weight_layer and any(state and not _has_weights([state]) for state in followers),
         num_values=math.prod(shape),
         spatial_size=shape[1:] or (1, 1),

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -197,7 +198,10 @@ def _read_file(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # PyTorch wonders aloud about damaged files before it gives them up; the refusal below says it once.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise InputError(f"{place} is damaged or no safetensors file ({_first_line(error)}); fetch it again") from error
     except _UNREADABLE as error:

@@ -1,0 +1,217 @@
+"""The end of a sweep: the champion is tested once, compared, written whole, and registered.
+
+In: the journal's trials and the pool of lanes. Out: a ``Champion`` and the baselines' ``Standing``s. Validation has
+chosen before anything here reads the test side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search_spaces.spec import BaselineName, SweepSpec
+from trainables.config import TrialConfig
+from trainables.jobs import BEST_CHECKPOINT, ScoreJob, TrainJob
+from trainables.storage import join
+from tuner.champion import baseline_config, best_epoch
+from tuner.journal import TrialRecord
+from tuner.lanes import LaneError, LanePool
+from tuner.model_file import ModelCard, save_model
+from tuner.paths import HomePaths
+from tuner.preparing import STORE_MARGIN, PreparedData
+from tuner.report import Confusion, write_confusion
+from tuner.result import Champion, Standing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FIRST_BASELINE = 10_000
+"""Runs beside the search are numbered from here, far from any trial."""
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What the end of a sweep works with.
+
+    Attributes:
+        spec: The sweep's.
+        home: Where its files are.
+        data: Its pictures.
+        pool: Its lanes.
+        record: Writes the journal.
+        phase: Tells a person what is being done.
+    """
+
+    spec: SweepSpec
+    home: HomePaths
+    data: PreparedData
+    pool: LanePool
+    record: Callable[..., object]
+    phase: Callable[[str], None]
+
+    def directory(self, number: int) -> str:
+        """Where a trial's checkpoints are."""
+        return self.home.uri_of(self.home.sweep(self.spec.name).trial(number).root)
+
+
+def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> tuple[Champion, Confusion | None]:
+    """Reads the champion's result: validation from the journal, the test side now, once.
+
+    Returns:
+        The champion and its confusion matrix of the test side; None where there is no test side.
+    """
+    epoch = best_epoch(trial, closing.spec.metric, closing.spec.mode) or {}
+    standing = Standing(f"trial {trial.number}", _without_group(epoch, "val/"))
+    champion = Champion(trial.number, trial.params, config, standing)
+    if not closing.data.size("test"):
+        return champion, None
+    closing.phase("testing the champion")
+    test, confusion = _score(closing, config, closing.directory(trial.number))
+    return replace(champion, standing=replace(standing, test=test)), confusion
+
+
+def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list[Standing]:
+    """Trains what the spec wants the champion compared with; one that fails is left out and journaled."""
+    standings = []
+    for position, name in enumerate(closing.spec.baselines):
+        closing.phase(f"training baseline {name}")
+        config = baseline_config(name, champion.config, num_stages)
+        standing = _run_baseline(closing, FIRST_BASELINE + 1 + position, name, config, champion.params)
+        if standing is not None:
+            standings.append(standing)
+    return standings
+
+
+def _run_baseline(
+    closing: Closing, number: int, name: BaselineName, config: TrialConfig, params: dict[str, Any]
+) -> Standing | None:
+    spec, started = closing.spec, time.monotonic()
+    shown = {**params, "freeze_depth": config.freeze_depth, "backbone_lr_ratio": config.optimizer.backbone_lr_ratio}
+    closing.record("baseline", number=number, name=name, params=shown)
+    job = TrainJob(config=config, directory=closing.directory(number), metric=spec.metric, mode=spec.mode)
+    epochs: list[dict[str, float]] = []
+    outcome, reason = "completed", None
+    try:
+        for message in closing.pool.run(job):
+            outcome, reason = message.get("outcome") or outcome, message.get("reason")
+            if message["metrics"]:
+                closing.record("epoch", number=number, epoch=message["epoch"], metrics=message["metrics"])
+                epochs.append({**message["metrics"], "epoch": message["epoch"]})
+    except LaneError as error:
+        outcome, reason = "failed", str(error)
+    totals = {"time/trial_s": time.monotonic() - started}
+    best = best_epoch(TrialRecord(number, {}, tuple(epochs)), spec.metric, spec.mode)
+    if outcome != "completed" or best is None:
+        closing.record("end", number=number, outcome=outcome, reason=reason, metrics=totals)
+        return None
+    test: dict[str, float] = {}
+    if closing.data.size("test"):
+        test, _ = _score(closing, config, closing.directory(number))
+        totals |= {f"test/{key}": value for key, value in test.items()}
+    closing.record("end", number=number, outcome=outcome, reason=reason, metrics=totals)
+    return Standing(name, _without_group(best, "val/"), test)
+
+
+def _score(closing: Closing, config: TrialConfig, directory: str) -> tuple[dict[str, float], Confusion]:
+    job = ScoreJob(config=config, checkpoint=join(directory, BEST_CHECKPOINT), side="test")
+    (message,) = closing.pool.run(job)
+    confusion = Confusion.of(config.data.class_names, message["confusion"])
+    return {**message["metrics"], **_without_group(confusion.test_metrics(), "test/")}, confusion
+
+
+def _without_group(metrics: dict[str, float], group: str) -> dict[str, float]:
+    return {name.removeprefix(group): value for name, value in metrics.items() if name.startswith(group)}
+
+
+def whole_network(config: TrialConfig, checkpoint_uri: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """The whole trained network from a delta checkpoint, in eval mode, with the mean and std of its pictures.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or stands on other weights.
+    """
+    from trainables.backbones.zoo import load_backbone
+    from trainables.checkpoint import load_checkpoint
+    from trainables.classifier import split_network
+
+    backbone = load_backbone(
+        config.backbone.name,
+        config.backbone.weights,
+        num_classes=len(config.data.class_names),
+        input_size_px=config.data.image_size_px,
+        seed=config.seed,
+    )
+    delta = load_checkpoint(checkpoint_uri).tail_for(split_network(backbone, config.freeze_depth).prefix_hash)
+    _, whole = backbone.graph.split(0)
+    whole.load_state_dict({**backbone.model.state_dict(), **delta}, strict=True)
+    return whole.eval(), backbone.mean, backbone.std
+
+
+def write_champion(closing: Closing, champion: Champion) -> None:
+    """Writes the champion's whole model into the sweep's folder."""
+    config = champion.config
+    checkpoint = join(closing.directory(champion.number), BEST_CHECKPOINT)
+    model, mean, std = whole_network(config, checkpoint)
+    card = ModelCard(
+        class_names=config.data.class_names,
+        image_size_px=config.data.image_size_px,
+        stored_side_px=round(STORE_MARGIN * config.data.image_size_px),
+        mean=mean,
+        std=std,
+        backbone=config.backbone.name,
+        data_fingerprint=config.data.fingerprint,
+        test_digest=closing.data.test_digest if closing.data.size("test") else None,
+        sweep=closing.spec.name,
+        trial=champion.number,
+    )
+    save_model(model, card, closing.home.sweep(closing.spec.name).champion)
+
+
+def write_report(closing: Closing, champion: Champion, confusion: Confusion) -> list[str]:
+    """Writes the confusion matrix as table and picture; returns the paths."""
+    folder = closing.home.sweep(closing.spec.name).report
+    title = f"{closing.spec.name}: trial {champion.number} on the test side"
+    return [str(path) for path in write_confusion(confusion, folder, title)]
+
+
+def register_champion(closing: Closing, champion: Champion, tracking_uri: str, run_id: str, time_s: float) -> Champion:
+    """Registers the champion's model and gives it the alias it has earned on the test side."""
+    from tuner.promotion import Score, promote
+    from tuner.registry import register_model
+
+    spec = closing.spec
+    metrics = {f"val/{name}": value for name, value in champion.standing.val.items()}
+    metrics |= {f"test/{name}": value for name, value in champion.standing.test.items()}
+    version = register_model(
+        closing.home.sweep(spec.name).champion,
+        spec.tracking.model_name or spec.name,
+        tracking_uri,
+        run_id=run_id,
+        time_s=time_s,
+        metrics=metrics,
+        tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number)},
+    )
+    score = Score(
+        accuracy=champion.standing.test.get("accuracy"),
+        test_digest=closing.data.test_digest,
+        class_names=champion.config.data.class_names,
+    )
+    decision = promote(version, score, tracking_uri, lambda uri: _accuracy_of(uri, tracking_uri, champion.config))
+    return replace(champion, model_uri=version.uri, alias=decision.alias, reason=decision.reason)
+
+
+def _accuracy_of(uri: str, tracking_uri: str, config: TrialConfig) -> float:
+    """Accuracy of a registered model on the test side of ``config``."""
+    from trainables.data.splits import assign_sides
+    from trainables.data.table import ImageTable
+    from tuner.model_file import Classifier
+
+    classifier = Classifier.load(uri, tracking_uri)
+    table = ImageTable.open(config.data.table)
+    rows, labels = table.rows_of(classifier.card.class_names)
+    tested = assign_sides(table.ids[rows], table.sides[rows], config.data.split) == "test"
+    probabilities = classifier.probabilities([table.image(int(row)) for row in rows[tested]])
+    return float(np.mean(probabilities.argmax(1).numpy() == labels[tested]))
