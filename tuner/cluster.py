@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainables.errors import InputError
-from tuner.lanes import LaneShape, quicken_ray_train
+from tuner.lanes import LanePool, LaneShape, quicken_ray_train
+from tuner.progress import Progress
 
 if TYPE_CHECKING:
     from search_spaces.spec import ResourceSpec
@@ -41,11 +44,43 @@ def start_ray() -> bool:
     return True
 
 
-def stop_ray() -> None:
-    """Leaves the cluster; ends it where ``start_ray`` started it."""
+@contextmanager
+def open_lanes(
+    budget: ResourceSpec,
+    concurrency: int | Literal["auto"],
+    most_lanes: int,
+    storage: str,
+    progress: Progress,
+    check: Callable[[], object] = lambda: None,
+) -> Iterator[LanePool]:
+    """Ray and a pool of lanes that are starting; both are ended whatever happens.
+
+    Args:
+        budget: What one trial runs on.
+        concurrency: Trials side by side.
+        most_lanes: More would have nothing to do.
+        storage: Path or URI for Ray Train's own records.
+        progress: Shows what is being done.
+        check: Called once Ray runs and before any lane starts; what it raises ends everything.
+    """
     import ray
 
-    ray.shutdown()
+    progress.phase("starting Ray")
+    is_ours = start_ray()
+    try:
+        check()
+        shape, num_lanes = choose_shape(budget, concurrency, ray.cluster_resources())
+        progress.num_lanes = min(num_lanes, most_lanes)
+        pool = LanePool(shape, progress.num_lanes, storage)
+        try:
+            pool.start()
+            progress.phase(f"starting {pool.num_lanes} x {shape.num_workers} training worker(s)")
+            yield pool
+        finally:
+            pool.close()
+    finally:
+        if is_ours:
+            ray.shutdown()
 
 
 def choose_shape(

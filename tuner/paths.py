@@ -129,6 +129,13 @@ class HomePaths:
         environ = os.environ if environ is None else environ
         return cls.at(environ.get("THAW_HOME") or "~/.thaw")
 
+    @classmethod
+    def resolve(cls, home: str | Path | HomePaths | None) -> HomePaths:
+        """The home that a caller names in any of these ways; None takes it from the environment."""
+        if isinstance(home, HomePaths):
+            return home
+        return cls.from_env() if home is None else cls.at(home)
+
     @property
     def is_shared(self) -> bool:
         """Whether the home is storage that every node reaches, rather than a folder."""

@@ -6,7 +6,9 @@ pictures is trained once: the home remembers it, and so does MLflow's registry, 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from trainables.storage import join, read_bytes, write_bytes
 from tuner.lanes import LanePool
 from tuner.paths import HomePaths
 from tuner.preparing import PreparedData, prepare_data, prepare_weights
+from tuner.registry import find_backbone
 
 Counted = Callable[[str, int, int], None]
 
@@ -54,13 +57,22 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Trained weights, and whether they were there before."""
+    """Trained weights and how they came about.
+
+    Attributes:
+        weights: What trials start from.
+        epochs: Metrics by epoch; empty when another machine trained them.
+        seconds: What the training took.
+    """
 
     weights: WeightsFile
-    accuracy: float
-    is_new: bool
     epochs: tuple[dict[str, float], ...] = ()
     seconds: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """Validation accuracy of the best epoch, NaN when another machine trained them."""
+        return max((epoch["val/accuracy"] for epoch in self.epochs), default=math.nan)
 
 
 def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, counted: Counted) -> Pretraining:
@@ -94,19 +106,19 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
 def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str) -> Pretrained | None:
     """Weights of the same recipe from the home, else from the registry; None when it was never trained."""
     from trainables.backbones.weights import load_tensors, store_weights
-    from tuner.registry import find_backbone, load_weights
+    from tuner.registry import load_weights
 
     try:
         memo = json.loads(read_bytes(_memo(pretraining, home)))
         weights = WeightsFile(**memo["weights"])
         load_tensors(weights)
-        return Pretrained(weights, memo["accuracy"], is_new=False)
+        return Pretrained(weights, tuple(memo["epochs"]), memo["seconds"])
     except (FileNotFoundError, InputError, ValueError, KeyError):
         version = find_backbone(pretraining.recipe, tracking_uri)
     if version is None:
         return None
     weights = store_weights(load_weights(version.uri, tracking_uri), pretraining.spec.backbone, home.weights)
-    return Pretrained(weights, float("nan"), is_new=False)
+    return Pretrained(weights)
 
 
 def train_backbone(
@@ -137,10 +149,15 @@ def train_backbone(
         see(message["epoch"], message["metrics"])
     tail = load_checkpoint(join(directory, BEST_CHECKPOINT)).tail
     weights = store_weights(dict(tail), pretraining.spec.backbone, home.weights)
-    accuracy = max(epoch["val/accuracy"] for epoch in epochs)
-    memo = {"weights": weights.model_dump(), "accuracy": accuracy, "name": pretraining.spec.name}
+    trained = Pretrained(weights, tuple(epochs), time.monotonic() - started)
+    memo = {
+        "weights": weights.model_dump(),
+        "epochs": epochs,
+        "seconds": trained.seconds,
+        "name": pretraining.spec.name,
+    }
     write_bytes(_memo(pretraining, home), json.dumps(memo, indent=1).encode())
-    return Pretrained(weights, accuracy, is_new=True, epochs=tuple(epochs), seconds=time.monotonic() - started)
+    return trained
 
 
 def _memo(pretraining: Pretraining, home: HomePaths) -> str:
@@ -148,13 +165,20 @@ def _memo(pretraining: Pretraining, home: HomePaths) -> str:
 
 
 def _digest(recipe: str) -> str:
-    import hashlib
-
     return hashlib.sha256(recipe.encode()).hexdigest()[:32]
 
 
 def register_pretrained(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tracking_uri: str) -> str:
-    """Writes the pretraining's run and registers its whole model; returns the model's URI."""
+    """Registers a pretraining's whole model, with a run that shows its epochs, unless it is registered.
+
+    Returns:
+        The model's URI.
+    """
+    version = find_backbone(pretraining.recipe, tracking_uri)
+    return version.uri if version is not None else _register(pretraining, trained, home, tracking_uri)
+
+
+def _register(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tracking_uri: str) -> str:
     from tuner.finale import whole_network
     from tuner.model_file import ModelCard, save_model
     from tuner.registry import backbone_tags, log_run, register_model

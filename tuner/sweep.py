@@ -6,12 +6,9 @@ from its journal by ``resume_sweep``.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,12 @@ from trainables.errors import InputError
 from trainables.jobs import TrainJob
 from trainables.storage import write_bytes
 from tuner.champion import choose_champion, why_none
+from tuner.cluster import open_lanes
+from tuner.describing import flat, note, summary
+from tuner.interrupts import first_interrupt_calls
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LanePool
+from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
 from tuner.preparing import PreparedData, base_trial, build_cuts, check_quickly, prepare_data, prepare_weights
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, prepare_pretraining, train_backbone
@@ -34,10 +35,6 @@ from tuner.tracking import Tracking
 
 MLFLOW_PATIENCE_S = 30.0
 """How long the end of a sweep waits for an MLflow that is away."""
-
-
-class SweepFailedError(RuntimeError):
-    """Every trial failed; the message says why."""
 
 
 def run_sweep(
@@ -54,7 +51,7 @@ def run_sweep(
         InputError: The spec or its surroundings will not do; nothing was trained.
         SweepFailedError: Every trial failed.
     """
-    paths = _home(home)
+    paths = HomePaths.resolve(home)
     _refuse_used_name(spec.name, paths)
     return _Sweep(spec, paths, progress or silent()).run()
 
@@ -68,7 +65,7 @@ def resume_sweep(
         InputError: There is no such sweep, or it is finished.
         SweepFailedError: Every trial failed.
     """
-    paths = _home(home)
+    paths = HomePaths.resolve(home)
     if name not in paths.sweep_names():
         known = ", ".join(paths.sweep_names()) or "none"
         raise InputError(f"resume: there is no sweep {name!r} in {paths.root}; there are: {known}")
@@ -86,12 +83,6 @@ def free_name(name: str, home: HomePaths) -> str:
         number += 1
         candidate = f"{name}-{number}"
     return candidate
-
-
-def _home(home: str | Path | HomePaths | None) -> HomePaths:
-    if isinstance(home, HomePaths):
-        return home
-    return HomePaths.from_env() if home is None else HomePaths.at(home)
 
 
 def _refuse_used_name(name: str, home: HomePaths) -> None:
@@ -123,7 +114,16 @@ class _Sweep:
         with ExitStack() as stack:
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="prepare"))
             preparing = executor.submit(self._prepare)
-            pool = stack.enter_context(self._lanes(preparing))
+            pool = stack.enter_context(
+                open_lanes(
+                    self.spec.budget,
+                    self.spec.budget.concurrency,
+                    self.spec.search.num_trials,
+                    self.home.uri_of(self.paths.ray),
+                    self.progress,
+                    check=lambda: preparing.result() if preparing.done() else None,
+                )
+            )
             data, pretraining, weights = preparing.result()
             space = self._check_space(data)
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
@@ -137,33 +137,6 @@ class _Sweep:
             return self._finish(space, base, data, pool)
 
     # --- before ----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _lanes(self, preparing: Future[Any]) -> Iterator[LanePool]:
-        """Ray and the lanes, started while the rest is prepared; ended whatever happens."""
-        import ray
-
-        from tuner.cluster import choose_shape, start_ray, stop_ray
-
-        self.progress.phase("starting Ray")
-        is_ours = start_ray()
-        pool: LanePool | None = None
-        try:
-            if preparing.done():
-                preparing.result()
-            budget = self.spec.budget
-            shape, num_lanes = choose_shape(budget, budget.concurrency, ray.cluster_resources())
-            num_lanes = min(num_lanes, self.spec.search.num_trials)
-            self.progress.num_lanes = num_lanes
-            pool = LanePool(shape, num_lanes, self.home.uri_of(self.paths.ray))
-            pool.start()
-            self.progress.phase(f"starting {num_lanes} lane(s) of {shape.num_workers} worker(s)")
-            yield pool
-        finally:
-            if pool is not None:
-                pool.close()
-            if is_ours:
-                stop_ray()
 
     def _prepare(self) -> tuple[PreparedData, Pretraining | None, WeightsFile | None]:
         """Packs pictures, checks weights: all that needs no lane."""
@@ -185,7 +158,7 @@ class _Sweep:
             self.progress.note(f"set aside: {bad.name}: {bad.reason}", style="yellow")
         if not self.is_resumed:
             write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
-        self.record("sweep", name=self.spec.name, params=_summary(self.spec, data), tags={}, note="")
+        self.record("sweep", name=self.spec.name, params=summary(self.spec, data), tags={}, note="")
         self.record("files", paths=[str(self.paths.spec)])
 
     def record(self, event: Any, **fields: Any) -> None:
@@ -250,7 +223,12 @@ class _Sweep:
         state.metric, state.mode = spec.metric, spec.mode
         state.num_trials, state.max_epochs = spec.search.num_trials, spec.budget.epochs
         self.progress.phase("waiting for the first lane")
-        with _first_interrupt_calls(switch.interrupt, self.progress):
+
+        def interrupt() -> None:
+            self.progress.note("Stopping after the running epochs; once more stops at once.", style="yellow")
+            switch.interrupt()
+
+        with first_interrupt_calls(interrupt):
             run_tune(
                 searcher=searcher,
                 scheduler=self._scheduler(history),
@@ -319,9 +297,7 @@ class _Sweep:
         write_champion(closing, champion)
         if confusion is not None:
             self.record("files", paths=write_report(closing, champion, confusion), folder="report")
-        self.record(
-            "champion", number=champion.number, metrics=_flat(champion.standing), note=_note(champion, baselines)
-        )
+        self.record("champion", number=champion.number, metrics=flat(champion.standing), note=note(champion, baselines))
         champion = self._register(closing, champion)
         if champion.model_uri is None:
             self.record("interrupted", reason="MLflow is away: the champion is not registered")
@@ -340,7 +316,7 @@ class _Sweep:
         if untold or run_id is None:
             return champion
         try:
-            if self.pretrained is not None and self.pretrained[1].is_new:
+            if self.pretrained is not None:
                 from tuner.pretraining import register_pretrained
 
                 register_pretrained(*self.pretrained, self.home, self.tracking_uri)
@@ -365,71 +341,3 @@ class _Sweep:
             untold=untold,
             seconds=time.monotonic() - self.started,
         )
-
-
-@contextmanager
-def _first_interrupt_calls(interrupt: Any, progress: Progress) -> Iterator[None]:
-    """While open, the first Ctrl-C or SIGTERM calls ``interrupt``; a second one raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    calls = 0
-
-    def handle(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            raise KeyboardInterrupt
-        progress.note("Stopping after the running epochs; once more stops at once.", style="yellow")
-        interrupt()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
-    """What the parent run shows of the spec and the pictures."""
-    weights = spec.model.weights
-    return {
-        "backbone": spec.model.backbone,
-        "weights": weights if isinstance(weights, str) else f"pretrain:{weights.pretrain.name}",
-        "source": spec.data.source,
-        "image_size_px": spec.data.image_size_px,
-        "num_classes": len(data.config.class_names),
-        "num_train": data.size("train"),
-        "num_val": data.size("val"),
-        "num_test": data.size("test"),
-        "num_bad_files": len(data.report.bad_files),
-        "num_trials": spec.search.num_trials,
-        "epochs": spec.budget.epochs,
-        "metric": spec.metric,
-        "seed": spec.seed,
-    }
-
-
-def _flat(standing: Standing) -> dict[str, float]:
-    return {f"val/{name}": value for name, value in standing.val.items()} | {
-        f"test/{name}": value for name, value in standing.test.items()
-    }
-
-
-def _note(champion: Champion, baselines: list[Standing]) -> str:
-    """The parent run's description."""
-    lines = [f"Champion: trial {champion.number}, {_figures(champion.standing)}."]
-    lines += [f"- {standing.name}: {_figures(standing)}" for standing in baselines]
-    return "\n".join(lines)
-
-
-def _figures(standing: Standing) -> str:
-    text = f"validation accuracy {standing.val['accuracy']:.4f}"
-    if standing.test:
-        test = standing.test
-        text += (
-            f", test accuracy {test['accuracy']:.4f} "
-            f"(95% interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})"
-        )
-    return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision.models
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainables.backbones.families import backbone_names, build_model
+from trainables.backbones.families import backbone_names, build_model, skeleton
 from trainables.backbones.graph import CutGraph, build_graph
 from trainables.backbones.stages import Segment, choose_stages
+from trainables.backbones.tracing import plan_cuts
 from trainables.errors import InputError
 
 REPRESENTATIVES = (
@@ -26,8 +29,9 @@ INDIVISIBLE = {"densenet121": 0.37, "alexnet": 0.32}
 
 def graph_at_224(name: str) -> CutGraph:
     """Only shapes are asked for here, and the meta device has no more."""
-    with torch.device("meta"):
-        return build_graph(build_model(name), 299 if name == "inception_v3" else 224)
+    model, traced = skeleton(name)
+    size_px = 299 if name == "inception_v3" else 224
+    return CutGraph(copy.deepcopy(model), plan_cuts(traced, model, size_px), size_px)
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
@@ -86,10 +90,8 @@ def test_every_backbone_on_offer_can_be_cut(name: str) -> None:
 
 
 def test_a_picture_that_is_too_small_is_refused_with_a_size_that_fits() -> None:
-    with torch.device("meta"):
-        alexnet = build_model("alexnet")
     with pytest.raises(InputError, match=r"image_size_px: 32 px are too few for AlexNet; take 64 px or more"):
-        build_graph(alexnet, 32)
+        build_graph(copy.deepcopy(skeleton("alexnet")[0]), 32)
 
 
 def test_a_network_without_a_head_is_refused() -> None:
@@ -137,8 +139,14 @@ def test_a_cut_slides_behind_pooling_but_not_behind_dropout() -> None:
 def test_a_downsampling_block_starts_its_stage_whole() -> None:
     """The layer that halves the size lies inside a block whose first layer still has the old size."""
     block_ends, inside = {"nesting": 1}, {"nesting": 3}
-    row = [segment(**block_ends), segment(**block_ends), segment(**inside), segment(size=4, **inside), segment(size=4)]
-    assert choose_stages(row)[0] == 1
+    row = [
+        segment(**block_ends),
+        segment(**block_ends),
+        segment(**inside),
+        segment(size=4, **inside),
+        segment(flops=99, size=4),
+    ]
+    assert choose_stages(row) == (1, 3, 4)
 
 
 def test_a_convolution_and_its_norm_stay_together() -> None:

@@ -5,13 +5,20 @@ In: a name. Out: an untrained model, a model without numbers, or the numbers its
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torchvision.models
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from trainables.backbones.lenet import LeNet
 from trainables.backbones.tracing import Trace, trace
@@ -60,9 +67,37 @@ def build_model(name: str) -> nn.Module:
 @functools.cache
 def skeleton(name: str) -> tuple[nn.Module, Trace]:
     """The model on the meta device, its head made linear, and its trace. Shared by all callers: not to be changed."""
-    with torch.device("meta"):
+    with _without_storage():
         model = build_model(name)
     return model, trace(model)
+
+
+@contextlib.contextmanager
+def _without_storage() -> Iterator[None]:
+    """Modules that this thread constructs have their parameters and buffers on the meta device.
+
+    Not ``torch.device("meta")``: RegNet's constructor calculates its widths with tensors and needs their values.
+    """
+    thread = threading.get_ident()
+
+    def parameter_on_meta(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or threading.get_ident() != thread:
+            return None  # leaves it as it is
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    def buffer_on_meta(_: nn.Module, __: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
+        return None if buffer is None or threading.get_ident() != thread else buffer.to("meta")
+
+    handles = (
+        # Annotated by PyTorch as if what they return were not used.
+        register_module_parameter_registration_hook(parameter_on_meta),  # type: ignore[arg-type]
+        register_module_buffer_registration_hook(buffer_on_meta),  # type: ignore[arg-type]
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -169,19 +169,19 @@ def _cut_points(
     A parameter that is used on both sides forbids a cut: it cannot be frozen and trained at once.
     """
     position = {node: index for index, node in enumerate(nodes)}
-    position_of_input = -1
-    last_use = {node: max((position.get(user, len(nodes)) for user in node.users), default=-1) for node in nodes}
-    for node in nodes[0].graph.find_nodes(op="placeholder"):
-        position_of_input = max(position.get(user, -1) for user in node.users)
+
+    def last_use(node: fx.Node) -> int:
+        return max((position.get(user, len(nodes)) for user in node.users), default=-1)
+
     last_key_use = {key: index for index, node in enumerate(nodes) for key in states[id(node)]}
     cuts: list[int] = []
-    reach, previous_reach = position_of_input, position_of_input
+    # The last node that needs anything made before this one: the input, an earlier result, an earlier node's parameter.
+    reach = max(last_use(node) for node in nodes[0].graph.find_nodes(op="placeholder"))
     for index, node in enumerate(nodes):
-        previous_reach = max(reach, previous_reach)
-        key_reach = max((last_key_use[key] for key in states[id(node)]), default=-1)
-        if previous_reach <= index and key_reach <= index and costs[node].shape is not None:
+        reach = max([reach, *(last_key_use[key] for key in states[id(node)])])
+        if reach <= index and costs[node].shape is not None:
             cuts.append(index)
-        reach = max(last_use[node], key_reach)
+        reach = max(reach, last_use(node))
     return cuts
 
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -34,7 +35,10 @@ _OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)$"
 # Files made before BatchNorm counted its batches lack the counter; the count plays no part in what is computed here.
 _COUNTER = ".num_batches_tracked"
 # What torch.load raises for files that are damaged or hold something else; tried on truncated and altered files.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+_UNREADABLE = (
+    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, ArithmeticError, MemoryError, OSError,
+)  # fmt: skip
 
 
 def resolve_weights(spec: str, backbone: str, root: Path | str) -> WeightsFile | None:
@@ -205,7 +209,7 @@ def _read_file(path: Path) -> object:
     except safetensors.SafetensorError as error:
         raise InputError(f"{place} is damaged or no safetensors file ({_first_line(error)}); fetch it again") from error
     except _UNREADABLE as error:
-        code = re.search(r"Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)", str(error))
+        code = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
         if code or "TorchScript" in str(error):
             raise InputError(
                 f"{place} holds pickled code ({code[1] if code else 'TorchScript'}), which is never run; where it "

@@ -1,0 +1,5 @@
+"""``python -m tuner`` is ``thaw``."""
+
+from tuner.cli import main
+
+main()

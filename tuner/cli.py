@@ -1,0 +1,254 @@
+"""The command line. It parses and prints; what is imported at the top costs every ``--help`` its time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search_spaces.spec import SweepSpec
+    from tuner.output import Format
+    from tuner.result import SweepResult
+
+app = typer.Typer(
+    name="thaw",
+    help="Which pretrained CNN, frozen how deep, learning how fast, augmented how hard, classifies my images best?",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+spec_app = typer.Typer(help="Specs: what a sweep is made of.", no_args_is_help=True)
+app.add_typer(spec_app, name="spec")
+
+SpecFile = Annotated[str, typer.Argument(help="A spec file (YAML), or the name of a preset such as 'digits'.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field: --set search.num_trials=40"),
+]
+FormatName = Annotated[str, typer.Option("--format", help="table, csv or json.")]
+
+
+@app.command()
+def sweep(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, train nothing.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Where the name is in use, take the next free one.")] = False,
+) -> None:
+    """Searches, trains, tests and registers the best classifier for a folder of pictures."""
+    from search_spaces.loading import load_spec
+    from tuner.paths import HomePaths
+
+    loaded = load_spec(spec, overrides or [])
+    if dry_run:
+        _show_plan(loaded)
+        return
+    from tuner.progress import Progress
+    from tuner.sweep import free_name, run_sweep
+
+    home = HomePaths.from_env()
+    if new and (name := free_name(loaded.name, home)) != loaded.name:
+        # The model keeps the spec's own name, so that this sweep's champion meets the last one's.
+        tracking = loaded.tracking.model_copy(update={"model_name": loaded.tracking.model_name or loaded.name})
+        loaded = loaded.model_copy(update={"name": name, "tracking": tracking})
+    with Progress() as progress:
+        result = run_sweep(loaded, home=home, progress=progress)
+    _show_result(result)
+
+
+@app.command()
+def resume(name: Annotated[str, typer.Argument(help="Name of a sweep that was interrupted.")]) -> None:
+    """Goes on with a sweep that was interrupted."""
+    from tuner.progress import Progress
+    from tuner.sweep import resume_sweep
+
+    with Progress() as progress:
+        result = resume_sweep(name, progress=progress)
+    _show_result(result)
+
+
+@app.command()
+def trials(
+    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    format_: FormatName = "table",
+) -> None:
+    """Lists a sweep's trials, the best first."""
+    from search_spaces.loading import load_spec
+    from tuner.output import write_rows
+    from tuner.paths import HomePaths
+    from tuner.result import read_result, trials_frame
+
+    home = HomePaths.from_env()
+    if name not in home.sweep_names():
+        known = ", ".join(home.sweep_names()) or "none"
+        raise InputError(f"trials: there is no sweep {name!r} in {home.root}; there are: {known}")
+    spec = load_spec(home.sweep(name).spec)
+    _, records = read_result(home, name)
+    frame = trials_frame(records, spec.metric, spec.mode)
+    rows = [{str(name): value for name, value in row.items()} for row in frame.astype(object).to_dict("records")]
+    write_rows(rows, _format(format_), _console())
+
+
+@app.command()
+def predict(
+    place: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.", metavar="IMAGE_OR_FOLDER")],
+    model: Annotated[str, typer.Option(help="'champion', NAME, NAME@ALIAS or models:/...")] = "champion",
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 3,
+    format_: FormatName = "table",
+) -> None:
+    """Says what pictures show, by a registered model."""
+    from tuner.paths import HomePaths
+    from tuner.predicting import find_pictures, predict
+    from tuner.registry import resolve_model
+
+    wanted = _format(format_)
+    pictures = find_pictures(place)
+    home = HomePaths.from_env()
+    tracking_uri = home.tracking_uri()
+    uri = resolve_model(model, home, tracking_uri)
+    from tuner.model_file import Classifier
+    from tuner.output import write_rows
+
+    predictions = list(predict(Classifier.load(uri, tracking_uri), pictures, top_k))
+    typer.echo(f"{uri}: {len(pictures)} pictures", err=True)
+    rows = [
+        {"picture": prediction.name, "rank": rank, "class": name, "probability": round(probability, 6)}
+        for prediction in predictions
+        for rank, (name, probability) in enumerate(prediction.classes, start=1)
+    ]
+    write_rows(rows, wanted, _console())
+    unread = [prediction for prediction in predictions if prediction.problem]
+    for prediction in unread:
+        typer.echo(f"could not be read: {prediction.name}: {prediction.problem}", err=True)
+    if len(unread) == len(predictions):
+        raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(spec: SpecFile, overrides: Overrides = None) -> None:
+    """Trains a backbone on a source data set and registers it, for sweeps to start from."""
+    from search_spaces.loading import load_pretrain_spec
+    from tuner.pretrain_run import run_pretrain
+    from tuner.progress import Progress
+
+    with Progress() as progress:
+        outcome = run_pretrain(load_pretrain_spec(spec, overrides or []), progress=progress)
+    known = "" if outcome.is_new else " (trained before by the same recipe; nothing to do)"
+    typer.echo(f"{outcome.model_uri}: validation accuracy {outcome.accuracy:.4f}{known}")
+    typer.echo(f"Use it in a spec:  model.weights: {outcome.model_uri}")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback.")] = 5000,
+) -> None:
+    """Opens MLflow's web page of all sweeps, on loopback."""
+    from tuner.paths import HomePaths, sqlite_file
+
+    home = HomePaths.from_env()
+    uri = home.tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"MLflow runs at {uri}: open it in a browser.")
+        return
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        raise InputError(f"ui: there is nothing to show at {uri} yet; run a sweep first, such as `thaw sweep digits`")
+    typer.echo(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    if location := home.artifact_location(uri):
+        options += ["--default-artifact-root", location]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)
+
+
+@spec_app.command("schema")
+def spec_schema() -> None:
+    """Prints the JSON schema of a sweep's spec."""
+    from search_spaces.loading import spec_schema_text
+
+    sys.stdout.write(spec_schema_text())
+
+
+@spec_app.command("presets")
+def spec_presets() -> None:
+    """Lists the specs that come with Thaw."""
+    from search_spaces.loading import preset_names
+
+    for name in preset_names():
+        typer.echo(name)
+
+
+def main() -> None:
+    """Runs the command; bad input ends in one clear line and exit code 2."""
+    try:
+        app(prog_name="thaw")
+    except InputError as error:
+        _complain(str(error), 2)
+    except KeyboardInterrupt:
+        _complain("interrupted at once; `thaw resume NAME` goes on with the sweep", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {error.strerror}", 2)
+    except RuntimeError as error:
+        from tuner.outcomes import SweepFailedError
+
+        if not isinstance(error, SweepFailedError):
+            raise
+        _complain(str(error), 1)
+
+
+def _complain(message: str, code: int) -> None:
+    typer.echo(f"thaw: {message}", err=True)
+    sys.exit(code)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # A file or a pipe gets whole lines, however long.
+    return console if console.is_terminal else Console(width=10_000)
+
+
+def _format(name: str) -> Format:
+    from tuner.output import Format
+
+    try:
+        return Format(name)
+    except ValueError:
+        raise InputError(f"--format: {name!r} is none of table, csv, json") from None
+
+
+def _show_result(result: SweepResult) -> None:
+    from tuner.output import show_result
+
+    show_result(result, _console())
+
+
+def _show_plan(spec: SweepSpec) -> None:
+    from search_spaces.loading import dump_spec
+    from search_spaces.space import SearchSpace
+    from tuner.output import show_plan
+    from tuner.paths import HomePaths
+    from tuner.preparing import build_cuts, check_quickly, prepare_data, prepare_weights
+    from tuner.progress import Progress
+
+    home = HomePaths.from_env()
+    check_quickly(spec)
+    with Progress() as progress:
+        data = prepare_data(spec.data, home, progress.counted)
+    cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
+    SearchSpace(spec.search, cuts.num_stages, spec.model.backbone)
+    if isinstance(spec.model.weights, str):
+        prepare_weights(spec.model.weights, spec.model.backbone, home, home.tracking_uri(spec.tracking.uri))
+    show_plan(data, cuts, dump_spec(spec), _console())

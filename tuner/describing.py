@@ -1,0 +1,54 @@
+"""What MLflow and people read of a sweep, in words and flat numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from search_spaces.spec import SweepSpec
+from tuner.preparing import PreparedData
+from tuner.result import Champion, Standing
+
+
+def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
+    """What the parent run shows of the spec and the pictures."""
+    weights = spec.model.weights
+    return {
+        "backbone": spec.model.backbone,
+        "weights": weights if isinstance(weights, str) else f"pretrain:{weights.pretrain.name}",
+        "source": spec.data.source,
+        "image_size_px": spec.data.image_size_px,
+        "num_classes": len(data.config.class_names),
+        "num_train": data.size("train"),
+        "num_val": data.size("val"),
+        "num_test": data.size("test"),
+        "num_bad_files": len(data.report.bad_files),
+        "num_trials": spec.search.num_trials,
+        "epochs": spec.budget.epochs,
+        "metric": spec.metric,
+        "seed": spec.seed,
+    }
+
+
+def flat(standing: Standing) -> dict[str, float]:
+    """Scores with their side in the name: ``val/accuracy``, ``test/accuracy``..."""
+    return {f"val/{name}": value for name, value in standing.val.items()} | {
+        f"test/{name}": value for name, value in standing.test.items()
+    }
+
+
+def note(champion: Champion, baselines: list[Standing]) -> str:
+    """The parent run's description."""
+    lines = [f"Champion: trial {champion.number}, {_figures(champion.standing)}."]
+    lines += [f"- {standing.name}: {_figures(standing)}" for standing in baselines]
+    return "\n".join(lines)
+
+
+def _figures(standing: Standing) -> str:
+    text = f"validation accuracy {standing.val['accuracy']:.4f}"
+    if standing.test:
+        test = standing.test
+        text += (
+            f", test accuracy {test['accuracy']:.4f} "
+            f"(95% interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})"
+        )
+    return text

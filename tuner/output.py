@@ -1,0 +1,161 @@
+"""Results on standard output: tables for people, CSV and JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tuner.result import Standing, SweepResult, trials_frame
+
+if TYPE_CHECKING:
+    from trainables.backbones.graph import CutGraph
+    from tuner.preparing import PreparedData
+
+_MOST_ROWS = 8
+
+
+class Format(StrEnum):
+    """How rows are written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], format_: Format, console: Console) -> None:
+    """Writes rows of like keys; numbers that are not there are empty (CSV, table) or null (JSON)."""
+    clean = [{key: _clean(value) for key, value in row.items()} for row in rows]
+    columns = list(dict.fromkeys(key for row in clean for key in row))
+    if format_ is Format.json:
+        console.out(json.dumps(clean, indent=1), highlight=False)
+        return
+    if format_ is Format.csv:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(clean)
+        console.out(text.getvalue(), end="", highlight=False)
+        return
+    console.print(build_table(columns, [[row.get(column) for column in columns] for row in clean]))
+
+
+def build_table(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
+    """A table whose numbers are short and stand right."""
+    rows = list(rows)
+    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    for position, column in enumerate(columns):
+        numeric = all(isinstance(row[position], int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row))
+    return table
+
+
+def show_result(result: SweepResult, console: Console) -> None:
+    """The end of a sweep: its best trials, the champion's test result, the baselines, where to look further."""
+    console.print(_best_trials(result))
+    if result.champion is None:
+        console.print(f"\nInterrupted. [bold]thaw resume {result.name}[/bold] goes on from here.")
+        return
+    champion = result.champion
+    rows = [_standing_row("champion", champion.standing)]
+    rows += [_standing_row(standing.name.replace("_", " "), standing) for standing in result.baselines]
+    console.print()
+    has_test = bool(champion.standing.test)
+    columns = (
+        ["", "val accuracy", "test accuracy", "95% interval", "test macro F1"] if has_test else ["", "val accuracy"]
+    )
+    console.print(build_table(columns, [row[: len(columns)] for row in rows]))
+    if has_test:
+        majority = champion.standing.test["majority_rate"]
+        console.print(f"Always saying the largest class would be right for {100 * majority:.1f}% of the test pictures.")
+    for line in _gains(result):
+        console.print(line)
+    console.print()
+    if champion.model_uri is None:
+        console.print(
+            "The champion is not registered: MLflow did not answer. "
+            f"[bold]thaw resume {result.name}[/bold] tries again."
+        )
+    else:
+        console.print(f"Model {champion.model_uri} is [bold]{champion.alias}[/bold]: {champion.reason}.")
+        console.print("Use it:       [bold]thaw predict PICTURES --model champion[/bold]", highlight=False)
+    if result.untold:
+        console.print(f"{result.untold} records wait for MLflow; the next resume or sweep of this name sends them.")
+    console.print("Open MLflow:  [bold]thaw ui[/bold]", highlight=False)
+    console.print(f"{len(result.records)} trials in {result.seconds:.0f} s.", highlight=False)
+
+
+def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, console: Console) -> None:
+    """What ``--dry-run`` shows: the resolved spec, the pictures by side and class, the backbone's stages."""
+    console.out(spec_text, highlight=False)
+    counts = data.counts
+    rows: list[list[Any]] = [
+        [name, *(side[name] for side in counts.values()), sum(side[name] for side in counts.values())]
+        for name in data.config.class_names
+    ]
+    rows.append(["all", *(sum(side.values()) for side in counts.values()), sum(data.size(side) for side in counts)])
+    console.print(build_table(["class", *counts, "all"], rows, title="Pictures"))
+    for bad in data.report.bad_files:
+        console.print(f"set aside: {bad.name}: {bad.reason}", highlight=False)
+    stages: list[list[Any]] = [
+        [depth, stage.name, stage.num_parameters, stage.flops / 1e6, " x ".join(map(str, stage.output_shape))]
+        for depth, stage in enumerate(cuts.stages, start=1)
+    ]
+    stages.append(
+        ["", f"{cuts.head.name} (head)", cuts.head.num_parameters, cuts.head.flops / 1e6, str(cuts.head.num_classes)]
+    )
+    title = "Stages; freeze_depth 1 freezes the first, and so on"
+    console.print(build_table(["depth", "stage", "parameters", "MFLOPs", "output"], stages, title=title))
+
+
+def _best_trials(result: SweepResult) -> Table:
+    frame = trials_frame(result.records, result.metric, result.mode).head(_MOST_ROWS)
+    varying = [name for name in frame.columns if name in _params(result) and frame[name].nunique(dropna=False) > 1]
+    columns = [name for name in ("number", result.metric, "outcome", "epochs", "seconds", *varying) if name in frame]
+    rows = [[_clean(value) for value in row] for row in frame[columns].itertuples(index=False)]
+    return build_table(columns, rows, title=f"Best of {len(result.records)} trials of sweep {result.name}")
+
+
+def _params(result: SweepResult) -> set[str]:
+    return {name for record in result.records for name in record.params}
+
+
+def _standing_row(name: str, standing: Standing) -> list[Any]:
+    row: list[Any] = [name, f"{100 * standing.val['accuracy']:.1f}%"]
+    if standing.test:
+        test = standing.test
+        interval = f"{100 * test['accuracy_low']:.1f} to {100 * test['accuracy_high']:.1f}%"
+        row += [f"{100 * test['accuracy']:.1f}%", interval, f"{test['macro_f1']:.3f}"]
+    return row
+
+
+def _gains(result: SweepResult) -> list[str]:
+    """What transfer was worth, where a run from scratch stands beside it."""
+    champion = result.champion
+    scratch = next((standing for standing in result.baselines if standing.name == "from_scratch"), None)
+    if champion is None or scratch is None or not scratch.test:
+        return []
+    points = 100 * (champion.standing.test["accuracy"] - scratch.test["accuracy"])
+    return [f"Transfer gained {points:+.1f} points of test accuracy over the same network from scratch."]
+
+
+def _clean(value: Any) -> Any:
+    """NaN as None, NumPy scalars as Python numbers."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

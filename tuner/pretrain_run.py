@@ -1,0 +1,54 @@
+"""``thaw pretrain``: one pretraining on lanes of its own, outside any sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_spaces.spec import PretrainSpec
+from tuner.cluster import open_lanes
+from tuner.paths import HomePaths
+from tuner.pretraining import find_pretrained, prepare_pretraining, register_pretrained, train_backbone
+from tuner.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class PretrainOutcome:
+    """What a pretraining gave.
+
+    Attributes:
+        model_uri: ``models:/NAME/VERSION`` in MLflow.
+        accuracy: On the source's validation side.
+        is_new: False when the same recipe was trained before.
+    """
+
+    model_uri: str
+    accuracy: float
+    is_new: bool
+
+
+def run_pretrain(
+    spec: PretrainSpec, *, home: str | Path | HomePaths | None = None, progress: Progress | None = None
+) -> PretrainOutcome:
+    """Trains a backbone and registers it, unless the same recipe has been trained on the same pictures.
+
+    Raises:
+        InputError: The spec or its surroundings will not do, or the training diverged.
+        LaneError: The training failed.
+    """
+    paths, progress = HomePaths.resolve(home), progress or silent()
+    tracking_uri = paths.tracking_uri(spec.tracking.uri)
+    pretraining = prepare_pretraining(spec, paths, tracking_uri, progress.counted)
+    trained = find_pretrained(pretraining, paths, tracking_uri)
+    is_new = trained is None
+    if trained is None:
+        with open_lanes(spec.resources, 1, 1, str(paths.weights / "pretraining" / "ray"), progress) as pool:
+            trained = train_backbone(
+                pretraining,
+                paths,
+                pool,
+                lambda epoch, _: progress.counted(f"pretraining {spec.name}", epoch, spec.epochs),
+            )
+    progress.phase("registering the weights")
+    uri = register_pretrained(pretraining, trained, paths, tracking_uri)
+    return PretrainOutcome(uri, trained.accuracy, is_new)
