@@ -7,6 +7,7 @@ after one, because the other ranks may be waiting in a collective that will neve
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import ray
 import torch
 
-from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ScoreJob, TrainJob, parse_job
 from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
 from trainables.ranks import Ranks
@@ -38,6 +39,8 @@ def lane_loop(settings: dict[str, Any]) -> None:
 
     torch.set_num_threads(settings["threads"])
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     ranks = Ranks.join(device)
     line = _Line(settings["switchboard"], settings["lane"], ranks)
     bench = Workbench()
@@ -49,16 +52,24 @@ def lane_loop(settings: dict[str, Any]) -> None:
             else:
                 _score(job, order, bench, ranks, line)
         except StoppedError:
-            continue
-        except DivergedError as error:
-            line.report(order, {"kind": "failed", "reason": str(error)})
+            pass
         except Exception as error:
             logger.exception("job %s of lane %s failed", order.number, settings["lane"])
             line.report(order, {"kind": "failed", "reason": _explain(error)}, from_any_rank=True)
             if ranks.world_size > 1:
                 raise
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free_memory(device)
+
+
+def _free_memory(device: torch.device) -> None:
+    """Frees what the last job held: a traced network is full of reference cycles, so its tensors wait for this.
+
+    What is left belongs to the process. It is set aside, so that the next collection looks at one job's objects only.
+    """
+    gc.collect()
+    gc.freeze()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class _Line:
@@ -72,7 +83,11 @@ class _Line:
         """The next job, the same on every rank; None when the lane is to end."""
         answer = None
         if self._ranks.is_first:
-            answer = ray.get(self._switchboard.next_job.remote(self._lane, self._last_number))
+            try:
+                answer = ray.get(self._switchboard.next_job.remote(self._lane, self._last_number))
+            except ray.exceptions.RayActorError:
+                # Without a switchboard nobody can want anything of this lane: it ends like one that is told to.
+                logger.warning("the switchboard is gone; lane %s ends", self._lane)
         order: Order | None = self._ranks.agree(answer)
         if order is not None:
             self._last_number = order.number
@@ -85,6 +100,13 @@ class _Line:
         wanted = False
         if self._ranks.is_first:
             wanted = ray.get(self._switchboard.report.remote(self._lane, order.number, message))
+        return self._ranks.agree_to(wanted)
+
+    def wants_more(self, order: Order) -> bool:
+        """Waits for the asker to want one more epoch; False, on every rank, when it has dropped the job."""
+        wanted = False
+        if self._ranks.is_first:
+            wanted = ray.get(self._switchboard.wants_more.remote(self._lane, order.number))
         return self._ranks.agree_to(wanted)
 
     def watch(self, order: Order) -> Callable[[], bool]:
@@ -106,9 +128,10 @@ class _Line:
 
 def _train(job: TrainJob, order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
     run = TrialRun(job.config, bench, ranks)
-    history = _resume(run, job)
+    history = _resume(run, job, ranks)
     for number, past in enumerate(history, start=1):
-        if number > order.reported_epochs and not line.report(order, past):
+        # The last message also says that the job is over, so it is repeated even to one who knows its epoch.
+        if (number > order.reported_epochs or past.get("outcome")) and not line.report(order, past):
             return
     is_dropped = line.watch(order)
     while run.epoch < job.config.epochs:
@@ -125,6 +148,8 @@ def _train(job: TrainJob, order: Order, bench: Workbench, ranks: Ranks, line: _L
                     "reason": str(error),
                 },
             )
+            return
+        if not line.wants_more(order):
             return
         is_best = _is_best(metrics, history, job)
         message: Message = {
@@ -144,20 +169,35 @@ def _train(job: TrainJob, order: Order, bench: Workbench, ranks: Ranks, line: _L
             return
 
 
-def _resume(run: TrialRun, job: TrainJob) -> list[Message]:
+def _resume(run: TrialRun, job: TrainJob, ranks: Ranks) -> list[Message]:
     """Takes ``run`` to its newest usable checkpoint; returns the messages of the epochs before."""
-    try:
-        checkpoint = load_checkpoint(join(job.directory, LAST_CHECKPOINT))
-    except FileNotFoundError:
-        return []
-    except CheckpointError as error:
-        logger.warning("%s; the trial starts again", error)
-        return []
-    if checkpoint.meta["config"] != job.config.model_dump(mode="json"):
-        logger.warning("%s holds another trial's checkpoint; the trial starts again", job.directory)
+    # One rank reads and tells the others: each for itself might find another file, and then they would part.
+    checkpoint: Checkpoint | None = ranks.agree(_newest_checkpoint(job) if ranks.is_first else None)
+    if checkpoint is None:
         return []
     run.restore(checkpoint)
     return list(checkpoint.meta["history"])
+
+
+def _newest_checkpoint(job: TrainJob) -> Checkpoint | None:
+    """What ``job`` can go on from: its last epoch's checkpoint, while its best epoch's is there too."""
+    try:
+        checkpoint = load_checkpoint(join(job.directory, LAST_CHECKPOINT))
+    except FileNotFoundError:
+        return None
+    except CheckpointError as error:
+        logger.warning("%s; the trial starts again", error)
+        return None
+    if checkpoint.meta["config"] != job.config.model_dump(mode="json"):
+        logger.warning("%s holds another trial's checkpoint; the trial starts again", job.directory)
+        return None
+    try:
+        load_checkpoint(join(job.directory, BEST_CHECKPOINT))
+    except (FileNotFoundError, CheckpointError) as error:
+        # No later epoch may be better than the lost one, and then nothing would ever be kept of this trial.
+        logger.warning("the best epoch's checkpoint cannot be used (%s); the trial starts again", error)
+        return None
+    return checkpoint
 
 
 def _is_best(metrics: dict[str, float], history: list[Message], job: TrainJob) -> bool:

@@ -1,8 +1,8 @@
 """Fine-tuning one configuration: epochs, evaluation, and the state that carries a trial over an interruption.
 
 In: a ``TrialConfig``, a ``Workbench`` (what a warm process keeps) and this process's place among the ranks.
-Out: metrics per epoch and checkpoints. Knows no Ray. Nothing of a trial outlives its ``TrialRun``: seeds, gradients,
-autocast and the backbone are as they were, so a warm process gives the numbers of a fresh one.
+Out: metrics per epoch and checkpoints. Knows no Ray. Nothing of a trial outlives its ``TrialRun``: random state,
+gradients, autocast and the backbone are as they were, so a warm process gives the numbers of a fresh one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from trainables.backbones.zoo import Backbone, load_backbone
-from trainables.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
 from trainables.classifier import build_optimizer, lr_scale, split_network
-from trainables.config import AugmentationConfig, SplitName, TrialConfig
+from trainables.config import AugmentationConfig, DataConfig, SplitName, TrialConfig
 from trainables.data.batches import (
     FrozenPrefix,
     ImageBatches,
@@ -33,10 +32,13 @@ from trainables.data.batches import (
     plan_epoch,
     plan_in_order,
 )
+from trainables.data.sharing import open_table
 from trainables.data.splits import assign_sides
 from trainables.data.table import ImageTable
 from trainables.data.views import view_index
+from trainables.errors import InputError
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
+from trainables.scores import Evaluation, count_confusion, rates
 
 _EVALUATION_BATCH_SIZE = 64
 _AS_IS = AugmentationConfig(policy="none", num_views=1)
@@ -59,26 +61,24 @@ class Workbench:
 
     def __init__(self, view_cache_bytes: int = 1 << 30) -> None:
         self.views = ViewCache(view_cache_bytes)
-        self._tables: dict[str, ImageTable] = {}
+        self._tables: dict[tuple[str, str], ImageTable] = {}
 
-    def table(self, uri: str) -> ImageTable:
-        """The image table at ``uri``, opened once."""
-        if uri not in self._tables:
-            self._tables[uri] = ImageTable.open(uri)
-        return self._tables[uri]
+    def table(self, config: DataConfig) -> ImageTable:
+        """The image table of ``config``, opened once; from shared storage by way of this node's copy.
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one side.
-
-    Attributes:
-        metrics: ``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``.
-        confusion: int64 [K, K], rows are true classes.
-    """
-
-    metrics: dict[str, float]
-    confusion: np.ndarray
+        Raises:
+            InputError: No table there, a damaged one, or one with other content than ``config`` names.
+        """
+        key = (config.table, config.fingerprint)
+        if key not in self._tables:
+            table = open_table(config)
+            if table.fingerprint != config.fingerprint:
+                raise InputError(
+                    f"image table {config.table}: its pictures are others now ({table.fingerprint[:12]} instead of "
+                    f"{config.fingerprint[:12]}): start a new sweep on them"
+                )
+            self._tables[key] = table
+        return self._tables[key]
 
 
 class TrialRun:
@@ -117,7 +117,7 @@ class TrialRun:
     def side(self, name: SplitName) -> Side:
         """The pictures of one side, in table order."""
         if name not in self._sides:
-            table = self._bench.table(self.config.data.table)
+            table = self._bench.table(self.config.data)
             rows, labels = table.rows_of(self.config.data.class_names)
             chosen = assign_sides(table.ids[rows], table.sides[rows], self.config.data.split) == name
             self._sides[name] = Side(table, rows[chosen], labels[chosen])
@@ -134,7 +134,10 @@ class TrialRun:
             StoppedError: ``should_stop`` said so on rank 0, between two batches.
         """
         started = time.perf_counter()
-        train_loss = self._train_epoch(should_stop)
+        with torch.random.fork_rng(devices=[self._ranks.device] if self._ranks.device.type == "cuda" else []):
+            # The loop draws nothing from the global generator; a backbone's own code might.
+            torch.manual_seed(self.config.seed * 1_000_003 + self.epoch)
+            train_loss = self._train_epoch(should_stop)
         trained = time.perf_counter()
         if not math.isfinite(train_loss):
             raise DivergedError(f"training loss is {train_loss} in epoch {self.epoch + 1}")
@@ -158,8 +161,6 @@ class TrialRun:
     def _train_epoch(self, should_stop: Callable[[], bool]) -> float:
         config, ranks, side = self.config, self._ranks, self.side("train")
         self._model.train()
-        # The loop draws nothing from the global generator; a backbone's own code might.
-        torch.manual_seed(config.seed * 1_000_003 + self.epoch)
         plan = plan_epoch(len(side), config.batch_size, config.seed, self.epoch)
         batches = self._batches(side, config.augmentation).batches(
             [ranks.share(positions) for positions in plan], view_index(config.augmentation, self.epoch)
@@ -192,18 +193,22 @@ class TrialRun:
         positions = self._ranks.share(np.arange(len(side)))
         plan = [positions[block] for block in plan_in_order(len(positions), _EVALUATION_BATCH_SIZE)]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
-        metrics = _build_metrics(num_classes).to(self._ranks.device)
+        confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=self._ranks.device)
         for batch in self._batches(side, _AS_IS).batches(plan, 0):
             logits_BK = self._forward(batch.inputs)
             loss_sum += F.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
-            metrics.update(logits_BK, batch.labels_B)
-        scores = metrics.compute()
-        confusion = scores.pop("confusion").cpu().numpy()
+            confusion_KK += count_confusion(logits_BK, batch.labels_B)
         loss = self._ranks.sum(loss_sum).item() / max(1, len(side))
-        return Evaluation({"loss": loss, **{key: float(value) for key, value in scores.items()}}, confusion)
+        confusion = self._ranks.sum(confusion_KK).cpu().numpy()
+        return Evaluation({"loss": loss, **rates(confusion)}, confusion)
 
     def checkpoint(self, meta: dict[str, Any] | None = None, *, weights_only: bool = False) -> Checkpoint:
-        """The trial's state after its last whole epoch; ``weights_only`` leaves out what only training needs."""
+        """The trial's state after its last whole epoch; its tensors are the run's own and change with the next one.
+
+        Args:
+            meta: JSON values to keep beside the loop's own.
+            weights_only: Leaves out what only training needs.
+        """
         return Checkpoint(
             prefix_hash=self._network.prefix_hash,
             tail=self._tail.state_dict(),
@@ -212,8 +217,15 @@ class TrialRun:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on from ``checkpoint``: what follows equals what an uninterrupted trial would give."""
-        self._tail.load_state_dict(dict(checkpoint.tail_for(self._network.prefix_hash)))
+        """Goes on from ``checkpoint``: what follows equals what an uninterrupted trial would give.
+
+        Raises:
+            CheckpointError: It was made for another network, or on other frozen weights.
+        """
+        try:
+            self._tail.load_state_dict(dict(checkpoint.tail_for(self._network.prefix_hash)))
+        except RuntimeError as error:
+            raise CheckpointError(f"this checkpoint does not fit {self.config.backbone.name}: {error}") from error
         if checkpoint.optimizer:
             restore_optimizer(self._optimizer, checkpoint.optimizer)
         self.epoch = int(checkpoint.meta["epoch"])
@@ -239,17 +251,3 @@ def _flops(backbone: Backbone, depth: int) -> tuple[int, int]:
     return sum(stage.flops for stage in stages[:depth]), sum(
         stage.flops for stage in stages[depth:]
     ) + backbone.graph.head.flops
-
-
-def _build_metrics(num_classes: int) -> Any:
-    from torchmetrics import MetricCollection
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
-
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-            "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", validate_args=False),
-            "macro_f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
-            "confusion": MulticlassConfusionMatrix(num_classes, validate_args=False),
-        }
-    )

@@ -133,6 +133,8 @@ class JoinedBatchNorm(nn.Module):
             axes = [axis for axis in range(values.dim()) if axis != 1]
             shape = [1, -1] + [1] * (values.dim() - 2)
             count = all_reduce(torch.tensor(float(values.numel() // values.shape[1])))
+            if count <= 1:
+                raise ValueError("BatchNorm cannot train on a single value per channel; raise batch_size")
             mean_C = all_reduce(values.sum(axes)) / count
             centred = values - mean_C.view(shape)
             var_C = all_reduce(centred.square().sum(axes)) / count

@@ -1,11 +1,15 @@
-"""Small files in a folder or behind a storage URI: read whole, written whole or not at all."""
+"""Files in a folder or behind a storage URI (``s3://``, ``gs://``, any of pyarrow's): whole, or not there at all."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.fs
+
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Filesystems whose files appear when they are complete; elsewhere a file is written beside its place and moved."""
 
 
 def is_local(uri: str) -> bool:
@@ -16,6 +20,16 @@ def is_local(uri: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """``uri`` with ``parts`` below it, for paths and URIs alike."""
     return "/".join([uri.rstrip("/"), *parts])
+
+
+def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem behind a storage URI and the path in it; credentials come from the environment.
+
+    Raises:
+        ValueError: No filesystem is known for the URI's scheme.
+    """
+    filesystem, name = pyarrow.fs.FileSystem.from_uri(uri)
+    return filesystem, name
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -33,10 +47,13 @@ def write_bytes(uri: str, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    filesystem, name = pyarrow.fs.FileSystem.from_uri(uri)
-    filesystem.create_dir(name.rsplit("/", 1)[0], recursive=True)
-    with filesystem.open_output_stream(name) as stream:
-        stream.write(content)
+    filesystem, name = open_filesystem(uri)
+
+    def write(place: str) -> None:
+        with filesystem.open_output_stream(place) as stream:
+            stream.write(content)
+
+    _write_whole(filesystem, name, write)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -47,6 +64,63 @@ def read_bytes(uri: str) -> bytes:
     """
     if is_local(uri):
         return Path(uri).read_bytes()
-    filesystem, name = pyarrow.fs.FileSystem.from_uri(uri)
+    filesystem, name = open_filesystem(uri)
     with filesystem.open_input_file(name) as stream:
         return stream.read()
+
+
+def publish_files(folder: Path, names: Sequence[str], uri: str) -> bool:
+    """Copies files of a local folder to below a storage URI, in order, unless that was done before.
+
+    Args:
+        folder: Where they are.
+        names: The last one is the manifest: who finds it finds the others too.
+        uri: The folder's place in the storage.
+
+    Returns:
+        Whether anything was copied. Nothing is where the same manifest lies beside files of the same sizes.
+    """
+    filesystem, root = open_filesystem(uri)
+    places = [join(root, name) for name in names]
+    there = filesystem.get_file_info(places)
+    sizes = [(folder / name).stat().st_size for name in names]
+    if [info.size for info in there] == sizes and read_bytes(join(uri, names[-1])) == (folder / names[-1]).read_bytes():
+        return False
+    for name, place in zip(names, places, strict=True):
+        _write_whole(filesystem, place, _copier(folder / name, filesystem))
+    return True
+
+
+def fetch_file(uri: str, path: Path) -> None:
+    """Copies a file from a storage URI to a local path, in pieces.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    filesystem, name = open_filesystem(uri)
+    if filesystem.get_file_info(name).type != pyarrow.fs.FileType.File:
+        raise FileNotFoundError(f"{uri}: not there")
+    pyarrow.fs.copy_files(
+        name, str(path), source_filesystem=filesystem, destination_filesystem=pyarrow.fs.LocalFileSystem()
+    )
+
+
+def _copier(path: Path, filesystem: pyarrow.fs.FileSystem) -> Callable[[str], None]:
+    def copy(place: str) -> None:
+        pyarrow.fs.copy_files(
+            str(path), place, source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=filesystem
+        )
+
+    return copy
+
+
+def _write_whole(filesystem: pyarrow.fs.FileSystem, name: str, write: Callable[[str], None]) -> None:
+    """Has ``write`` make a file, so that it appears under ``name`` when it is complete."""
+    if filesystem.type_name in _OBJECT_STORES:
+        write(name)
+        return
+    parent, _, base = name.rpartition("/")
+    filesystem.create_dir(parent, recursive=True)
+    temporary = f"{parent}/.{base}.{uuid.uuid4().hex}.tmp"
+    write(temporary)
+    filesystem.move(temporary, name)

@@ -31,20 +31,27 @@ class _Mailbox:
         self.job: dict[str, Any] | None = None
         self.epoch = 0
         self.handouts = 0
+        self.num_askings = 0
+        self.num_reports = 0
+        self.num_asked = 0
+        self.num_posted = 0
         self.messages: deque[Message] = deque()
         self.is_closed = False
+        self.closing_reason = "the sweep ended"
 
 
 class Switchboard:
     """Lends lanes to clients and carries jobs and messages. Every method runs in one event loop.
 
-    A client is any hashable name; it holds at most one lane. Meant to be wrapped by ``ray.remote``.
+    A client is any name; it holds at most one lane. Whoever calls may die at any moment, and its call then waits here
+    on: such a call must never be handed a lane or a job. Meant to be wrapped by ``ray.remote``.
     """
 
     def __init__(self) -> None:
         self._lanes: dict[int, _Mailbox] = {}
         self._free: deque[int] = deque()
         self._lent: dict[str, int] = {}
+        self._waiting: dict[str, object] = {}
         self._failure: str | None = None
         self._changed = asyncio.Condition()
 
@@ -53,19 +60,26 @@ class Switchboard:
     async def next_job(self, lane: int, last_number: int) -> Order | None:
         """Waits for a job other than ``last_number``; None when the lane is to end.
 
-        A lane that comes (back) with no last number gets the job under way, if there is one.
+        A lane that comes (back) with no last number gets the job under way, if there is one. One process asks for a
+        lane at a time, so an earlier call that still waits is a dead worker's, and ends with None.
         """
         async with self._changed:
             box = self._lanes.get(lane)
             if box is None:
                 box = self._lanes[lane] = _Mailbox()
                 self._free.append(lane)
-                self._changed.notify_all()
+            box.num_askings += 1
+            asking = box.num_askings
+            self._changed.notify_all()
             while True:
                 await self._changed.wait_for(
-                    lambda: box.is_closed or (box.job is not None and box.number != last_number)
+                    lambda: (
+                        box.is_closed
+                        or box.num_askings != asking
+                        or (box.job is not None and box.number != last_number)
+                    )
                 )
-                if box.is_closed:
+                if box.is_closed or box.num_askings != asking:
                     return None
                 box.handouts += 1
                 if box.handouts <= _MOST_HANDOUTS:
@@ -78,16 +92,29 @@ class Switchboard:
             box = self._lanes[lane]
             if number != box.number or box.job is None:
                 return False
+            box.num_reports += 1
             if message["kind"] == "epoch":
-                if message["epoch"] <= box.epoch:
+                if message["epoch"] <= box.epoch and not message.get("outcome"):
                     return True
                 box.epoch, box.handouts = message["epoch"], 1
             if message["kind"] != "epoch" or message.get("outcome"):
                 self._finish(box, message)
             else:
-                box.messages.append(message)
-                self._changed.notify_all()
+                self._post(box, message)
             return True
+
+    async def wants_more(self, lane: int, number: int) -> bool:
+        """Waits until the client has taken every message and asks for one more; False when it has dropped the job.
+
+        A lane asks before it keeps an epoch: it may train one epoch while its client decides about the last one, and
+        what is on disk never runs ahead of what the client wants.
+        """
+        async with self._changed:
+            box = self._lanes[lane]
+            await self._changed.wait_for(
+                lambda: box.number != number or box.job is None or box.num_asked > box.num_posted
+            )
+            return box.number == number and box.job is not None
 
     async def dropped(self, lane: int, number: int) -> None:
         """Returns once ``number`` is no longer wanted of ``lane``."""
@@ -98,52 +125,82 @@ class Switchboard:
     # --- the clients' side -----------------------------------------------------------------------------------
 
     async def borrow(self, client: str) -> int:
-        """Waits for a free lane and lends it.
+        """Waits for a free lane and lends it; first come, first served. A client that holds one keeps it.
 
         Raises:
-            RuntimeError: No lane will come any more.
+            RuntimeError: No lane will come any more, or the client was given up while it waited.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._free or self._failure)
-            if self._failure:
-                raise RuntimeError(self._failure)
-            self._lent[client] = self._free.popleft()
-            return self._lent[client]
+            if client in self._lent:
+                return self._lent[client]
+            ticket = self._waiting[client] = object()
+            try:
+                await self._changed.wait_for(
+                    lambda: (
+                        self._failure
+                        or self._waiting.get(client) is not ticket
+                        or (self._free and next(iter(self._waiting)) == client)
+                    )
+                )
+                if self._waiting.get(client) is not ticket:
+                    raise RuntimeError(f"{client} was given up while it waited for a lane")
+                if self._failure:
+                    raise RuntimeError(self._failure)
+                self._lent[client] = self._free.popleft()
+                return self._lent[client]
+            finally:
+                if self._waiting.get(client) is ticket:
+                    del self._waiting[client]
+                self._changed.notify_all()
 
     async def start(self, client: str, job: dict[str, Any]) -> int:
-        """Puts ``job`` on the client's lane in place of whatever ran there; returns its number."""
+        """Puts ``job`` on the client's lane in place of whatever ran there; returns its number.
+
+        Raises:
+            RuntimeError: The client holds no lane (any more).
+        """
         async with self._changed:
+            if client not in self._lent:
+                raise RuntimeError(f"{client} holds no lane")
             box = self._lanes[self._lent[client]]
             box.number += 1
             box.job, box.epoch, box.handouts = job, int(job.get("reported_epochs", 0)), 0
+            box.num_asked = box.num_posted = 0
             box.messages.clear()
+            if box.is_closed:
+                self._finish(box, {"kind": "failed", "reason": box.closing_reason})
             self._changed.notify_all()
             return box.number
 
     async def message(self, client: str, number: int) -> Message:
-        """Waits for the next message about the client's job."""
+        """Waits for the next message about the client's job; ``dropped`` when the lane is no longer the client's."""
         async with self._changed:
+            if client not in self._lent:
+                return {"kind": "dropped"}
             box = self._lanes[self._lent[client]]
+            if box.number == number:
+                box.num_asked += 1
+                self._changed.notify_all()
             await self._changed.wait_for(lambda: box.messages or box.number != number)
             return box.messages.popleft() if box.number == number else {"kind": "dropped"}
 
     async def give_back(self, client: str) -> None:
-        """Ends the client's job, if one runs, and takes its lane back; harmless when it holds none."""
+        """Ends the client's job or its waiting, and takes its lane back; harmless when it holds none."""
         async with self._changed:
+            self._waiting.pop(client, None)
             lane = self._lent.pop(client, None)
-            if lane is None:
-                return
-            box = self._lanes[lane]
-            box.number += 1
-            box.job = None
-            box.messages.clear()
-            if not box.is_closed:
-                self._free.append(lane)
+            if lane is not None:
+                box = self._lanes[lane]
+                box.number += 1
+                box.job = None
+                box.messages.clear()
+                if not box.is_closed:
+                    self._free.append(lane)
             self._changed.notify_all()
 
     async def give_back_all(self, prefix: str) -> None:
         """Takes back the lanes of every client whose name starts with ``prefix`` (a dead process's, say)."""
-        for client in [name for name in self._lent if name.startswith(prefix)]:
+        for client in [name for name in (*self._lent, *self._waiting) if name.startswith(prefix)]:
             await self.give_back(client)
 
     # --- the pool's side -------------------------------------------------------------------------------------
@@ -152,15 +209,20 @@ class Switchboard:
         """Lanes that have come up and not ended."""
         return sum(not box.is_closed for box in self._lanes.values())
 
+    async def num_reports(self, lane: int) -> int:
+        """How often the lane's workers have reported something that was wanted: whether it gets anywhere."""
+        return self._lanes[lane].num_reports if lane in self._lanes else 0
+
     async def close_lane(self, lane: int, reason: str | None = None) -> None:
-        """Ends one lane; its running job fails for ``reason``."""
+        """Ends one lane; its running job, and any that is still put on it, fails for ``reason``."""
         async with self._changed:
             box = self._lanes.setdefault(lane, _Mailbox())
             box.is_closed = True
+            box.closing_reason = reason or box.closing_reason
             if lane in self._free:
                 self._free.remove(lane)
             if box.job is not None:
-                self._finish(box, {"kind": "failed", "reason": reason or "the sweep ended"})
+                self._finish(box, {"kind": "failed", "reason": box.closing_reason})
             self._changed.notify_all()
 
     async def fail(self, reason: str) -> None:
@@ -171,5 +233,9 @@ class Switchboard:
 
     def _finish(self, box: _Mailbox, message: Message) -> None:
         box.job = None
+        self._post(box, message)
+
+    def _post(self, box: _Mailbox, message: Message) -> None:
         box.messages.append(message)
+        box.num_posted += 1
         self._changed.notify_all()

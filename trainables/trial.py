@@ -1,6 +1,7 @@
 """Ray Tune's trial: borrows a lane, turns each epoch into one step, gives the lane back. No torch in here.
 
-The Tune configuration holds ``switchboard`` (actor name), ``namespace`` and ``job`` (a ``TrainJob`` as JSON values).
+The Tune configuration holds ``switchboard`` (actor name), ``namespace``, ``number`` (the trial's) and ``job`` (a
+``TrainJob`` as JSON values).
 The actor is reused from trial to trial; checkpoints are written by the lane, next to each other per trial, so Tune's
 own checkpoint only names the trial's directory.
 """
@@ -8,7 +9,6 @@ own checkpoint only names the trial's directory.
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,18 @@ class TrialFailedError(RuntimeError):
     """A trial ended without a result; the lane that ran it lives on."""
 
 
+def client_prefix(number: int) -> str:
+    """How a trial's clients of the switchboard are named: by it, a dead actor's lane can be taken back."""
+    return f"trial-{number}-"
+
+
 class LaneTrial(tune.Trainable):
     """One actor that runs trial after trial on borrowed lanes."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Finds the switchboard; the lane is borrowed by the first step, where waiting is nobody's error."""
         self._board = ray.get_actor(config["switchboard"], namespace=config["namespace"])
-        self._client = f"trial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._job = config["job"]
-        self._number: int | None = None
+        self._take(config)
 
     def step(self) -> dict[str, Any]:
         """Waits for the lane's next epoch.
@@ -66,7 +69,7 @@ class LaneTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next trial in the same actor."""
         self._release()
-        self._job = new_config["job"]
+        self._take(new_config)
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -79,6 +82,11 @@ class LaneTrial(tune.Trainable):
     def cleanup(self) -> None:
         """Gives the lane back when the actor ends."""
         self._release()
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._client = client_prefix(config["number"]) + uuid.uuid4().hex[:8]
+        self._job = config["job"]
+        self._number: int | None = None
 
     def _release(self) -> None:
         self._number = None

@@ -83,7 +83,7 @@ def trials(
 ) -> None:
     """Lists a sweep's trials, the best first."""
     from search_spaces.loading import load_spec
-    from tuner.output import write_rows
+    from tuner.output import build_trials_table, clean_rows, write_rows
     from tuner.paths import HomePaths
     from tuner.result import read_result, trials_frame
 
@@ -93,9 +93,11 @@ def trials(
         raise InputError(f"trials: there is no sweep {name!r} in {home.root}; there are: {known}")
     spec = load_spec(home.sweep(name).spec)
     _, records = read_result(home, name)
-    frame = trials_frame(records, spec.metric, spec.mode)
-    rows = [{str(name): value for name, value in row.items()} for row in frame.astype(object).to_dict("records")]
-    write_rows(rows, _format(format_), _console())
+    rows = clean_rows(trials_frame(records, spec.metric, spec.mode))
+    if _format(format_) == "table":
+        _console().print(build_trials_table(rows, spec.metric))
+    else:
+        write_rows(rows, _format(format_), _console())
 
 
 @app.command()

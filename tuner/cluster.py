@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainables.errors import InputError
-from tuner.lanes import LanePool, LaneShape, quicken_ray_train
+from tuner.capacity import Machine, find_capacity
+from tuner.lanes import LanePool, LaneShape, await_machines, quicken_ray_train
 from tuner.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def start_ray() -> bool:
     quicken_ray_train()
     # A trial that diverges in its first epoch has no validation metric to report.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints tables of its own at any verbosity
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     import ray
 
@@ -44,9 +47,21 @@ def start_ray() -> bool:
     return True
 
 
+def import_torch() -> None:
+    """Imports what takes seconds and does not belong to Ray; meant for a thread beside ``start_ray``.
+
+    Ray's own packages import each other in circles, which two threads at once can break: they stay with the main one.
+    """
+    import torch
+    import torchvision.models
+
+    del torch, torchvision
+
+
 @contextmanager
 def open_lanes(
     budget: ResourceSpec,
+    *,
     concurrency: int | Literal["auto"],
     most_lanes: int,
     storage: str,
@@ -69,12 +84,20 @@ def open_lanes(
     is_ours = start_ray()
     try:
         check()
-        shape, num_lanes = choose_shape(budget, concurrency, ray.cluster_resources())
+        import ray.train.torch  # before any lane's thread does, see ``import_torch``
+        import ray.tune
+
+        capacity = find_capacity()
+        shape, num_lanes = choose_shape(budget, concurrency, capacity.machines)
         progress.num_lanes = min(num_lanes, most_lanes)
+        if capacity.potential:
+            await_machines()
         pool = LanePool(shape, progress.num_lanes, storage)
         try:
             pool.start()
             progress.phase(f"starting {pool.num_lanes} x {shape.num_workers} training worker(s)")
+            if capacity.potential:
+                progress.note("The cluster starts machines as they are needed; the first takes some minutes.")
             yield pool
         finally:
             pool.close()
@@ -83,59 +106,106 @@ def open_lanes(
             ray.shutdown()
 
 
-def choose_shape(
-    budget: ResourceSpec, concurrency: int | Literal["auto"], cluster: dict[str, float]
-) -> tuple[LaneShape, int]:
-    """The shape of a lane and how many there are, from the budget and what the cluster has.
+_ANY = 1_000_000
+"""More workers than any machine takes."""
 
-    By itself: one lane per GPU where there are GPUs, else one lane per four processors (at least one); a CPU lane's
-    workers share out its processors.
+
+def choose_shape(
+    budget: ResourceSpec, concurrency: int | Literal["auto"], machines: Sequence[Machine]
+) -> tuple[LaneShape, int]:
+    """The shape of a lane and how many there are, from the budget and the machines.
+
+    By itself: one lane per GPU where there are GPUs, else one lane per four processors (at least one); the workers of a
+    machine share out its processors.
 
     Args:
         budget: The spec's.
         concurrency: Lanes asked for.
-        cluster: Ray's resources, ``CPU`` and ``GPU``.
+        machines: Those that there are, and those that come when they are asked for.
 
     Raises:
         InputError: One trial asks for more than there is.
     """
-    num_cpus, num_gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    num_cpus, num_gpus = (sum(machine.get(kind, 0.0) for machine in machines) for kind in ("CPU", "GPU"))
+    where = f" on {len(machines)} machines" if len(machines) > 1 else ""
     workers = budget.workers_per_trial
     on_gpu = budget.device == "cuda" or (budget.device == "auto" and num_gpus > 0)
     gpus = float(budget.gpus_per_worker) if on_gpu else 0.0
-    if on_gpu and gpus * workers > num_gpus:
+    room = _Room.on(machines, gpus)
+    if on_gpu and room.most < workers:
         raise InputError(
-            f"budget: one trial asks for {workers} x {gpus:g} GPU, the cluster has {num_gpus:g}; "
+            f"budget: one trial asks for {workers} x {gpus:g} GPU, the cluster has {num_gpus:g}{where}; "
             "lower budget.workers_per_trial or budget.gpus_per_worker, or set budget.device: cpu"
         )
-    asked_cpus = workers * (budget.cpus_per_worker or 1)
-    if asked_cpus > num_cpus:
+    asked_cpus = budget.cpus_per_worker or 1
+    if room.num_workers(asked_cpus) < workers:
         raise InputError(
-            f"budget: one trial asks for {workers} workers with {asked_cpus / workers:g} CPUs each, "
-            f"the cluster has {num_cpus:g} CPUs; lower budget.workers_per_trial or budget.cpus_per_worker"
+            f"budget: one trial asks for {workers} workers with {asked_cpus:g} CPUs each, "
+            f"the cluster has {num_cpus:g} CPUs{where}; lower budget.workers_per_trial or budget.cpus_per_worker"
         )
     if concurrency != "auto":
         lanes = concurrency
     elif on_gpu:
-        lanes = int(num_gpus // (gpus * workers))
+        lanes = room.most // workers
     else:
-        lanes = int(num_cpus // max(4, asked_cpus))
-    lanes = max(1, lanes)
-    cpus = _cpus_per_worker(budget.cpus_per_worker, num_cpus, lanes * workers)
-    if lanes * workers * cpus > num_cpus or lanes * workers * gpus > num_gpus:
+        lanes = max(1, int(num_cpus // max(4, workers * asked_cpus)))
+    # What is asked for by the spec is asked in full; what is not, is shared out.
+    least_cpus = 0.01 if budget.cpus_per_worker is None else budget.cpus_per_worker
+    if room.num_workers(least_cpus) < lanes * workers:
         raise InputError(
-            f"budget: {lanes} trials at once ask for {lanes * workers * cpus:g} CPUs and {lanes * workers * gpus:g} "
-            f"GPUs, the cluster has {num_cpus:g} and {num_gpus:g}; lower budget.concurrency"
+            f"budget: {lanes} trials at once ask for {lanes * workers * asked_cpus:g} CPUs and "
+            f"{lanes * workers * gpus:g} GPUs, the cluster has {num_cpus:g} and {num_gpus:g}{where}; "
+            "lower budget.concurrency"
         )
-    cores = cpus if on_gpu else num_cpus / (lanes * workers)
+    cpus = _cpus_per_worker(budget.cpus_per_worker, room, lanes * workers)
+    cores = cpus if on_gpu else room.largest_share(lanes * workers)
     asked = budget.threads_per_worker
     threads = max(1, math.floor(cores)) if asked == "auto" else asked
     return LaneShape(workers, cpus, gpus, threads), lanes
 
 
-def _cpus_per_worker(asked: float | None, num_cpus: float, num_workers: int) -> float:
+@dataclass(frozen=True)
+class _Room:
+    """Where workers can go.
+
+    Attributes:
+        cpus: Processors of each machine.
+        places: Workers that each machine takes at most, by its GPUs.
+    """
+
+    cpus: tuple[float, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def on(cls, machines: Sequence[Machine], gpus_per_worker: float) -> _Room:
+        gpus = [machine.get("GPU", 0.0) for machine in machines]
+        places = [_times(gpu, gpus_per_worker) if gpus_per_worker else _ANY for gpu in gpus]
+        return cls(tuple(machine.get("CPU", 0.0) for machine in machines), tuple(places))
+
+    @property
+    def most(self) -> int:
+        """Workers that the GPUs are enough for."""
+        return sum(self.places)
+
+    def num_workers(self, cpus_per_worker: float) -> int:
+        """Workers that fit when each has so many processors."""
+        return sum(min(most, _times(cpus, cpus_per_worker)) for cpus, most in zip(self.cpus, self.places, strict=True))
+
+    def largest_share(self, num_workers: int) -> float:
+        """The most processors that each of so many workers can have; the best of all even divisions of a machine."""
+        shares = {cpus / part for cpus in self.cpus if cpus > 0 for part in range(1, num_workers + 1)}
+        return max((share for share in shares if self.num_workers(share) >= num_workers), default=0.0)
+
+
+def _times(total: float, each: float) -> int:
+    """How often ``each`` fits, where 0.3 fits three times into 0.9."""
+    return math.floor(total / each + 1e-9)
+
+
+def _cpus_per_worker(asked: float | None, room: _Room, num_workers: int) -> float:
+    # Whole processors for every worker would leave none for the light actors that Tune runs.
     if asked is not None:
-        # Whole processors for every worker would leave none for the light actors that Tune runs.
-        return min(float(asked), math.floor(100 * (num_cpus - _FOR_THE_REST) / num_workers) / 100)
-    share = num_cpus * (1 - _FOR_THE_REST) / num_workers
-    return max(0.01, math.floor(100 * min(share, 8)) / 100)
+        spared = replace(room, cpus=tuple(cpus - _FOR_THE_REST for cpus in room.cpus))
+        return min(float(asked), math.floor(100 * spared.largest_share(num_workers)) / 100)
+    spared = replace(room, cpus=tuple(cpus * (1 - _FOR_THE_REST) for cpus in room.cpus))
+    return max(0.01, math.floor(100 * min(spared.largest_share(num_workers), 8)) / 100)

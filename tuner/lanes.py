@@ -6,9 +6,11 @@ every trial. Who wants a lane borrows it from the switchboard; the pool never st
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +21,14 @@ from trainables.jobs import Message, ScoreJob, TrainJob
 logger = logging.getLogger(__name__)
 
 _STARTS = 3
-"""How often one lane is started anew after Ray Train itself has given up on it."""
+"""How often in a row a lane is started without getting anywhere before it is given up."""
 
 _WORKER_FAILURES = 10
 """How many deaths of a worker Ray Train mends by itself before it gives up on a lane."""
+
+
+_MACHINE_START_S = 1800
+"""Longest time that a lane waits for its machines: booting, and installing what the workers import."""
 
 
 class LaneError(RuntimeError):
@@ -95,7 +101,7 @@ class LanePool:
         """Runs a job of the driver's own on the next free lane and yields its messages.
 
         Raises:
-            LaneError: The job failed.
+            LaneError: The job failed, or there is no lane for it.
         """
         import ray
 
@@ -110,6 +116,8 @@ class LanePool:
                 yield message
                 if message["kind"] == "score" or message.get("outcome"):
                     return
+        except ray.exceptions.RayTaskError as error:
+            raise LaneError(_first_line(error.cause)) from error
         finally:
             ray.get(self._board.give_back.remote(client))
 
@@ -120,35 +128,40 @@ class LanePool:
         if self._board is None:
             return
         self._is_closing.set()
-        for lane in range(self.num_lanes):
-            ray.get(self._board.close_lane.remote(lane))
+        # A switchboard that died has ended the lanes already: their workers stop when nobody can want them.
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get([self._board.close_lane.remote(lane) for lane in range(self.num_lanes)])
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, deadline - time.monotonic()))
         ray.kill(self._board)
         self._board = None
 
     def _keep_lane(self, lane: int) -> None:
-        """The lane's thread: fits until the pool closes; starts anew what Ray Train gave up."""
+        """The lane's thread: fits until the pool closes; starts anew what Ray Train gave up, while it gets anywhere."""
         import ray
         from ray.train import TrainingFailedError
 
-        reason = ""
-        for _ in range(_STARTS):
+        board, reason = self._board, ""
+        num_fruitless = num_reports = 0
+        while num_fruitless < _STARTS:
             try:
-                self._fit(lane)
+                self._fit(lane, board)
             except (TrainingFailedError, ray.exceptions.RayError) as error:
                 reason = _first_line(error)
                 logger.warning("lane %d broke: %s", lane, reason)
             if self._is_closing.is_set():
                 return
+            before, num_reports = num_reports, ray.get(board.num_reports.remote(lane))
+            num_fruitless = 0 if num_reports > before else num_fruitless + 1
         with self._lock:
             self._num_lost += 1
             all_lost = self._num_lost == self.num_lanes
-        ray.get(self._board.close_lane.remote(lane, f"lane {lane} is lost: {reason}"))
+        ray.get(board.close_lane.remote(lane, f"lane {lane} is lost: {reason}"))
         if all_lost:
-            ray.get(self._board.fail.remote(f"every lane is lost; the last one: {reason}"))
+            ray.get(board.fail.remote(f"every lane is lost; the last one: {reason}"))
 
-    def _fit(self, lane: int) -> None:
+    def _fit(self, lane: int, board: Any) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
@@ -160,7 +173,7 @@ class LanePool:
         TorchTrainer(
             lane_loop,
             train_loop_config={
-                "switchboard": self._board,
+                "switchboard": board,
                 "lane": lane,
                 "threads": self.shape.threads_per_worker,
             },
@@ -180,6 +193,11 @@ class LanePool:
 def quicken_ray_train() -> None:
     """Makes Ray Train poll its workers often; read by Ray at import, so call it before."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+def await_machines() -> None:
+    """Has Ray Train wait for the machines that the cluster starts for it; its own minute is too short for that."""
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_MACHINE_START_S))
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,16 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tuner.result import Standing, SweepResult, trials_frame
+from tuner.result import Standing, SweepResult
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from trainables.backbones.graph import CutGraph
     from tuner.preparing import PreparedData
 
 _MOST_ROWS = 8
+_SCORES = ("number", "outcome", "reason", "epochs", "best_epoch", "seconds")
 
 
 class Format(StrEnum):
@@ -30,27 +34,33 @@ class Format(StrEnum):
     json = "json"
 
 
+def clean_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as plain Python values, None for what is not there."""
+    return [
+        {str(name): _clean(value) for name, value in row.items()} for row in frame.astype(object).to_dict("records")
+    ]
+
+
 def write_rows(rows: Sequence[Mapping[str, Any]], format_: Format, console: Console) -> None:
-    """Writes rows of like keys; numbers that are not there are empty (CSV, table) or null (JSON)."""
-    clean = [{key: _clean(value) for key, value in row.items()} for row in rows]
-    columns = list(dict.fromkeys(key for row in clean for key in row))
+    """Writes rows of like keys; what is None is empty (CSV, table) or null (JSON)."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     if format_ is Format.json:
-        console.out(json.dumps(clean, indent=1), highlight=False)
+        console.out(json.dumps(rows, indent=1), highlight=False)
         return
     if format_ is Format.csv:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(clean)
+        writer.writerows(rows)
         console.out(text.getvalue(), end="", highlight=False)
         return
-    console.print(build_table(columns, [[row.get(column) for column in columns] for row in clean]))
+    console.print(build_table(columns, [[row.get(column) for column in columns] for row in rows]))
 
 
 def build_table(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
     """A table whose numbers are short and stand right."""
     rows = list(rows)
-    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
         numeric = all(isinstance(row[position], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -61,7 +71,9 @@ def build_table(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: st
 
 def show_result(result: SweepResult, console: Console) -> None:
     """The end of a sweep: its best trials, the champion's test result, the baselines, where to look further."""
-    console.print(_best_trials(result))
+    trials = clean_rows(result.trials)
+    title = f"Best of {len(trials)} trials of sweep {result.name}"
+    console.print(build_trials_table(trials[:_MOST_ROWS], result.metric, title))
     if result.champion is None:
         console.print(f"\nInterrupted. [bold]thaw resume {result.name}[/bold] goes on from here.")
         return
@@ -117,16 +129,28 @@ def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, console: Conso
     console.print(build_table(["depth", "stage", "parameters", "MFLOPs", "output"], stages, title=title))
 
 
-def _best_trials(result: SweepResult) -> Table:
-    frame = trials_frame(result.records, result.metric, result.mode).head(_MOST_ROWS)
-    varying = [name for name in frame.columns if name in _params(result) and frame[name].nunique(dropna=False) > 1]
-    columns = [name for name in ("number", result.metric, "outcome", "epochs", "seconds", *varying) if name in frame]
-    rows = [[_clean(value) for value in row] for row in frame[columns].itertuples(index=False)]
-    return build_table(columns, rows, title=f"Best of {len(result.records)} trials of sweep {result.name}")
+def build_trials_table(result_rows: Sequence[Mapping[str, Any]], metric: str, title: str | None = None) -> Table:
+    """Trials for reading: their scores, and in one column the settings in which they differ.
 
-
-def _params(result: SweepResult) -> set[str]:
-    return {name for record in result.records for name in record.params}
+    Args:
+        result_rows: From ``trial_rows``.
+        metric: What chose.
+        title: Above the table.
+    """
+    params = [name for row in result_rows for name in row if name not in _SCORES and not name.startswith("val/")]
+    varying = [name for name in dict.fromkeys(params) if len({str(row.get(name)) for row in result_rows}) > 1]
+    rows = [
+        [
+            row["number"],
+            row["outcome"].replace("_", " "),
+            row["epochs"],
+            row.get(metric),
+            row.get("seconds"),
+            ", ".join(f"{name} {_shown(row[name])}" for name in varying if row.get(name) is not None),
+        ]
+        for row in result_rows
+    ]
+    return build_table(["trial", "outcome", "epochs", metric, "seconds", "settings"], rows, title=title)
 
 
 def _standing_row(name: str, standing: Standing) -> list[Any]:
@@ -149,7 +173,6 @@ def _gains(result: SweepResult) -> list[str]:
 
 
 def _clean(value: Any) -> Any:
-    """NaN as None, NumPy scalars as Python numbers."""
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -203,12 +203,17 @@ class HomePaths:
         """Where MLflow's records go: the spec's choice, else ``MLFLOW_TRACKING_URI``, else SQLite in the home.
 
         Raises:
-            InputError: The address is not one that MLflow 3 takes.
+            InputError: The address is not one that MLflow 3 takes, or there is none and the home is shared storage.
         """
         environ = os.environ if environ is None else environ
         place, uri = "tracking.uri", explicit
         if not uri:
             place, uri = "MLFLOW_TRACKING_URI", environ.get("MLFLOW_TRACKING_URI")
+        if not uri and self.is_shared:
+            raise InputError(
+                f"THAW_HOME: {self.root} is shared storage, where MLflow's SQLite cannot lie; set MLFLOW_TRACKING_URI "
+                "(or tracking.uri in the spec) to a server such as http://127.0.0.1:5000"
+            )
         if not uri:
             return f"sqlite:///{self.mlflow_db}"
         scheme = uri.split(":", 1)[0].split("+", 1)[0]

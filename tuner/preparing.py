@@ -16,10 +16,12 @@ import numpy as np
 from search_spaces.spec import DataSpec, SweepSpec
 from trainables.config import SPLIT_NAMES, BackboneConfig, DataConfig, SplitName, TrialConfig, WeightsFile
 from trainables.data.packing import PackReport, pack
+from trainables.data.sharing import publish_table
 from trainables.data.sources import open_source
 from trainables.data.splits import assign_sides, check_sides
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
+from trainables.storage import join, write_bytes
 from tuner.paths import HomePaths
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class PreparedData:
 
 
 def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> PreparedData:
-    """Packs the source unless that is done, deals the sides and checks them.
+    """Packs the source unless that is done, deals the sides and checks them; publishes what other machines read.
 
     Args:
         spec: Which pictures.
@@ -59,14 +61,17 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
         counted: Told what is being done, how much of it, of how much.
 
     Raises:
-        InputError: The source, its classes or its sides will not do.
+        InputError: The source, its classes, its sides or the home will not do.
     """
+    check_home(home)
     report = pack(
         open_source(spec.source),
         home.tables,
         side_px=round(STORE_MARGIN * spec.image_size_px),
         progress=lambda done, total: counted("packing pictures", done, total),
     )
+    if home.is_shared:
+        publish_table(report.path, home.uri_of(report.path))
     table = ImageTable.open(report.path)
     unknown = [name for name in spec.exclude_classes if name not in table.class_names]
     if unknown:
@@ -109,10 +114,10 @@ def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: 
     from trainables.backbones.weights import resolve_weights, store_weights
 
     if not weights.startswith("models:/"):
-        return resolve_weights(weights, backbone, home.weights)
+        return resolve_weights(weights, backbone, home.uri_of(home.weights))
     from tuner.registry import load_weights
 
-    return store_weights(load_weights(weights, tracking_uri), backbone, home.weights)
+    return store_weights(load_weights(weights, tracking_uri), backbone, home.uri_of(home.weights))
 
 
 def build_cuts(backbone: str, num_classes: int, image_size_px: int) -> CutGraph:
@@ -132,6 +137,24 @@ def base_trial(spec: SweepSpec, data: DataConfig, weights: WeightsFile | None) -
         compute=spec.compute,
         seed=spec.seed,
     )
+
+
+def check_home(home: HomePaths) -> None:
+    """Writes to the home once when it is shared storage, so that what is wrong with it is seen before any training.
+
+    Raises:
+        InputError: It cannot be written to.
+    """
+    if not home.is_shared:
+        return
+    try:
+        write_bytes(join(home.root, "home.json"), b'{"version": 1}\n')
+    except (OSError, ValueError, ImportError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"THAW_HOME: {home.root} cannot be written to ({reason}); check its spelling, the bucket's name and "
+            "region, and this machine's credentials"
+        ) from error
 
 
 def check_quickly(spec: SweepSpec) -> None:

@@ -42,7 +42,8 @@ def run_pretrain(
     trained = find_pretrained(pretraining, paths, tracking_uri)
     is_new = trained is None
     if trained is None:
-        with open_lanes(spec.resources, 1, 1, str(paths.weights / "pretraining" / "ray"), progress) as pool:
+        storage = paths.uri_of(paths.weights / "pretraining" / "ray")
+        with open_lanes(spec.resources, concurrency=1, most_lanes=1, storage=storage, progress=progress) as pool:
             trained = train_backbone(
                 pretraining,
                 paths,

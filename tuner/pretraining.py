@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from search_spaces.space import apply_params
@@ -117,8 +118,8 @@ def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str
         version = find_backbone(pretraining.recipe, tracking_uri)
     if version is None:
         return None
-    weights = store_weights(load_weights(version.uri, tracking_uri), pretraining.spec.backbone, home.weights)
-    return Pretrained(weights)
+    state = load_weights(version.uri, tracking_uri)
+    return Pretrained(store_weights(state, pretraining.spec.backbone, home.uri_of(home.weights)))
 
 
 def train_backbone(
@@ -140,7 +141,7 @@ def train_backbone(
     from trainables.checkpoint import load_checkpoint
 
     started = time.monotonic()
-    directory = str(home.weights / "pretraining" / _digest(pretraining.recipe))
+    directory = home.uri_of(_folder(pretraining, home))
     epochs: list[dict[str, float]] = []
     for message in pool.run(TrainJob(config=pretraining.config, directory=directory)):
         if message.get("outcome") == "diverged":
@@ -148,7 +149,7 @@ def train_backbone(
         epochs.append({**message["metrics"], "epoch": float(message["epoch"])})
         see(message["epoch"], message["metrics"])
     tail = load_checkpoint(join(directory, BEST_CHECKPOINT)).tail
-    weights = store_weights(dict(tail), pretraining.spec.backbone, home.weights)
+    weights = store_weights(dict(tail), pretraining.spec.backbone, home.uri_of(home.weights))
     trained = Pretrained(weights, tuple(epochs), time.monotonic() - started)
     memo = {
         "weights": weights.model_dump(),
@@ -161,11 +162,12 @@ def train_backbone(
 
 
 def _memo(pretraining: Pretraining, home: HomePaths) -> str:
-    return str(home.weights / "pretraining" / f"{_digest(pretraining.recipe)}.json")
+    return f"{home.uri_of(_folder(pretraining, home))}.json"
 
 
-def _digest(recipe: str) -> str:
-    return hashlib.sha256(recipe.encode()).hexdigest()[:32]
+def _folder(pretraining: Pretraining, home: HomePaths) -> Path:
+    """What belongs to one recipe, on this machine; `HomePaths.uri_of` names what the lanes write."""
+    return home.weights / "pretraining" / hashlib.sha256(pretraining.recipe.encode()).hexdigest()[:32]
 
 
 def register_pretrained(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tracking_uri: str) -> str:
@@ -184,8 +186,8 @@ def _register(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tr
     from tuner.registry import backbone_tags, log_run, register_model
 
     spec, config = pretraining.spec, pretraining.config
-    directory = home.weights / "pretraining" / _digest(pretraining.recipe)
-    model, mean, std = whole_network(config, str(directory / BEST_CHECKPOINT))
+    directory = _folder(pretraining, home)
+    model, mean, std = whole_network(config, join(home.uri_of(directory), BEST_CHECKPOINT))
     card = ModelCard(
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from search_spaces.loading import dump_spec, load_spec
 from search_spaces.space import SearchSpace
@@ -20,7 +20,7 @@ from trainables.errors import InputError
 from trainables.jobs import TrainJob
 from trainables.storage import write_bytes
 from tuner.champion import choose_champion, why_none
-from tuner.cluster import open_lanes
+from tuner.cluster import import_torch, open_lanes
 from tuner.describing import flat, note, summary
 from tuner.interrupts import first_interrupt_calls
 from tuner.journal import Journal, Record, read_records, trials_of
@@ -94,6 +94,15 @@ def _refuse_used_name(name: str, home: HomePaths) -> None:
     raise InputError(f"name: sweep {name!r} exists and is unfinished; `thaw resume {name}`, or give another name")
 
 
+class Prepared(NamedTuple):
+    """What a sweep knows before its lanes are up; the weights are None while they are still to be pretrained."""
+
+    data: PreparedData
+    space: SearchSpace
+    pretraining: Pretraining | None
+    weights: WeightsFile | None
+
+
 class _Sweep:
     """One run of one sweep; its methods are its phases, in order."""
 
@@ -112,20 +121,20 @@ class _Sweep:
         """All phases."""
         check_quickly(self.spec)
         with ExitStack() as stack:
-            executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="prepare"))
+            executor = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="prepare"))
+            executor.submit(import_torch)
             preparing = executor.submit(self._prepare)
             pool = stack.enter_context(
                 open_lanes(
                     self.spec.budget,
-                    self.spec.budget.concurrency,
-                    self.spec.search.num_trials,
-                    self.home.uri_of(self.paths.ray),
-                    self.progress,
+                    concurrency=self.spec.budget.concurrency,
+                    most_lanes=self.spec.search.num_trials,
+                    storage=self.home.uri_of(self.paths.ray),
+                    progress=self.progress,
                     check=lambda: preparing.result() if preparing.done() else None,
                 )
             )
-            data, pretraining, weights = preparing.result()
-            space = self._check_space(data)
+            data, space, pretraining, weights = preparing.result()
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
             self._begin(data)
             if pretraining is not None:
@@ -138,20 +147,19 @@ class _Sweep:
 
     # --- before ----------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> tuple[PreparedData, Pretraining | None, WeightsFile | None]:
-        """Packs pictures, checks weights: all that needs no lane."""
+    def _prepare(self) -> Prepared:
+        """Packs pictures, checks weights and the space: all that needs no lane."""
         spec = self.spec
         data = prepare_data(spec.data, self.home, self.progress.counted)
         pretrain = spec.pretrain_spec()
-        if pretrain is None:
-            assert isinstance(spec.model.weights, str)
-            weights = prepare_weights(spec.model.weights, spec.model.backbone, self.home, self.tracking_uri)
-            return data, None, weights
-        return data, prepare_pretraining(pretrain, self.home, self.tracking_uri, self.progress.counted), None
-
-    def _check_space(self, data: PreparedData) -> SearchSpace:
-        cuts = build_cuts(self.spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
-        return SearchSpace(self.spec.search, cuts.num_stages, self.spec.model.backbone)
+        pretraining, weights = None, None
+        if pretrain is not None:
+            pretraining = prepare_pretraining(pretrain, self.home, self.tracking_uri, self.progress.counted)
+        else:
+            weights = prepare_weights(str(spec.model.weights), spec.model.backbone, self.home, self.tracking_uri)
+        cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
+        space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone)
+        return Prepared(data, space, pretraining, weights)
 
     def _begin(self, data: PreparedData) -> None:
         for bad in data.report.bad_files[:5]:

@@ -24,7 +24,8 @@ import torchvision.models
 from trainables.backbones.families import check_name, skeleton
 from trainables.config import WeightsFile
 from trainables.errors import InputError
-from trainables.storage import is_local, join, read_bytes, write_bytes
+from trainables.node_cache import fetch_once
+from trainables.storage import fetch_file, is_local, join, read_bytes, write_bytes
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _PLACE = "model.weights"
@@ -97,10 +98,31 @@ def load_tensors(file: WeightsFile) -> dict[str, torch.Tensor]:
         InputError: The file is gone or damaged.
     """
     try:
-        _verify_once(file.uri, file.sha256)
-        return _read_stored(file.uri)
+        uri = _node_copy(file)
+        _verify_once(uri, file.sha256)
+        return _read_stored(uri)
     except FileNotFoundError:
         raise InputError(f"{file.uri}: the stored weights are gone; start the sweep again to store them anew") from None
+
+
+def _node_copy(file: WeightsFile) -> str:
+    """A path that can be mapped: the file's own, or that of this node's verified copy of it."""
+    if is_local(file.uri):
+        return file.uri
+
+    def is_usable(path: Path) -> bool:
+        try:
+            _verify_once(str(path), file.sha256)
+        except (FileNotFoundError, InputError):
+            return False
+        return True
+
+    def fetch(path: Path) -> None:
+        fetch_file(file.uri, path)
+        if not is_usable(path):
+            raise InputError(_damaged(file.uri))
+
+    return str(fetch_once(f"weights/{file.sha256}.safetensors", fetch, is_usable=is_usable))
 
 
 def check_fit(state: Mapping[str, torch.Tensor], backbone: str, *, place: str) -> None:

@@ -58,7 +58,7 @@ def plan_epoch(num_rows: int, batch_size: int, seed: int, epoch: int) -> list[np
     """The shuffled positions of one epoch, cut into global batches.
 
     The batches are of nearly equal size (none larger than ``batch_size``), so that no small remainder gets a step
-    of its own and BatchNorm never sees a lone picture unless there is only one.
+    of its own, and from ``batch_size`` 3 on BatchNorm never sees a lone picture unless there is only one.
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
     return np.array_split(order, max(1, -(-num_rows // batch_size)))
@@ -105,7 +105,10 @@ class Views:
         """uint8 [B, C, H, W] in channels-last memory: view ``view_index`` of each picture."""
         slot = self._cache.slot((*self._key, view_index), len(self.side), self.size_px)
         if slot is None:
-            return torch.stack([self._compute(position, view_index) for position in positions]).permute(0, 3, 1, 2)
+            pixels_BHWC = torch.empty(len(positions), self.size_px, self.size_px, 3, dtype=torch.uint8)
+            for number, position in enumerate(positions):
+                pixels_BHWC[number] = self._compute(position, view_index)
+            return pixels_BHWC.permute(0, 3, 1, 2)
         pixels_NHWC, filled_N = slot
         for position in positions[~filled_N[positions]]:
             pixels_NHWC[position] = self._compute(position, view_index)
@@ -181,9 +184,11 @@ class ImageBatches:
             for images in self._fetch_ahead(plan, view_index):
                 yield self._normalise(images)
             return
-        order = np.concatenate(plan) if plan else np.empty(0, np.int64)
-        size = self._prefix.batch_size
-        blocks = [order[first : first + size] for first in range(0, len(order), size)]
+        if not plan:
+            return
+        order, size = np.concatenate(plan), self._prefix.batch_size
+        # At least one block, if an empty one: a rank without pictures still needs to know a feature's shape.
+        blocks = [order[first : first + size] for first in range(0, max(1, len(order)), size)]
         features = (self._prefix(self._normalise(images)) for images in self._fetch_ahead(blocks, view_index))
         yield from _recut(features, [len(positions) for positions in plan])
 
@@ -198,18 +203,21 @@ class ImageBatches:
 
 
 def _recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[torch.Tensor]:
-    """The rows of ``blocks`` in order, cut anew into pieces of the given lengths (each at least 1)."""
+    """The rows of ``blocks`` (at least one block) in order, cut anew into pieces of the given lengths."""
     source = iter(blocks)
-    held: torch.Tensor | None = None
+    held = next(source)
     for length in lengths:
         pieces, missing = [], length
         while missing > 0:
-            if held is None or not len(held):
+            if not len(held):
                 held = next(source)
             pieces.append(held[:missing])
             held = held[missing:]
             missing -= len(pieces[-1])
-        yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(pieces) == 1:
+            yield pieces[0]
+        else:
+            yield torch.cat(pieces) if pieces else held[:0]
 
 
 def memory_format(compute: ComputeConfig) -> torch.memory_format:

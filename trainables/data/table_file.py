@@ -102,8 +102,7 @@ class TableWriter:
 
     def __init__(self, path: Path, class_names: tuple[str, ...], side_px: int) -> None:
         self.num_rows = 0
-        head = {"schema": SCHEMA_VERSION, "side_px": side_px, "class_names": class_names}
-        self._digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        self._digest = _begin_digest(class_names, side_px)
         self._rows: list[Row] = []
         self._bytes = 0
         self._file = pa.OSFile(str(path), "wb")
@@ -130,8 +129,7 @@ class TableWriter:
 
     def append(self, row: Row) -> None:
         """Takes one row; writes when enough bytes have come together."""
-        self._digest.update(f"\n{row.id} {row.label} {row.side} {row.height} {row.width} ".encode())
-        self._digest.update(hashlib.sha256(row.pixels).digest())
+        _add_to_digest(self._digest, row)
         self.num_rows += 1
         if self._rows and self._bytes + len(row.pixels) > BATCH_BYTES:
             self._flush()
@@ -144,6 +142,16 @@ class TableWriter:
         rows, self._rows, self._bytes = self._rows, [], 0
         arrays = [_arrow_array([getattr(row, field.name) for row in rows], field.type) for field in SCHEMA]
         self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+
+
+def _begin_digest(class_names: tuple[str, ...], side_px: int) -> hashlib._Hash:
+    head = {"schema": SCHEMA_VERSION, "side_px": side_px, "class_names": class_names}
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+
+
+def _add_to_digest(digest: hashlib._Hash, row: Row) -> None:
+    digest.update(f"\n{row.id} {row.label} {row.side} {row.height} {row.width} ".encode())
+    digest.update(hashlib.sha256(row.pixels).digest())
 
 
 def _arrow_array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -167,3 +175,15 @@ def read_rows(path: Path) -> Iterator[Row]:
             for position in range(batch.num_rows):
                 values = {name: batch.column(name)[position].as_py() for name in SCHEMA.names}
                 yield Row(**{**values, "id": values["id"].decode("ascii")})
+
+
+def fingerprint_of(path: Path, manifest: Manifest) -> str:
+    """The fingerprint of what a file really holds, to compare with the one that was promised.
+
+    Raises:
+        ValueError: Not an Arrow file of rows.
+    """
+    digest = _begin_digest(manifest.class_names, manifest.side_px)
+    for row in read_rows(path):
+        _add_to_digest(digest, row)
+    return digest.hexdigest()

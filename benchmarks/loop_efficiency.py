@@ -1,0 +1,217 @@
+"""How close a real trial's epoch comes to bare steps on tensors in memory: images per second, at least 0.9 of them.
+
+The trial is a ``TrialRun`` as a lane runs it: pictures from a packed table, views, normalisation, schedule, the look
+whether it is still wanted. The bare loop has normalised tensors in memory and does nothing but forward, backward and
+step, with the same network, batch size, precision, layout, optimizer and threads. Its pictures do not go through the
+data room at all, so what is compared is everything that Thaw adds.
+
+The first epoch, in which views are still computed, is shown beside; the bar is for the epochs after it.
+
+    python benchmarks/loop_efficiency.py --check
+    python benchmarks/loop_efficiency.py --images DIR --weights mobilenet_v2=FILE --num-pictures 244
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from measuring import conclude, make_pictures, median, parser, report, span
+from torch import nn
+from torch.nn import functional as F
+
+from trainables.backbones.families import build_model
+from trainables.backbones.weights import resolve_weights
+from trainables.backbones.zoo import Backbone, load_backbone
+from trainables.classifier import build_optimizer, split_network
+from trainables.config import (
+    AugmentationConfig,
+    BackboneConfig,
+    ComputeConfig,
+    DataConfig,
+    Precision,
+    TrialConfig,
+    WeightsFile,
+)
+from trainables.data.batches import memory_format, plan_epoch
+from trainables.data.packing import pack
+from trainables.data.sources import open_source
+from trainables.data.table import ImageTable
+from trainables.loop import TrialRun, Workbench
+from trainables.ranks import Ranks
+
+BAR = 0.9
+CPU = torch.device("cpu")
+
+
+class Case(NamedTuple):
+    """One row of the table."""
+
+    backbone: str
+    precision: Precision
+    depth: int
+    num_stages: int
+
+
+def build_config(case: Case, data: DataConfig, weights: WeightsFile | None, options: argparse.Namespace) -> TrialConfig:
+    return TrialConfig(
+        data=data,
+        backbone=BackboneConfig(name=case.backbone, weights=weights),
+        freeze_depth=case.depth,
+        # One view per picture: steady from the second epoch on.
+        augmentation=AugmentationConfig(policy="flip_crop", num_views=1),
+        batch_size=options.batch_size,
+        epochs=options.repeats + 2,
+        compute=ComputeConfig(precision=case.precision, prefix_precision=case.precision),
+    )
+
+
+def bare_epoch(case: Case, config: TrialConfig, num_pictures: int) -> Callable[[], float]:
+    """A function that trains as many batches as the trial's epoch has, and returns the seconds that took."""
+    num_classes = len(config.data.class_names)
+    backbone = load_backbone(
+        case.backbone,
+        config.backbone.weights,
+        num_classes=num_classes,
+        input_size_px=config.data.image_size_px,
+        seed=0,
+    )
+    network = split_network(backbone, case.depth)
+    # Where all is trained there is nothing to cut, and torchvision's own module is the measure.
+    tail = network.tail if case.depth else _whole_model(case.backbone, backbone)
+    layout = memory_format(config.compute)
+    tail, prefix = tail.to(memory_format=layout).train(), network.prefix
+    if prefix is not None:
+        prefix = prefix.to(memory_format=layout).eval()
+    optimizer = build_optimizer(tail, network.head_name, config.optimizer)
+    is_bf16 = case.precision == "bf16"
+    size, generator = config.data.image_size_px, torch.Generator().manual_seed(0)
+    batches = []
+    for positions in plan_epoch(num_pictures, config.batch_size, 0, 0):
+        images = torch.randn(len(positions), 3, size, size, generator=generator).contiguous(memory_format=layout)
+        batches.append((images, torch.randint(num_classes, (len(positions),), generator=generator)))
+
+    def run() -> float:
+        started = time.perf_counter()
+        for images, labels in batches:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+                inputs = images
+                if prefix is not None:
+                    with torch.no_grad():
+                        inputs = prefix(images)
+                loss = F.cross_entropy(tail(inputs).float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return time.perf_counter() - started
+
+    return run
+
+
+def _whole_model(name: str, backbone: Backbone) -> nn.Module:
+    """Torchvision's module with the backbone's weights and head."""
+    model, head = build_model(name), backbone.graph.head
+    parent, _, attribute = head.name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Linear(head.in_features, head.num_classes))
+    model.load_state_dict(backbone.model.state_dict())
+    return model.requires_grad_(True)
+
+
+def measure(case: Case, config: TrialConfig, bench: Workbench, repeats: int) -> dict[str, object]:
+    """One trial and one bare loop, epoch by epoch in turns."""
+    trial = TrialRun(config, bench, Ranks(CPU))
+    num_pictures = len(trial.side("train"))
+    bare = bare_epoch(case, config, num_pictures)
+    first = num_pictures / trial.run_epoch()["time/train_s"]
+    bare()
+    real_rates, bare_rates = [], []
+    for _ in range(repeats):
+        real_rates.append(num_pictures / trial.run_epoch()["time/train_s"])
+        bare_rates.append(num_pictures / bare())
+    # The neighbours of one epoch are the bare ones before and after it: what drifts falls on both.
+    ratios = [real / whole for real, whole in zip(real_rates, bare_rates, strict=True)]
+    return {
+        **case._asdict(),
+        "images_per_s": round(median(real_rates), 1),
+        "bare_images_per_s": round(median(bare_rates), 1),
+        "first_epoch_images_per_s": round(first, 1),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": round(median(ratios), 3),
+    }
+
+
+def prepare_data(options: argparse.Namespace, folder: Path) -> DataConfig:
+    """Packs the pictures given, or made-up ones."""
+    images = options.images
+    if images is None:
+        images = folder / "pictures"
+        make_pictures(images, {"train": options.num_pictures, "val": 32}, side_px=options.px * 3 // 2)
+    packed = pack(open_source(f"folder:{images}"), folder / "tables", side_px=options.px * 3 // 2)
+    table = ImageTable.open(packed.path)
+    return DataConfig(
+        table=str(packed.path),
+        fingerprint=table.fingerprint,
+        class_names=table.class_names,
+        image_size_px=options.px,
+    )
+
+
+def parse_options() -> argparse.Namespace:
+    options = parser(__doc__, repeats=5)
+    options.add_argument("--images", type=Path, help="folder of pictures (default: made-up ones)")
+    options.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="default: random")
+    options.add_argument("--backbones", nargs="+", default=["resnet18", "mobilenet_v2"])
+    options.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    options.add_argument("--num-pictures", type=int, default=128, help="made-up ones to train on")
+    options.add_argument("--px", type=int, default=128)
+    options.add_argument("--batch-size", type=int, default=32)
+    options.add_argument("--threads", type=int, default=os.cpu_count())
+    return options.parse_args()
+
+
+def main() -> int:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="thaw-benchmark-") as name:
+        folder = Path(name)
+        data = prepare_data(options, folder)
+        named = dict(text.split("=", 1) for text in options.weights)
+        for backbone in options.backbones:
+            weights = resolve_weights(named.get(backbone, "none"), backbone, folder / "weights")
+            stages = load_backbone(backbone, None, num_classes=2, input_size_px=options.px, seed=0).graph.num_stages
+            for precision in options.precisions:
+                for depth in (0, stages // 2):
+                    case = Case(backbone, precision, depth, stages)
+                    config = build_config(case, data, weights, options)
+                    # A workbench of its own, so that every case has a first epoch.
+                    results.append(measure(case, config, Workbench(), options.repeats))
+    rows = [
+        [
+            f"{result['backbone']} {result['precision']}, {result['depth']} of {result['num_stages']} stages frozen",
+            f"{result['first_epoch_images_per_s']}",
+            f"{result['images_per_s']}",
+            f"{result['bare_images_per_s']}",
+            span(np.array(result["ratios"]).tolist()),
+        ]
+        for result in results
+    ]
+    report(
+        f"Images per second, {options.px} px, batch {options.batch_size}, {options.threads} threads",
+        ["", "first epoch", "later epochs", "bare loop", "later / bare"],
+        rows,
+    )
+    is_met = all(float(str(result["ratio"])) >= BAR for result in results)
+    return conclude("loop_efficiency", results, is_met=is_met, check=options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What the benchmarks share: made-up pictures, one table, one JSON line, one verdict.
+
+Every figure is a ratio of two things measured in the same run, one after the other, in turns; the median over the turns
+counts. On a machine that others use too, single seconds mean little and such ratios still mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("torch", "ray")
+
+
+def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    summary = (description or "").split("\n\n")[0]
+    options = argparse.ArgumentParser(description=summary)
+    options.add_argument("--repeats", type=int, default=repeats, help="turns; the median counts (default %(default)s)")
+    options.add_argument("--check", action="store_true", help="exit with 1 when the bar is missed")
+    return options
+
+
+def make_pictures(folder: Path, counts: Mapping[str, int], side_px: int, num_classes: int = 2) -> None:
+    """Writes JPEG pictures of coloured noise, ``counts[side]`` of them per side, into side/class folders."""
+    noise = np.random.Generator(np.random.Philox(key=0))
+    for side, count in counts.items():
+        for number in range(count):
+            place = folder / side / f"class{number % num_classes}"
+            place.mkdir(parents=True, exist_ok=True)
+            coarse = noise.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+            picture = Image.fromarray(coarse).resize((side_px * 4 // 3, side_px), Image.Resampling.BICUBIC)
+            picture.save(place / f"{number:05d}.jpg", quality=90)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)
+
+
+def span(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and the smallest and largest where there are several."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Prints a table."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width of its own, and a wrapped table cannot be read.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+
+
+def conclude(name: str, cases: Sequence[Mapping[str, Any]], *, is_met: bool, check: bool) -> int:
+    """Prints the JSON line and returns the exit code."""
+    machine = {
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+    }
+    print(json.dumps({"benchmark": name, "is_met": is_met, "machine": machine, "cases": list(cases)}))
+    return 1 if check and not is_met else 0

@@ -1,0 +1,129 @@
+"""Files behind a storage URI are whole or not there, and a folder is complete when its manifest is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from trainables import storage
+from trainables.storage import fetch_file, join, publish_files, read_bytes, write_bytes
+
+
+class FailingStorage(LocalFileSystem):
+    """Loses its connection while a file whose name holds `word` is written."""
+
+    word = ".arrow"
+    cachable = False
+
+    def _open(self, path: str, mode: str = "rb", **options: object) -> object:
+        file = super()._open(path, mode, **options)
+        if "w" in mode and self.word in path:
+            file.write(b"half")
+            file.close()
+            raise ConnectionError("the storage is away")
+        return file
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_bytes_behind_a_uri_come_back_and_are_replaced_whole(bucket: Path, bucket_uri: str) -> None:
+    uri = join(bucket_uri, "trials", "0001", "last.ckpt")
+    with pytest.raises(FileNotFoundError):
+        read_bytes(uri)
+    write_bytes(uri, b"one")
+    write_bytes(uri, b"second")
+    assert read_bytes(uri) == b"second"
+    assert files_in(bucket) == {"trials/0001/last.ckpt"}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "images.arrow").write_bytes(b"pixels" * 1000)
+    (folder / "manifest.json").write_bytes(b"{}")
+    (folder / "left-over.partial").write_bytes(b"not asked for")
+    return folder
+
+
+NAMES = ["images.arrow", "manifest.json"]
+
+
+def test_a_folder_is_published_once(table: Path, bucket: Path, bucket_uri: str) -> None:
+    assert publish_files(table, NAMES, bucket_uri)
+    assert files_in(bucket) == set(NAMES)
+    assert (bucket / "images.arrow").read_bytes() == (table / "images.arrow").read_bytes()
+    (bucket / "images.arrow").touch()
+    before = (bucket / "images.arrow").stat().st_mtime_ns
+    assert not publish_files(table, NAMES, bucket_uri)
+    assert (bucket / "images.arrow").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["images.arrow", "manifest.json"])
+def test_what_was_damaged_or_has_changed_is_published_again(
+    table: Path, bucket: Path, bucket_uri: str, damage: str
+) -> None:
+    publish_files(table, NAMES, bucket_uri)
+    # A file that lost its end; a manifest of the same length with another content.
+    (bucket / damage).write_bytes(b"[]" if damage == "manifest.json" else b"pix")
+    assert publish_files(table, NAMES, bucket_uri)
+    assert all((bucket / name).read_bytes() == (table / name).read_bytes() for name in NAMES)
+
+
+def test_an_interrupted_upload_leaves_nothing_that_looks_complete(
+    table: Path, bucket: Path, bucket_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = storage.open_filesystem
+    failing = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(FailingStorage()))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "open_filesystem", lambda uri: (failing, working(uri)[1]))
+        with pytest.raises(ConnectionError):
+            publish_files(table, NAMES, bucket_uri)
+    assert not {"images.arrow", "manifest.json"} & files_in(bucket)
+    assert publish_files(table, NAMES, bucket_uri)
+    assert (bucket / "images.arrow").read_bytes() == (table / "images.arrow").read_bytes()
+
+
+class Puts:
+    """An object store as `write_bytes` sees it: it can put, and nothing else."""
+
+    type_name = "s3"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    @contextmanager
+    def open_output_stream(self, name: str) -> Iterator[io.BytesIO]:
+        stream = io.BytesIO()
+        yield stream
+        self.objects[name] = stream.getvalue()
+
+
+def test_an_object_store_gets_one_put_and_no_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A put is atomic there, and a move would be a second copy of everything."""
+    store = Puts()
+    monkeypatch.setattr(storage, "open_filesystem", lambda uri: (store, uri.removeprefix("s3://")))
+    write_bytes("s3://bucket/thaw/last.ckpt", b"state")
+    assert store.objects == {"bucket/thaw/last.ckpt": b"state"}
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/thaw?region=eu-west-1", "gs://bucket/thaw", "abfs://box@account.dfs/thaw"])
+def test_the_clouds_put_whole_files(uri: str) -> None:
+    filesystem, _ = storage.open_filesystem(uri)
+    assert filesystem.type_name in storage._OBJECT_STORES
+
+
+def test_a_file_is_fetched_to_a_path(table: Path, bucket_uri: str, tmp_path: Path) -> None:
+    publish_files(table, NAMES, bucket_uri)
+    fetch_file(join(bucket_uri, "images.arrow"), tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (table / "images.arrow").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        fetch_file(join(bucket_uri, "nothing"), tmp_path / "other")

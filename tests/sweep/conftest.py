@@ -1,0 +1,54 @@
+"""A small digits sweep, run as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = """
+version: 1
+name: tiny
+data:
+  source: digits
+  exclude_classes: [0, 1, 2, 3, 4]
+  image_size_px: 16
+  split: {train: 0.3, val: 0.3, test: 0.4}
+model: {backbone: lenet, weights: none}
+search:
+  num_trials: 5
+  lr: {low: 1.0e-3, high: 3.0e-2, log: true}
+  augmentation: [none, flip_crop]
+  batch_size: [16, 32]
+budget: {epochs: 5, threads_per_worker: 1}
+early_stopping: {grace_period: 1, reduction_factor: 2}
+baselines: [head_only]
+"""
+
+Thaw = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("spec") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def start_thaw(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, so that a Ctrl-C can be sent to it as a terminal would."""
+    environment = {**os.environ, "THAW_HOME": str(home)}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuner", *arguments],
+        env=environment,
+        cwd=home.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )

@@ -1,0 +1,62 @@
+"""Who wins, and what it is compared with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
+from tuner.champion import baseline_config, best_epoch, choose_champion, why_none
+from tuner.journal import TrialRecord
+
+
+def record(number: int, accuracies: list[float], outcome: str | None = "completed", loss: float = 1.0) -> TrialRecord:
+    epochs = tuple(
+        {"epoch": epoch, "val/accuracy": accuracy, "val/loss": loss} for epoch, accuracy in enumerate(accuracies, 1)
+    )
+    return TrialRecord(number, {"lr": 0.1}, epochs, outcome)
+
+
+def test_best_epoch_is_the_first_of_equal_ones() -> None:
+    assert best_epoch(record(0, [0.5, 0.9, 0.9]), "val/accuracy", "max")["epoch"] == 2
+    assert best_epoch(record(0, [0.5, 0.9, 0.4]), "val/accuracy", "min")["epoch"] == 3
+    assert best_epoch(record(0, [math.nan]), "val/accuracy", "max") is None
+
+
+def test_champion_counts_stopped_trials_but_no_failed_ones() -> None:
+    trials = [record(0, [0.5]), record(1, [0.8], "stopped_early"), record(2, [0.9], "failed"), record(3, [0.95], None)]
+    assert choose_champion(trials, "val/accuracy", "max").number == 1
+
+
+def test_equal_champions_are_told_apart_by_loss_then_by_number() -> None:
+    trials = [record(0, [0.8], loss=0.5), record(1, [0.8], loss=0.4), record(2, [0.8], loss=0.4)]
+    assert choose_champion(trials, "val/accuracy", "max").number == 1
+
+
+def test_no_champion_says_why() -> None:
+    failed = [TrialRecord(n, {}, (), "failed", "out of memory") for n in range(2)]
+    trials = [*failed, TrialRecord(2, {}, (), "diverged", "NaN")]
+    assert choose_champion(trials, "val/accuracy", "max") is None
+    assert why_none(trials) == "2 x failed: out of memory; 1 x diverged: NaN"
+    assert why_none([]) == "no trial was run"
+
+
+@pytest.fixture
+def champion() -> TrialConfig:
+    return TrialConfig(
+        data=DataConfig(table="t", fingerprint="f", class_names=("a", "b"), image_size_px=16),
+        backbone=BackboneConfig(name="lenet", weights=WeightsFile(uri="w", sha256="s")),
+        freeze_depth=2,
+        optimizer=OptimizerConfig(lr=0.02, backbone_lr_ratio=0.5),
+    )
+
+
+def test_baselines_change_only_what_they_say(champion: TrialConfig) -> None:
+    head_only = baseline_config("head_only", champion, num_stages=4)
+    assert head_only == champion.model_copy(update={"freeze_depth": 4})
+    full = baseline_config("full_finetune", champion, num_stages=4)
+    assert (full.freeze_depth, full.optimizer.backbone_lr_ratio, full.backbone) == (0, 0.1, champion.backbone)
+    scratch = baseline_config("from_scratch", champion, num_stages=4)
+    assert (scratch.freeze_depth, scratch.backbone.weights, scratch.optimizer.lr) == (0, None, 0.02)
+    assert scratch.optimizer.backbone_lr_ratio == 1.0

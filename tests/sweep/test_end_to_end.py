@@ -1,0 +1,200 @@
+"""A whole sweep as its users run it: to the end, interrupted and resumed, with every trial failing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import start_thaw
+
+from search_spaces.loading import load_spec
+from tuner.journal import TrialRecord, read_records, read_trials
+from tuner.paths import HomePaths
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[HomePaths, str, str]:
+    """One sweep to its end: its home and what it printed."""
+    home = tmp_path_factory.mktemp("whole") / "home"
+    process = start_thaw(home, "sweep", str(tiny_spec))
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return HomePaths.at(home), out, err
+
+
+def numbers_of(trials: list[TrialRecord]) -> list[object]:
+    """What must not depend on interruptions: points, outcomes, and every metric but times."""
+    return [
+        (
+            trial.number,
+            trial.params,
+            trial.outcome,
+            [{name: value for name, value in epoch.items() if not name.startswith("time/")} for epoch in trial.epochs],
+        )
+        for trial in trials
+    ]
+
+
+def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePaths, str, str]) -> None:
+    home, out, err = whole
+    trials = read_trials(home.sweep("tiny").journal)
+    assert [trial.number for trial in trials] == list(range(5))
+    assert {trial.outcome for trial in trials} <= {"completed", "stopped_early"}
+    assert "Best of 5 trials" in out
+    assert "95% interval" in out
+    assert "models:/tiny/1" in out
+    assert "thaw ui" in out
+    assert "5/5 done" in err
+
+    events = [record["event"] for record in read_records(home.sweep("tiny").journal)]
+    assert events[-1] == "finished"
+    (champion,) = (record for record in read_records(home.sweep("tiny").journal) if record["event"] == "champion")
+    low, accuracy, high = (champion["metrics"][f"test/accuracy{end}"] for end in ("_low", "", "_high"))
+    assert 0 < low < accuracy < high <= 1
+    # Learning happened: five classes, so guessing is right one time in five.
+    assert champion["metrics"]["val/accuracy"] > 0.6
+
+
+def test_mlflow_holds_the_sweep_and_its_model(whole: tuple[HomePaths, str, str]) -> None:
+    from tuner.mlflow_client import open_client
+
+    home, _, _ = whole
+    client = open_client(home.tracking_uri(None, {}))
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    assert parents[0].info.status == "FINISHED"
+    children = [run for run in runs if run not in parents]
+    assert len(children) == 6  # five trials and a baseline
+    for run in children:
+        assert run.data.tags["thaw.outcome"] in ("completed", "stopped_early")
+        assert "freeze_depth" in run.data.params
+        assert client.get_metric_history(run.info.run_id, "val/accuracy")
+    assert client.get_model_version_by_alias("tiny", "champion").version in ("1", 1)
+    assert {item.path for item in client.list_artifacts(parents[0].info.run_id, "report")} >= {
+        "report/confusion.png",
+        "report/confusion.csv",
+    }
+
+
+def test_predict_uses_the_champion(whole: tuple[HomePaths, str, str], tmp_path: Path) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    home, _, _ = whole
+    digits = load_digits()
+    chosen = [index for index in range(400) if digits.target[index] >= 5][:60]
+    for index in chosen:
+        pixels = (digits.images[index] * 255 / 16).round().astype("uint8")
+        Image.fromarray(pixels).save(tmp_path / f"{digits.target[index]}-{index:04d}.png")
+    process = start_thaw(Path(home.root), "predict", str(tmp_path), "--format", "json", "--top-k", "2")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    rows = json.loads(out)
+    assert len(rows) == 2 * len(chosen)
+    first = [row for row in rows if row["rank"] == 1]
+    right = sum(Path(row["picture"]).name[0] == row["class"] for row in first)
+    assert right / len(first) > 0.6
+
+
+def test_trials_are_listed_in_every_format(whole: tuple[HomePaths, str, str]) -> None:
+    home, _, _ = whole
+    outputs = {}
+    for name in ("table", "csv", "json"):
+        process = start_thaw(Path(home.root), "trials", "tiny", "--format", name)
+        outputs[name], err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    rows = json.loads(outputs["json"])
+    assert len(rows) == 5
+    accuracies = [row["val/accuracy"] for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert outputs["csv"].splitlines()[0].startswith("number,outcome,reason,epochs")
+    assert len(outputs["csv"].splitlines()) == 6
+    assert len(re.findall(r"^\s+\d ", outputs["table"], re.M)) == 5
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(
+    whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
+) -> None:
+    home = HomePaths.at(tmp_path / "home")
+    process = start_thaw(Path(home.root), "sweep", str(tiny_spec))
+    journal = home.sweep("tiny").journal
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and sum(record["event"] == "epoch" for record in read_records(journal)) >= 3:
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "thaw resume tiny" in out
+    interrupted = read_trials(journal)
+    assert len(interrupted) < 5 or any(trial.outcome is None for trial in interrupted)
+
+    process = start_thaw(Path(home.root), "resume", "tiny")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "models:/tiny/1" in out
+    assert numbers_of(read_trials(journal)) == numbers_of(read_trials(whole[0].sweep("tiny").journal))
+
+    process = start_thaw(Path(home.root), "resume", "tiny")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "is finished" in err
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
+) -> None:
+    home = HomePaths.at(tmp_path / "home")
+    process = start_thaw(Path(home.root), "sweep", str(tiny_spec))
+    journal = home.sweep("tiny").journal
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and sum(record["event"] == "epoch" for record in read_records(journal)) >= 7:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    process = start_thaw(Path(home.root), "resume", "tiny")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert numbers_of(read_trials(journal)) == numbers_of(read_trials(whole[0].sweep("tiny").journal))
+
+
+def test_when_every_trial_fails_the_sweep_says_why(tiny_spec: Path, tmp_path: Path) -> None:
+    # Steps of this size leave the range of float32 at once.
+    overrides = ["--set", "search.lr=1.0e+30", "--set", "search.num_trials=2", "--set", "search.optimizer=sgd"]
+    overrides += ["--set", "search.grad_clip_norm=null", "--set", "search.warmup_epochs=0"]
+    process = start_thaw(tmp_path / "home", "sweep", str(tiny_spec), *overrides)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "no trial of sweep 'tiny' succeeded: 2 x diverged" in err
+    assert "Traceback" not in err
+
+
+def test_from_python(tiny_spec: Path, tmp_path: Path) -> None:
+    """In a process of its own, as a script or a notebook would: nothing is printed, everything is returned."""
+    code = f"""
+from tuner import load_spec, run_sweep
+spec = load_spec({str(tiny_spec)!r}, ["search.num_trials=2", "budget.epochs=2", "baselines=[]", "name=py"])
+result = run_sweep(spec, home={str(tmp_path / "home")!r})
+assert list(result.trials["number"].sort_values()) == [0, 1]
+assert result.champion.model_uri == "models:/py/1", result.champion
+assert result.champion.standing.test["accuracy_low"] < result.champion.standing.test["accuracy"]
+print("ok")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "ok"
+    assert load_spec(tmp_path / "home" / "sweeps" / "py" / "spec.yaml").search.num_trials == 2

@@ -1,0 +1,63 @@
+"""The house keeps its plan: imports point one way, and heavy packages stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"trainables": set(), "search_spaces": {"trainables"}, "tuner": {"trainables", "search_spaces"}}
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        foreign = (imports_of(path) & set(ROOMS)) - ROOMS[room] - {room}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_workers_know_neither_mlflow_nor_optuna_nor_the_command_line() -> None:
+    for path in (ROOT / "trainables").rglob("*.py"):
+        assert not imports_of(path) & {"mlflow", "optuna", "typer", "rich"}, path
+
+
+def test_only_the_glue_knows_ray() -> None:
+    glue = {"lane.py", "trial.py"}
+    for path in (ROOT / "trainables").rglob("*.py"):
+        assert ("ray" in imports_of(path)) == (path.name in glue), path
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(' '.join(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import tuner.cli", {"torch", "ray", "mlflow", "optuna", "pandas", "pydantic", "numpy"}),
+        ("import trainables.trial", {"torch", "mlflow", "optuna"}),
+        ("import trainables.switchboard", {"torch", "ray", "mlflow", "optuna", "pandas"}),
+        ("import tuner", {"torch", "ray", "mlflow", "optuna", "pandas"}),
+        ("import tuner.preparing, tuner.tracking, tuner.lanes, tuner.pretraining", {"torch", "mlflow", "optuna"}),
+    ],
+)
+def test_heavy_packages_stay_out(statement: str, forbidden: set[str]) -> None:
+    assert not modules_after(statement) & forbidden

@@ -1,0 +1,86 @@
+"""Copies of shared files on this node's disk: fetched once, by whichever process of the node needs them first.
+
+In: a name made of a content hash, and how to fetch it. Out: a local path that can be mapped. The folder is
+``THAW_CACHE``, else one of this user's own under the system's temporary directory; it may be emptied whenever no
+sweep runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.errors import InputError
+
+
+def cache_root(environ: Mapping[str, str] | None = None) -> Path:
+    """The folder of this node's copies, made when it is missing.
+
+    Raises:
+        InputError: The default folder belongs to somebody else.
+    """
+    environ = os.environ if environ is None else environ
+    if named := environ.get("THAW_CACHE"):
+        root = Path(named).expanduser().absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        return root
+    root = Path(tempfile.gettempdir()) / f"thaw-cache-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    # Anyone may create a folder of that name in a shared temporary directory; then its content is theirs.
+    if root.stat().st_uid != os.getuid():
+        raise InputError(f"{root} belongs to another user; set THAW_CACHE to a folder of your own on a local disk")
+    return root
+
+
+def fetch_once(
+    name: str,
+    fetch: Callable[[Path], None],
+    *,
+    is_usable: Callable[[Path], bool] = Path.exists,
+    root: Path | None = None,
+) -> Path:
+    """The file or folder ``name`` of the cache; fetched when it is not there, or no longer usable.
+
+    Of several processes that ask at once one fetches and the others wait; the kernel frees the lock of one that dies.
+
+    Args:
+        name: Relative path, made of a hash of the content: what is there is never replaced by something else.
+        fetch: Writes the file or folder to the path it is given, and raises when that does not hold what it should.
+        is_usable: Looks at what is there already.
+        root: The cache; default `cache_root`.
+    """
+    place = (cache_root() if root is None else root) / name
+    if is_usable(place):
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.partial")
+    with _locked(place.with_name(f".{place.name}.lock")):
+        if is_usable(place):
+            return place
+        _remove(partial)  # left by a process that died
+        try:
+            fetch(partial)
+            _remove(place)
+            partial.rename(place)
+        finally:
+            _remove(partial)
+    return place
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
