@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import StochasticDepth
 
@@ -84,7 +83,7 @@ class Ranks:
         if self.world_size == 1:
             return tail
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(tail, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(tail, device_ids=device_ids, forward_sync_buffers=False)
 
     def join_batch_norms(self, tail: nn.Module) -> nn.Module:
         """``tail`` with BatchNorm over the global batch; the same names, parameters and buffers."""
@@ -104,11 +103,7 @@ def share_bounds(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 class JoinedBatchNorm(nn.Module):
-    """BatchNorm over the batches of all ranks, for devices that ``nn.SyncBatchNorm`` does not serve (CPU).
-
-    Mean and variance are summed over ranks in two steps (the variance around the global mean, for precision), and
-    gradients flow back through both sums (Ioffe & Szegedy 2015, algorithm 1, with the global batch as the batch).
-    """
+    """BatchNorm over the batches of all ranks, for devices that ``nn.SyncBatchNorm`` does not serve (CPU)."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -123,31 +118,81 @@ class JoinedBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", source.num_batches_tracked)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Normalises [B, C, ...] over everything but C; shape and dtype are kept."""
+        """Normalises [B, C, ...] over everything but C; shape and dtype are kept.
+
+        Raises:
+            ValueError: There is one value per channel on all ranks together, and the module is training.
+        """
         if not self.training:
             return nn.functional.batch_norm(
                 inputs, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         with torch.autocast(inputs.device.type, enabled=False):
-            values = inputs.float()
-            axes = [axis for axis in range(values.dim()) if axis != 1]
-            shape = [1, -1] + [1] * (values.dim() - 2)
-            count = all_reduce(torch.tensor(float(values.numel() // values.shape[1])))
-            if count <= 1:
-                raise ValueError("BatchNorm cannot train on a single value per channel; raise batch_size")
-            mean_C = all_reduce(values.sum(axes)) / count
-            centred = values - mean_C.view(shape)
-            var_C = all_reduce(centred.square().sum(axes)) / count
-            self._remember(mean_C.detach(), var_C.detach() * (count / (count - 1)))
-            scale = (self.weight * torch.rsqrt(var_C + self.eps)).view(shape)
-            return (centred * scale + self.bias.view(shape)).to(inputs.dtype)
+            values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+            normalised, mean_C, var_C, count = _NormaliseOverRanks.apply(values, self.weight, self.bias, self.eps)
+            self._remember(mean_C, var_C * (count / (count - 1)))
+            return normalised.to(inputs.dtype)
 
     @torch.no_grad()
     def _remember(self, mean_C: torch.Tensor, unbiased_var_C: torch.Tensor) -> None:
         self.num_batches_tracked += 1
         rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean_C, rate)
-        self.running_var.lerp_(unbiased_var_C, rate)
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), rate)
+        self.running_var.lerp_(unbiased_var_C.to(self.running_var.dtype), rate)
+
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Training-mode BatchNorm (Ioffe & Szegedy 2015, algorithm 1) with the global batch as the batch.
+
+    One collective forward and one backward. Gradients of weight and bias are this rank's part of the sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, eps: float) -> Any:
+        axes = [axis for axis in range(values.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (values.dim() - 2)
+        mean_C, var_C, count = _moments_over_ranks(values, axes, shape)
+        if count <= 1:
+            raise ValueError("BatchNorm cannot train on one value per channel; raise batch_size")
+        inverse_std_C = torch.rsqrt(var_C + eps)
+        normalised = (values - mean_C.view(shape)) * inverse_std_C.view(shape)
+        ctx.save_for_backward(normalised, weight_C, inverse_std_C)
+        ctx.axes, ctx.shape, ctx.count = axes, shape, count
+        ctx.mark_non_differentiable(mean_C, var_C)
+        return normalised * weight_C.view(shape) + bias_C.view(shape), mean_C, var_C, count
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> Any:
+        normalised, weight_C, inverse_std_C = ctx.saved_tensors
+        grad_bias_C, grad_weight_C = grad.sum(ctx.axes), (grad * normalised).sum(ctx.axes)
+        sums_2C = torch.stack([grad_bias_C, grad_weight_C])
+        dist.all_reduce(sums_2C)
+        mean_grad_C, mean_product_C = sums_2C / ctx.count
+        centred = grad - mean_grad_C.view(ctx.shape) - normalised * mean_product_C.view(ctx.shape)
+        grad_values = centred * (weight_C * inverse_std_C).view(ctx.shape)
+        return grad_values, grad_weight_C, grad_bias_C, None
+
+
+def _moments_over_ranks(
+    values: torch.Tensor, axes: list[int], shape: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean and biased variance per channel [C] over all ranks, and how many values per channel there are.
+
+    Each rank's moments are taken around its own mean and then merged (Chan, Golub & LeVeque 1979), which loses no
+    digits where the mean is large.
+    """
+    count = values.numel() // values.shape[1]
+    mean_C = values.sum(axes) / max(count, 1)
+    squares_C = (values - mean_C.view(shape)).square().sum(axes)
+    mine = torch.cat([mean_C.new_tensor([count]), mean_C, squares_C]).to(torch.float64)
+    all_ranks = mine.new_zeros(dist.get_world_size(), len(mine))
+    all_ranks[dist.get_rank()] = mine
+    dist.all_reduce(all_ranks)
+    counts_R1, means_RC, squares_RC = all_ranks[:, :1], *all_ranks[:, 1:].chunk(2, dim=1)
+    total = counts_R1.sum()
+    joined_C = (counts_R1 * means_RC).sum(0) / total
+    var_C = (squares_RC + counts_R1 * (means_RC - joined_C).square()).sum(0) / total
+    return joined_C.to(values.dtype), var_C.to(values.dtype), float(total)
 
 
 class SharedNoise:

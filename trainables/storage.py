@@ -18,8 +18,9 @@ def is_local(uri: str) -> bool:
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri`` with ``parts`` below it, for paths and URIs alike."""
-    return "/".join([uri.rstrip("/"), *parts])
+    """``uri`` with ``parts`` below it, for paths and URIs alike; options behind a URI's ``?`` stay behind it."""
+    place, mark, options = (uri, "", "") if is_local(uri) else uri.partition("?")
+    return "/".join([place.rstrip("/"), *parts]) + mark + options
 
 
 def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

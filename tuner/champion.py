@@ -6,7 +6,7 @@ Pure functions over the journal's trials; the effects (scoring on a lane, regist
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces.spec import BaselineName
@@ -19,6 +19,17 @@ def best_epoch(trial: TrialRecord, metric: str, mode: str) -> dict[str, float] |
     sign = 1 if mode == "max" else -1
     scored = [epoch for epoch in trial.epochs if math.isfinite(epoch.get(metric, math.nan))]
     return max(scored, key=lambda epoch: (sign * epoch[metric], -epoch["epoch"]), default=None)
+
+
+def totals_of(epochs: Sequence[Mapping[str, float]], metric: str, mode: str) -> dict[str, float]:
+    """What a trial's end adds to its epochs: the best value and its epoch, and what was computed in all."""
+    totals: dict[str, float] = {}
+    best = best_epoch(TrialRecord(0, {}, tuple(dict(epoch) for epoch in epochs)), metric, mode)
+    if best is not None:
+        totals = {f"best/{metric.removeprefix('val/')}": best[metric], "best/epoch": best["epoch"]}
+    for name in ("images", "gflops"):
+        totals[f"compute/trial_{name}"] = sum(epoch.get(f"compute/{name}", 0.0) for epoch in epochs)
+    return totals
 
 
 def choose_champion(trials: Sequence[TrialRecord], metric: str, mode: str) -> TrialRecord | None:

@@ -246,7 +246,7 @@ def _show_plan(spec: SweepSpec) -> None:
     from tuner.progress import Progress
 
     home = HomePaths.from_env()
-    check_quickly(spec)
+    check_quickly(spec, home)
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
     cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)

@@ -7,7 +7,7 @@ chosen before anything here reads the test side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,13 @@ import numpy as np
 from search_spaces.spec import BaselineName, SweepSpec
 from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, ScoreJob, TrainJob
-from trainables.storage import join
-from tuner.champion import baseline_config, best_epoch
+from trainables.storage import join, write_bytes
+from tuner.champion import baseline_config, best_epoch, totals_of
 from tuner.journal import TrialRecord
 from tuner.lanes import LaneError, LanePool
 from tuner.model_file import ModelCard, save_model
 from tuner.paths import HomePaths
+from tuner.picture import compose, draw
 from tuner.preparing import STORE_MARGIN, PreparedData
 from tuner.report import Confusion, write_confusion
 from tuner.result import Champion, Standing
@@ -103,7 +104,7 @@ def _run_baseline(
                 epochs.append({**message["metrics"], "epoch": message["epoch"]})
     except LaneError as error:
         outcome, reason = "failed", str(error)
-    totals = {"time/trial_s": time.monotonic() - started}
+    totals = {"time/trial_s": time.monotonic() - started, **totals_of(epochs, spec.metric, spec.mode)}
     best = best_epoch(TrialRecord(number, {}, tuple(epochs)), spec.metric, spec.mode)
     if outcome != "completed" or best is None:
         closing.record("end", number=number, outcome=outcome, reason=reason, metrics=totals)
@@ -170,11 +171,22 @@ def write_champion(closing: Closing, champion: Champion) -> None:
     save_model(model, card, closing.home.sweep(closing.spec.name).champion)
 
 
-def write_report(closing: Closing, champion: Champion, confusion: Confusion) -> list[str]:
-    """Writes the confusion matrix as table and picture; returns the paths."""
-    folder = closing.home.sweep(closing.spec.name).report
-    title = f"{closing.spec.name}: trial {champion.number} on the test side"
-    return [str(path) for path in write_confusion(confusion, folder, title)]
+def write_report(
+    closing: Closing,
+    trials: Sequence[TrialRecord],
+    champion: Champion,
+    baselines: Sequence[Standing],
+    confusion: Confusion | None,
+) -> list[str]:
+    """Writes the sweep in one picture, and the champion's confusion matrix as table and picture; returns the paths."""
+    spec, folder = closing.spec, closing.home.sweep(closing.spec.name).report
+    title = f"{spec.name}: {spec.model.backbone}, {closing.data.size('train')} pictures to learn from"
+    picture = compose(title, trials, spec.metric, spec.mode, champion, baselines)
+    paths = [folder / "sweep.png"]
+    write_bytes(str(paths[0]), draw(picture))
+    if confusion is not None:
+        paths += write_confusion(confusion, folder, f"{spec.name}: trial {champion.number} on the test side")
+    return [str(path) for path in paths]
 
 
 def register_champion(closing: Closing, champion: Champion, tracking_uri: str, run_id: str, time_s: float) -> Champion:

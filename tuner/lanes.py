@@ -138,12 +138,30 @@ class LanePool:
         self._board = None
 
     def _keep_lane(self, lane: int) -> None:
-        """The lane's thread: fits until the pool closes; starts anew what Ray Train gave up, while it gets anywhere."""
+        """The lane's thread: keeps it up until the pool closes, or tells everyone that it is lost."""
+        import ray
+
+        board = self._board
+        try:
+            reason = self._fit_again_and_again(lane, board)
+            if self._is_closing.is_set():
+                return
+            with self._lock:
+                self._num_lost += 1
+                all_lost = self._num_lost == self.num_lanes
+            ray.get(board.close_lane.remote(lane, f"lane {lane} is lost: {reason}"))
+            if all_lost:
+                ray.get(board.fail.remote(f"every lane is lost; the last one: {reason}"))
+        except ray.exceptions.RayActorError:
+            # Everyone who waits for the switchboard is told by Ray.
+            logger.warning("the switchboard is gone; lane %d is not started again", lane)
+
+    def _fit_again_and_again(self, lane: int, board: Any) -> str:
+        """Starts anew what Ray Train gave up, while it gets anywhere; returns why it ended the last time."""
         import ray
         from ray.train import TrainingFailedError
 
-        board, reason = self._board, ""
-        num_fruitless = num_reports = 0
+        reason, num_fruitless, num_reports = "", 0, 0
         while num_fruitless < _STARTS:
             try:
                 self._fit(lane, board)
@@ -151,15 +169,10 @@ class LanePool:
                 reason = _first_line(error)
                 logger.warning("lane %d broke: %s", lane, reason)
             if self._is_closing.is_set():
-                return
+                break
             before, num_reports = num_reports, ray.get(board.num_reports.remote(lane))
             num_fruitless = 0 if num_reports > before else num_fruitless + 1
-        with self._lock:
-            self._num_lost += 1
-            all_lost = self._num_lost == self.num_lanes
-        ray.get(board.close_lane.remote(lane, f"lane {lane} is lost: {reason}"))
-        if all_lost:
-            ray.get(board.fail.remote(f"every lane is lost; the last one: {reason}"))
+        return reason
 
     def _fit(self, lane: int, board: Any) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig

@@ -157,12 +157,13 @@ def check_home(home: HomePaths) -> None:
         ) from error
 
 
-def check_quickly(spec: SweepSpec) -> None:
+def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
     """What can be wrong and costs no time to see: runs before Ray is started.
 
     Raises:
-        InputError: The source of pictures or the file of weights is not there.
+        InputError: The source of pictures or the file of weights is not there, or MLflow's address is none.
     """
+    home.tracking_uri(spec.tracking.uri)
     open_source(spec.data.source)
     weights = spec.model.weights
     is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))

@@ -162,7 +162,7 @@ def train_backbone(
 
 
 def _memo(pretraining: Pretraining, home: HomePaths) -> str:
-    return f"{home.uri_of(_folder(pretraining, home))}.json"
+    return home.uri_of(_folder(pretraining, home).with_suffix(".json"))
 
 
 def _folder(pretraining: Pretraining, home: HomePaths) -> Path:

@@ -119,7 +119,7 @@ class _Sweep:
 
     def run(self) -> SweepResult:
         """All phases."""
-        check_quickly(self.spec)
+        check_quickly(self.spec, self.home)
         with ExitStack() as stack:
             executor = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="prepare"))
             executor.submit(import_torch)
@@ -244,6 +244,7 @@ class _Sweep:
                 switch=switch,
                 record=self.record,
                 storage=self.home.uri_of(self.paths.ray),
+                history=history,
             )
         return not switch.is_interrupted
 
@@ -303,8 +304,8 @@ class _Sweep:
         baselines = run_baselines(closing, champion, space.num_stages)
         self.progress.phase("writing the champion's model")
         write_champion(closing, champion)
-        if confusion is not None:
-            self.record("files", paths=write_report(closing, champion, confusion), folder="report")
+        report = write_report(closing, trials, champion, baselines, confusion)
+        self.record("files", paths=report, folder="report")
         self.record("champion", number=champion.number, metrics=flat(champion.standing), note=note(champion, baselines))
         champion = self._register(closing, champion)
         if champion.model_uri is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
@@ -17,7 +17,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from trainables.trial import CLIENT, EPOCH, OUTCOME, REASON, LaneTrial
-from tuner.journal import Outcome
+from tuner.champion import totals_of
+from tuner.journal import Outcome, TrialRecord
 from tuner.lanes import LanePool
 from tuner.searching import StudySearcher
 
@@ -79,10 +80,24 @@ class JournalCallback(_NotKept, tune.Callback):
         record: ``Journal.append`` or a wrapper of it.
         pool: The lanes.
         switch: Tells a trial that ASHA stopped from one that the sweep's end stopped.
+        metric: What decides.
+        mode: ``max`` or ``min``.
+        history: What earlier runs of the sweep know of trials that go on.
     """
 
-    def __init__(self, record: Record, pool: LanePool, switch: StopSwitch) -> None:
+    def __init__(
+        self,
+        record: Record,
+        pool: LanePool,
+        switch: StopSwitch,
+        *,
+        metric: str,
+        mode: str,
+        history: Sequence[TrialRecord] = (),
+    ) -> None:
         self._record, self._pool, self._switch = record, pool, switch
+        self._metric, self._mode = metric, mode
+        self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
         self._started: dict[str, float] = {}
         self._clients: dict[str, str] = {}
 
@@ -98,6 +113,7 @@ class JournalCallback(_NotKept, tune.Callback):
         self._clients[trial.trial_id] = result[CLIENT]
         metrics = {name: value for name, value in result.items() if name.startswith(METRIC_GROUPS)}
         if metrics:
+            self._epochs.setdefault(trial.config["number"], []).append({**metrics, "epoch": result[EPOCH]})
             self._record("epoch", number=trial.config["number"], epoch=result[EPOCH], metrics=metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -117,14 +133,10 @@ class JournalCallback(_NotKept, tune.Callback):
         self._end(trial, "failed", _cause(trial))
 
     def _end(self, trial: Trial, outcome: Outcome, reason: str | None) -> None:
+        number = trial.config["number"]
         seconds = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
-        self._record(
-            "end",
-            number=trial.config["number"],
-            outcome=outcome,
-            reason=reason,
-            metrics={"time/trial_s": seconds},
-        )
+        totals = totals_of(self._epochs.pop(number, []), self._metric, self._mode)
+        self._record("end", number=number, outcome=outcome, reason=reason, metrics={"time/trial_s": seconds, **totals})
 
 
 def run_tune(
@@ -135,6 +147,7 @@ def run_tune(
     switch: StopSwitch,
     record: Record,
     storage: str,
+    history: Sequence[TrialRecord] = (),
 ) -> None:
     """Runs the search to its end, or to the switch's; returns when every trial has ended.
 
@@ -145,10 +158,12 @@ def run_tune(
         switch: Ends the search in an orderly way.
         record: Where to write what happens.
         storage: Path or URI for Tune's own files.
+        history: What earlier runs of the sweep know.
     """
     # This process handles Ctrl-C itself, and resumes from the journal: Tune's snapshots would only cost time.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    callback = JournalCallback(record, pool, switch, metric=searcher.metric, mode=searcher.mode, history=history)
     tune.Tuner(
         tune.with_resources(LaneTrial, {"CPU": 0.01}),
         tune_config=tune.TuneConfig(
@@ -162,7 +177,7 @@ def run_tune(
             storage_path=storage,
             name="tune",
             stop=_SwitchStopper(switch, searcher),
-            callbacks=[JournalCallback(record, pool, switch)],
+            callbacks=[callback],
             verbose=0,
         ),
     ).fit()

@@ -30,6 +30,19 @@ class FailingStorage(LocalFileSystem):
         return file
 
 
+@pytest.mark.parametrize(
+    ("uri", "below"),
+    [
+        ("/home/thaw/", "/home/thaw/a/b"),
+        ("/what?/thaw", "/what?/thaw/a/b"),
+        ("s3://bucket/thaw", "s3://bucket/thaw/a/b"),
+        ("s3://bucket/thaw/?endpoint_override=host:9000", "s3://bucket/thaw/a/b?endpoint_override=host:9000"),
+    ],
+)
+def test_places_below_a_path_or_uri(uri: str, below: str) -> None:
+    assert join(uri, "a", "b") == below
+
+
 def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
@@ -115,7 +128,9 @@ def test_an_object_store_gets_one_put_and_no_move(monkeypatch: pytest.MonkeyPatc
     assert store.objects == {"bucket/thaw/last.ckpt": b"state"}
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/thaw?region=eu-west-1", "gs://bucket/thaw", "abfs://box@account.dfs/thaw"])
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/thaw?region=eu-west-1", "gs://bucket/thaw", "abfs://box@account.dfs/thaw"]
+)
 def test_the_clouds_put_whole_files(uri: str) -> None:
     filesystem, _ = storage.open_filesystem(uri)
     assert filesystem.type_name in storage._OBJECT_STORES

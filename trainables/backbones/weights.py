@@ -115,7 +115,7 @@ def _node_copy(file: WeightsFile) -> str:
             _verify_once(str(path), file.sha256)
         except (FileNotFoundError, InputError):
             return False
-        return True
+        return path.exists()
 
     def fetch(path: Path) -> None:
         fetch_file(file.uri, path)

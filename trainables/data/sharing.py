@@ -48,9 +48,7 @@ def _fetch_table(config: DataConfig, folder: Path) -> None:
     except FileNotFoundError as error:
         raise InputError(f"image table {config.table}: not there; sweep again to publish it anew") from error
     except ValueError as error:
-        raise InputError(
-            f"image table {config.table}: damaged ({error}); remove it and start the sweep again"
-        ) from error
+        raise InputError(f"image table {config.table}: damaged ({error}); remove it and sweep again") from error
     if found != config.fingerprint:
         raise InputError(
             f"image table {config.table}: holds {found[:12]} instead of {config.fingerprint[:12]}; "

@@ -1,0 +1,166 @@
+"""A home behind a storage URI: the driver publishes tables and weights, every node maps a verified copy of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from search_spaces.spec import DataSpec
+from trainables.backbones.families import build_model
+from trainables.backbones.weights import load_tensors, resolve_weights, store_weights
+from trainables.config import DataConfig
+from trainables.data.packing import pack
+from trainables.data.sharing import open_table, publish_table
+from trainables.data.sources import open_source
+from trainables.data.table import ImageTable
+from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
+from trainables.errors import InputError
+from trainables.loop import Workbench
+from trainables.storage import join, read_bytes
+from tuner.paths import HomePaths
+from tuner.preparing import prepare_data, prepare_weights
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> ImageTable:
+    return ImageTable.open(pack(open_source("digits"), tmp_path_factory.mktemp("tables"), side_px=8).path)
+
+
+@pytest.fixture
+def config(packed: ImageTable, bucket_uri: str) -> DataConfig:
+    uri = join(bucket_uri, "tables", packed.path.name)
+    publish_table(packed.path, uri)
+    return DataConfig(table=uri, fingerprint=packed.fingerprint, class_names=packed.class_names, image_size_px=8)
+
+
+def arrow_file(folder: Path) -> Path:
+    return next(folder.rglob("*.arrow"))
+
+
+def test_a_fingerprint_is_computed_again_from_the_file(packed: ImageTable) -> None:
+    manifest = Manifest.from_json((packed.path / MANIFEST_NAME).read_text())
+    assert fingerprint_of(packed.path / manifest.file, manifest) == packed.fingerprint
+
+
+def test_a_node_maps_its_own_copy_with_the_same_pictures(
+    packed: ImageTable, config: DataConfig, bucket: Path, node: Path
+) -> None:
+    table = Workbench().table(config)
+    assert table.path.is_relative_to(node)
+    assert np.array_equal(table.ids, packed.ids)
+    assert all(torch.equal(table.image(row), packed.image(row)) for row in range(0, len(packed), 100))
+    # Another process of the node needs the storage no more.
+    shutil.rmtree(bucket)
+    assert open_table(config).path == table.path
+    assert open_table(config.model_copy(update={"table": str(packed.path)})).path == packed.path
+
+
+def test_a_damaged_copy_on_the_node_is_fetched_again(config: DataConfig, packed: ImageTable, node: Path) -> None:
+    copy = open_table(config).path
+    arrow_file(copy).write_bytes(arrow_file(copy).read_bytes()[:-100])
+    assert len(open_table(config)) == len(packed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("gone", "not there; sweep again to publish it anew"),
+        ("pixel", r"holds [0-9a-f]{12} instead of [0-9a-f]{12}; remove it and sweep again"),
+        ("cut", r"damaged \(.*\); remove it and sweep again"),
+        ("manifest", r"damaged \(.*\); remove it and sweep again"),
+    ],
+)
+def test_a_table_that_is_not_what_was_promised_is_refused(
+    config: DataConfig, bucket: Path, node: Path, damage: str, message: str
+) -> None:
+    file = arrow_file(bucket)
+    content = bytearray(file.read_bytes())
+    match damage:
+        case "gone":
+            file.unlink()
+        case "pixel":
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        case "cut":
+            file.write_bytes(content[: len(content) // 2])
+        case "manifest":
+            (file.parent / MANIFEST_NAME).write_text("{}")
+    with pytest.raises(InputError, match=message):
+        open_table(config)
+    assert [path.name for path in node.glob("tables/[!.]*")] == []
+
+
+def test_weights_are_stored_once_and_mapped_from_the_node(bucket: Path, bucket_uri: str, node: Path) -> None:
+    state = build_model("lenet").state_dict()
+    file = store_weights(state, "lenet", join(bucket_uri, "weights"))
+    assert file.uri == join(bucket_uri, "weights", f"{file.sha256}.safetensors")
+    stored = bucket / "weights" / f"{file.sha256}.safetensors"
+    before = stored.stat().st_mtime_ns
+    assert store_weights(state, "lenet", join(bucket_uri, "weights")) == file
+    assert stored.stat().st_mtime_ns == before
+    tensors = load_tensors(file)
+    assert tensors
+    assert all(torch.equal(tensor, state[name]) for name, tensor in tensors.items())
+    stored.unlink()
+    assert load_tensors(file).keys() == tensors.keys()
+    shutil.rmtree(node)
+    with pytest.raises(InputError, match="weights are gone"):
+        load_tensors(file)
+
+
+def test_damaged_weights_are_refused_and_stored_anew(bucket: Path, bucket_uri: str, node: Path) -> None:
+    state = {name: tensor + 1 for name, tensor in build_model("lenet").state_dict().items()}
+    file = store_weights(state, "lenet", bucket_uri)
+    stored = bucket / f"{file.sha256}.safetensors"
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    with pytest.raises(InputError, match=r"fsspec\+file:.* are damaged; start the sweep again"):
+        load_tensors(file)
+    assert store_weights(state, "lenet", bucket_uri) == file
+    load_tensors(file)
+    # A cleaner of temporary folders, or a bad disk, at work on the node.
+    copy = node / "weights" / f"{file.sha256}.safetensors"
+    copy.unlink()
+    assert load_tensors(file)
+
+
+def test_the_driver_publishes_what_it_prepares(
+    bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "driver"))
+    home = HomePaths.at(bucket_uri)
+    data = prepare_data(DataSpec(source="digits", image_size_px=16), home, lambda *_: None)
+    assert data.config.table.startswith(bucket_uri)
+    assert Manifest.from_json(read_bytes(join(data.config.table, MANIFEST_NAME)).decode()).num_images == 1797
+    torch.save(build_model("lenet").state_dict(), tmp_path / "lenet.pth")
+    weights = prepare_weights(str(tmp_path / "lenet.pth"), "lenet", home, "sqlite:///unused.db")
+    assert weights == resolve_weights(str(tmp_path / "lenet.pth"), "lenet", join(bucket_uri, "weights"))
+    # Another machine, which has nothing but the configuration, reads both.
+    shutil.rmtree(tmp_path / "driver")
+    assert len(open_table(data.config)) == 1797
+    assert load_tensors(weights)
+
+
+@pytest.mark.parametrize("root", ["nosuch://bucket/thaw", "fsspec+nosuch://bucket/thaw", "fsspec+file:///proc/thaw"])
+def test_a_home_that_cannot_be_written_to_is_refused_before_anything_is_packed(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"THAW_HOME: .* cannot be written to \(.*\); check its spelling"):
+        prepare_data(DataSpec(source="digits", image_size_px=16), HomePaths.at(root), lambda *_: None)
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_sqlite_is_refused_where_the_home_is_shared_storage() -> None:
+    home = HomePaths.at("s3://bucket/thaw")
+    with pytest.raises(
+        InputError, match="is shared storage, where MLflow's SQLite cannot lie; set MLFLOW_TRACKING_URI"
+    ):
+        home.tracking_uri(None, {})
+    assert home.tracking_uri(None, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}) == "http://127.0.0.1:5000"
+    assert home.tracking_uri("sqlite:////home/me/mlflow.db", {}) == "sqlite:////home/me/mlflow.db"

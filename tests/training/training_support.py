@@ -1,0 +1,189 @@
+"""Trials of a few seconds, and processes to run them in: alone, or as the ranks of a group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.queues
+import pickle
+import queue
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from trainables.backbones.zoo import load_backbone
+from trainables.config import BackboneConfig, DataConfig, SplitConfig, TrialConfig
+from trainables.data.packing import PackReport
+from trainables.loop import TrialRun, Workbench
+from trainables.ranks import Ranks
+
+Numbers = dict[str, float]
+Tensors = dict[str, torch.Tensor]
+CPU = torch.device("cpu")
+
+# 46 pictures to learn from and 25 to judge by, of five classes: odd numbers, so that batches and shares have remainders.
+SMALL_SPLIT = SplitConfig(train=0.06, val=0.03, test=0.91)
+PATIENCE_S = 120.0
+
+
+def build_config(report: PackReport, backbone: str = "lenet", depth: int = 0, **changes: Any) -> TrialConfig:
+    """A trial on few digits; ``split`` and ``size_px`` are the data's, every other change is the trial's own."""
+    data = DataConfig(
+        table=str(report.path),
+        fingerprint=report.fingerprint,
+        class_names=("0", "1", "2", "3", "4"),
+        split=changes.pop("split", SMALL_SPLIT),
+        image_size_px=changes.pop("size_px", 16 if backbone == "lenet" else 32),
+    )
+    values = {"batch_size": 16, "epochs": 3, **changes}
+    return TrialConfig.model_validate(
+        {"data": data, "backbone": BackboneConfig(name=backbone), "freeze_depth": depth, **values}
+    )
+
+
+def num_stages(backbone: str, size_px: int = 32) -> int:
+    """The depth at which only the head is trained."""
+    return load_backbone(backbone, None, num_classes=5, input_size_px=size_px, seed=0).graph.num_stages
+
+
+def numbers(metrics: dict[str, float]) -> Numbers:
+    """What a trial found out, without how long it took."""
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+
+
+def copied(tensors: Any) -> Tensors:
+    """Tensors that no later step changes."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def finish(run: TrialRun) -> tuple[list[Numbers], Tensors]:
+    """Trains what is left of a trial; returns the numbers of its epochs, and its weights and optimizer's tensors."""
+    epochs = []
+    while run.epoch < run.config.epochs:
+        epochs.append(numbers(run.run_epoch()))
+    end = run.checkpoint()
+    state = {f"tail/{name}": value for name, value in copied(end.tail).items()}
+    return epochs, state | {f"optimizer/{name}": value for name, value in copied(end.optimizer).items()}
+
+
+def train(config: TrialConfig, bench: Workbench | None = None, ranks: Ranks | None = None) -> tuple[list[Numbers], Tensors]:
+    """A whole trial, by default alone and with nothing kept from another."""
+    return finish(TrialRun(config, bench or Workbench(), ranks or Ranks(CPU)))
+
+
+def train_on(ranks: Ranks, config: TrialConfig) -> tuple[list[Numbers], Tensors]:
+    """``train`` as ``RankGroup.call`` wants it."""
+    return train(config, ranks=ranks)
+
+
+def train_all(configs: list[TrialConfig]) -> list[tuple[list[Numbers], Tensors]]:
+    """One whole trial after the other, each with a workbench of its own."""
+    return [train(config) for config in configs]
+
+
+def assert_same_bits(found: Tensors, expected: Tensors) -> None:
+    """Fails unless names, dtypes and every bit agree."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), f"{name}: {(found[name] - tensor).abs().max()}"
+
+
+def _answer(outbox: multiprocessing.queues.Queue[tuple[bool, bytes]], call: Callable[[], Any]) -> None:
+    # Plain pickles: torch's own way through a queue hands over file descriptors, which end with the process.
+    try:
+        outbox.put((True, pickle.dumps(call())))
+    except BaseException:
+        outbox.put((False, pickle.dumps(traceback.format_exc())))
+        raise
+
+
+def _receive(outbox: multiprocessing.queues.Queue[tuple[bool, bytes]]) -> Any:
+    is_well, content = outbox.get(timeout=PATIENCE_S)
+    answer = pickle.loads(content)
+    if not is_well:
+        raise RuntimeError(f"in the other process:\n{answer}")
+    return answer
+
+
+def _run_once(outbox: multiprocessing.queues.Queue[tuple[bool, bytes]], function: Callable[..., Any], args: Any) -> None:
+    torch.set_num_threads(1)
+    _answer(outbox, lambda: function(*args))
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """What ``function`` returns in a process that has done nothing else, with one thread."""
+    context = multiprocessing.get_context("spawn")
+    outbox = context.Queue()
+    process = context.Process(target=_run_once, args=(outbox, function, args), daemon=True)
+    process.start()
+    try:
+        return _receive(outbox)
+    finally:
+        process.join(PATIENCE_S)
+
+
+class RankGroup:
+    """Processes that are joined over gloo and run one function after another, without Ray.
+
+    Args:
+        world_size: How many.
+        folder: Where they meet.
+    """
+
+    def __init__(self, world_size: int, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._inboxes = [context.Queue() for _ in range(world_size)]
+        self._outboxes = [context.Queue() for _ in range(world_size)]
+        self._processes = [
+            context.Process(
+                target=_serve,
+                args=(rank, world_size, str(folder / "meeting"), self._inboxes[rank], self._outboxes[rank]),
+                daemon=True,
+            )
+            for rank in range(world_size)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """``function(ranks, *args)`` on every rank; what each returned, in their order."""
+        for inbox in self._inboxes:
+            inbox.put((function, args))
+        try:
+            return [_receive(outbox) for outbox in self._outboxes]
+        except (RuntimeError, queue.Empty):
+            # The ranks have parted: whatever comes next would wait in vain.
+            for process in self._processes:
+                process.kill()
+            raise
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for process in self._processes:
+            process.join(10.0)
+            process.kill()
+
+
+def _serve(
+    rank: int,
+    world_size: int,
+    meeting: str,
+    inbox: multiprocessing.queues.Queue[tuple[Callable[..., Any], Any] | None],
+    outbox: multiprocessing.queues.Queue[tuple[bool, bytes]],
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
+    ranks = Ranks.join(CPU)
+    while (task := inbox.get()) is not None:
+        function, args = task
+        _answer(outbox, lambda function=function, args=args: function(ranks, *args))
+    dist.destroy_process_group()

@@ -1,0 +1,149 @@
+"""A sweep in one picture: how its trials learnt, and what the champion reached beside the baselines.
+
+First a typed record of what will be drawn, then the drawing: tests compare the record.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tuner.champion import best_epoch
+from tuner.journal import TrialRecord
+from tuner.result import Champion, Standing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {"champion": "#c2410c", "other": "#334155", "stopped": "#cbd5e1", "majority": "#94a3b8"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trial's metric by epoch (from 1)."""
+
+    number: int
+    values: tuple[float, ...]
+    is_champion: bool
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One run's accuracy with its 95% interval; equal ends where there is none."""
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SweepPicture:
+    """What is drawn.
+
+    Attributes:
+        title: Above the picture.
+        metric: Name of the curves' metric.
+        curves: One per trial that has epochs, the champion last.
+        bars: The champion and the baselines.
+        side: Which side the bars are of.
+        majority_rate: Accuracy of always saying the largest class; None where nothing is tested.
+    """
+
+    title: str
+    metric: str
+    curves: tuple[Curve, ...]
+    bars: tuple[Bar, ...]
+    side: str
+    majority_rate: float | None
+
+
+def compose(
+    title: str, trials: Sequence[TrialRecord], metric: str, mode: str, champion: Champion, baselines: Sequence[Standing]
+) -> SweepPicture:
+    """The record of a finished sweep."""
+    best = champion.standing
+    curves = [
+        Curve(
+            trial.number,
+            tuple(epoch[metric] for epoch in trial.epochs if metric in epoch),
+            trial.number == champion.number,
+            trial.outcome == "completed",
+        )
+        for trial in trials
+        if best_epoch(trial, metric, mode) is not None
+    ]
+    curves.sort(key=lambda curve: (curve.is_champion, curve.is_whole, curve.number))
+    is_tested = bool(best.test)
+    standings = [("champion", best), *((standing.name.replace("_", " "), standing) for standing in baselines)]
+    return SweepPicture(
+        title=title,
+        metric=metric,
+        curves=tuple(curves),
+        bars=tuple(_bar(label, standing) for label, standing in standings),
+        side="test" if is_tested else "validation",
+        majority_rate=best.test.get("majority_rate") if is_tested else None,
+    )
+
+
+def _bar(label: str, standing: Standing) -> Bar:
+    if not standing.test:
+        accuracy = standing.val["accuracy"]
+        return Bar(label, accuracy, accuracy, accuracy)
+    test = standing.test
+    return Bar(label, test["accuracy"], test["accuracy_low"], test["accuracy_high"])
+
+
+def draw(picture: SweepPicture) -> bytes:
+    """The picture as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure.suptitle(picture.title, fontweight="bold")
+    _draw_curves(left, picture)
+    _draw_bars(right, picture)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(10)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _draw_curves(axes: Axes, picture: SweepPicture) -> None:
+    for curve in picture.curves:
+        kind = "champion" if curve.is_champion else "other" if curve.is_whole else "stopped"
+        axes.plot(
+            range(1, len(curve.values) + 1),
+            curve.values,
+            color=_COLOURS[kind],
+            linewidth=2.5 if curve.is_champion else 1.1,
+            marker="o",
+            markersize=4 if curve.is_champion else 2,
+            label=f"champion (trial {curve.number})" if curve.is_champion else None,
+            alpha=1 if curve.is_champion else 0.8,
+        )
+    axes.set(xlabel="epoch", ylabel=picture.metric, title="Each line a trial; pale: stopped early")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+
+
+def _draw_bars(axes: Axes, picture: SweepPicture) -> None:
+    names = [bar.name for bar in picture.bars]
+    values = [100 * bar.accuracy for bar in picture.bars]
+    below = [100 * (bar.accuracy - bar.low) for bar in picture.bars]
+    above = [100 * (bar.high - bar.accuracy) for bar in picture.bars]
+    colours = [_COLOURS["champion" if name == "champion" else "other"] for name in names]
+    axes.barh(names, values, xerr=[below, above], color=colours, height=0.6, ecolor="#9ca3af", capsize=3)
+    for row, bar in enumerate(picture.bars):
+        axes.text(2, row, f"{100 * bar.accuracy:.1f}%", va="center", color="white", fontweight="bold")
+    if picture.majority_rate is not None:
+        label = f"always the largest class: {100 * picture.majority_rate:.1f}%"
+        axes.axvline(100 * picture.majority_rate, color=_COLOURS["majority"], linestyle="--", label=label)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16))
+    axes.set(xlim=(0, 100), xlabel=f"{picture.side} accuracy, %", title="Champion and baselines")
+    axes.invert_yaxis()
