@@ -86,8 +86,10 @@ def trials(
     from tuner.output import build_trials_table, clean_rows, write_rows
     from tuner.paths import HomePaths
     from tuner.result import read_result, trials_frame
+    from tuner.shared_home import pull_sweeps
 
     home = HomePaths.from_env()
+    pull_sweeps(home)
     if name not in home.sweep_names():
         known = ", ".join(home.sweep_names()) or "none"
         raise InputError(f"trials: there is no sweep {name!r} in {home.root}; there are: {known}")

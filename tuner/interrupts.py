@@ -32,8 +32,3 @@ def first_interrupt_calls(interrupt: Callable[[], object]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def raise_interrupt(*_: object) -> None:
-    """A handler that makes SIGTERM what Ctrl-C is: an end in which everything is put away."""
-    raise KeyboardInterrupt

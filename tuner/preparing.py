@@ -21,8 +21,8 @@ from trainables.data.sources import open_source
 from trainables.data.splits import assign_sides, check_sides
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
-from trainables.storage import join, write_bytes
 from tuner.paths import HomePaths
+from tuner.shared_home import check_home
 
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
@@ -137,24 +137,6 @@ def base_trial(spec: SweepSpec, data: DataConfig, weights: WeightsFile | None) -
         compute=spec.compute,
         seed=spec.seed,
     )
-
-
-def check_home(home: HomePaths) -> None:
-    """Writes to the home once when it is shared storage, so that what is wrong with it is seen before any training.
-
-    Raises:
-        InputError: It cannot be written to.
-    """
-    if not home.is_shared:
-        return
-    try:
-        write_bytes(join(home.root, "home.json"), b'{"version": 1}\n')
-    except (OSError, ValueError, ImportError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(
-            f"THAW_HOME: {home.root} cannot be written to ({reason}); check its spelling, the bucket's name and "
-            "region, and this machine's credentials"
-        ) from error
 
 
 def check_quickly(spec: SweepSpec, home: HomePaths) -> None:

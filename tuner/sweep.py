@@ -31,6 +31,7 @@ from tuner.preparing import PreparedData, base_trial, build_cuts, check_quickly,
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, prepare_pretraining, train_backbone
 from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
+from tuner.shared_home import SweepTwin, pull_sweeps
 from tuner.tracking import Tracking
 
 MLFLOW_PATIENCE_S = 30.0
@@ -52,6 +53,7 @@ def run_sweep(
         SweepFailedError: Every trial failed.
     """
     paths = HomePaths.resolve(home)
+    pull_sweeps(paths)
     _refuse_used_name(spec.name, paths)
     return _Sweep(spec, paths, progress or silent()).run()
 
@@ -66,6 +68,7 @@ def resume_sweep(
         SweepFailedError: Every trial failed.
     """
     paths = HomePaths.resolve(home)
+    pull_sweeps(paths)
     if name not in paths.sweep_names():
         known = ", ".join(paths.sweep_names()) or "none"
         raise InputError(f"resume: there is no sweep {name!r} in {paths.root}; there are: {known}")
@@ -78,6 +81,7 @@ def resume_sweep(
 
 def free_name(name: str, home: HomePaths) -> str:
     """``name``, or the first of ``name-2``, ``name-3``... that no sweep has."""
+    pull_sweeps(home)
     taken, number, candidate = set(home.sweep_names()), 1, name
     while candidate in taken:
         number += 1
@@ -111,10 +115,12 @@ class _Sweep:
         self.past = past or []
         self.is_resumed = past is not None
         self.paths = home.sweep(spec.name)
+        self.twin = SweepTwin(home, spec.name)
         self.tracking_uri = home.tracking_uri(spec.tracking.uri)
         self.tracking = Tracking.for_sweep(home, spec.name, self.tracking_uri)
         self.started = time.monotonic()
         self.journal: Journal | None = None
+        self.has_epochs = False
         self.pretrained: tuple[Pretraining, Pretrained] | None = None
 
     def run(self) -> SweepResult:
@@ -174,7 +180,9 @@ class _Sweep:
         assert self.journal is not None
         written = self.journal.append(event, **fields)
         self.progress.see(written)
+        self.twin.push(at_once=event in ("sweep", "champion", "finished", "interrupted"))
         if event == "epoch":
+            self.has_epochs = True
             self.tracking.start()
 
     # --- pretraining and search ------------------------------------------------------------------------------
@@ -233,6 +241,8 @@ class _Sweep:
         self.progress.phase("waiting for the first lane")
 
         def interrupt() -> None:
+            if not self.has_epochs:
+                raise KeyboardInterrupt  # the lanes are still coming up: there is nothing to finish
             self.progress.note("Stopping after the running epochs; once more stops at once.", style="yellow")
             switch.interrupt()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from search_spaces.loading import load_spec
 from search_spaces.spec import DataSpec
 from trainables.backbones.families import build_model
 from trainables.backbones.weights import load_tensors, resolve_weights, store_weights
@@ -21,8 +22,11 @@ from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
 from trainables.loop import Workbench
 from trainables.storage import join, read_bytes
+from tuner.journal import Journal, read_records
 from tuner.paths import HomePaths
 from tuner.preparing import prepare_data, prepare_weights
+from tuner.shared_home import SweepTwin, check_home, pull_sweeps
+from tuner.sweep import run_sweep
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +155,54 @@ def test_a_home_that_cannot_be_written_to_is_refused_before_anything_is_packed(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"THAW_HOME: .* cannot be written to \(.*\); check its spelling"):
+    with pytest.raises(InputError, match=r"THAW_HOME: .* cannot be reached \(.*\); check its spelling"):
         prepare_data(DataSpec(source="digits", image_size_px=16), HomePaths.at(root), lambda *_: None)
     assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_a_sweeps_records_outlive_the_machine_that_wrote_them(
+    bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "first"))
+    first = HomePaths.at(bucket_uri)
+    twin = SweepTwin(first, "digits")
+    first.sweep("digits").root.mkdir(parents=True)
+    first.sweep("digits").spec.write_text("name: digits\n")
+    with Journal.open(first.sweep("digits").journal) as journal:
+        journal.append("trial", number=0, params={"lr": 0.1})
+        twin.push()
+        journal.append("end", number=0, outcome="completed", reason=None)
+        twin.push()  # too soon after the last time
+        assert len(read_bytes(first.uri_of(first.sweep("digits").journal)).splitlines()) == 1
+        journal.append("finished", outcome="completed", reason=None)
+        twin.push(at_once=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "second"))
+    second = HomePaths.at(bucket_uri)
+    assert second.sweep_names() == []
+    pull_sweeps(second)
+    assert second.sweep_names() == ["digits"]
+    assert read_records(second.sweep("digits").journal) == read_records(first.sweep("digits").journal)
+    assert second.sweep("digits").spec.read_text() == "name: digits\n"
+    with pytest.raises(InputError, match="sweep 'digits' exists and is finished"):
+        run_sweep(load_spec("digits", ["tracking.uri=http://127.0.0.1:1"]), home=second)
+    # Here the sweep goes on: what is older is not fetched over it.
+    second.sweep("digits").journal.write_text("")
+    pull_sweeps(second)
+    assert second.sweep("digits").journal.read_text() == ""
+
+
+def test_a_storage_that_goes_away_does_not_end_the_sweep(
+    bucket: Path, bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "driver"))
+    home = HomePaths.at(bucket_uri)
+    home.sweep("digits").root.mkdir(parents=True)
+    home.sweep("digits").journal.write_text("{}\n")
+    bucket.write_text("a file where the bucket was")
+    SweepTwin(home, "digits").push(at_once=True)
+    assert "could not be copied" in caplog.text
+    with pytest.raises(InputError, match=r"THAW_HOME: .* cannot be reached"):
+        check_home(home)
 
 
 def test_sqlite_is_refused_where_the_home_is_shared_storage() -> None:

@@ -1,0 +1,117 @@
+"""What people see: counts, estimates, tables, the picture's record."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tuner.journal import Journal, TrialRecord
+from tuner.output import Format, build_trials_table, clean_rows, write_rows
+from tuner.picture import compose, draw
+from tuner.progress import Progress, SearchState
+from tuner.result import Champion, Standing, trials_frame
+
+
+def trial(number: int, accuracies: list[float], outcome: str = "completed") -> TrialRecord:
+    epochs = tuple({"epoch": n, "val/accuracy": a, "val/loss": 1 - a} for n, a in enumerate(accuracies, 1))
+    return TrialRecord(number, {"lr": 0.1 / (number + 1), "optimizer": "sgd"}, epochs, outcome)
+
+
+TRIALS = [trial(0, [0.2, 0.5]), trial(1, [0.3, 0.9, 0.8]), trial(2, [0.1], "stopped_early"), trial(3, [], "failed")]
+
+
+def console() -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, width=200), out
+
+
+def test_search_state_counts_and_estimates(tmp_path: Path) -> None:
+    state = SearchState(num_trials=4, max_epochs=2)
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        for number, accuracy in enumerate([0.5, 0.7]):
+            state.see(journal.append("trial", number=number, params={}))
+            state.see(journal.append("epoch", number=number, epoch=1, metrics={"val/accuracy": accuracy}))
+        assert state.running == {0: 1, 1: 1}
+        assert state.seconds_left(1) is None
+        state.see(journal.append("end", number=0, outcome="stopped_early", metrics={"time/trial_s": 10.0}))
+    assert state.best == (0.7, 1)
+    assert state.reached == {0: 0.5, 1: 0.7}
+    assert (state.num_ended, state.outcomes) == (1, {"stopped_early": 1})
+    # Two and a half trials of ten seconds are left on two lanes.
+    assert state.seconds_left(2) == pytest.approx(2.5 * 10 / 2)
+
+
+def test_smaller_is_better_for_a_loss(tmp_path: Path) -> None:
+    state = SearchState(metric="val/loss", mode="min", num_trials=2)
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        state.see(journal.append("trial", number=0, params={}))
+        for epoch, loss in enumerate([0.5, 0.3, 0.4], 1):
+            state.see(journal.append("epoch", number=0, epoch=epoch, metrics={"val/loss": loss}))
+    assert state.best == (0.3, 0)
+
+
+def test_plain_progress_has_a_line_per_trial_and_none_per_epoch(tmp_path: Path) -> None:
+    screen, out = console()
+    with Progress(screen) as progress, Journal.open(tmp_path / "journal.jsonl") as journal:
+        progress.state.num_trials = 2
+        progress.phase("starting Ray")
+        for done in range(1, 101):
+            progress.counted("packing pictures", done, 100)
+        progress.see(journal.append("trial", number=0, params={}))
+        for epoch in range(1, 6):
+            progress.see(journal.append("epoch", number=0, epoch=epoch, metrics={"val/accuracy": epoch / 10}))
+        end = {"number": 0, "outcome": "failed", "reason": "out of memory", "metrics": {"time/trial_s": 61.0}}
+        progress.see(journal.append("end", **end))
+    lines = out.getvalue().splitlines()
+    assert "starting Ray" in lines[0]
+    assert sum("packing" in line for line in lines) <= 11
+    assert "trial 0 failed at 0.5000 (out of memory): 1/2 done" in lines[-1]
+    assert "about 1:01 left" in lines[-1]
+
+
+def test_trials_frame_is_sorted_and_whole() -> None:
+    frame = trials_frame(TRIALS, "val/accuracy", "max")
+    assert list(frame["number"]) == [1, 0, 2, 3]
+    assert frame.loc[0, "best_epoch"] == 2
+    assert frame.loc[0, "val/accuracy"] == 0.9
+    assert math.isnan(frame.loc[3, "val/accuracy"])
+
+
+def test_formats_agree() -> None:
+    rows = clean_rows(trials_frame(TRIALS, "val/accuracy", "max"))
+    screen, out = console()
+    write_rows(rows, Format.json, screen)
+    from_json = json.loads(out.getvalue())
+    screen, out = console()
+    write_rows(rows, Format.csv, screen)
+    from_csv = list(csv.DictReader(io.StringIO(out.getvalue())))
+    assert [row["number"] for row in from_json] == [1, 0, 2, 3] == [int(row["number"]) for row in from_csv]
+    assert from_json[3]["val/accuracy"] is None
+    assert from_csv[3]["val/accuracy"] == ""
+    screen, out = console()
+    screen.print(build_trials_table(rows, "val/accuracy"))
+    text = out.getvalue()
+    assert "lr 0.05" in text
+    assert "optimizer" not in text  # what does not vary is not repeated on every line
+
+
+def test_the_picture_records_what_was_reached() -> None:
+    test = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "majority_rate": 0.5}
+    champion = Champion(1, {}, None, Standing("trial 1", {"accuracy": 0.9}, test))  # type: ignore[arg-type]
+    baseline = Standing("head_only", {"accuracy": 0.6}, {**test, "accuracy": 0.75})
+    picture = compose("name", TRIALS, "val/accuracy", "max", champion, [baseline])
+    assert [curve.number for curve in picture.curves] == [2, 0, 1]
+    assert picture.curves[-1].is_champion
+    assert picture.curves[-1].values == (0.3, 0.9, 0.8)
+    assert [(bar.name, bar.accuracy) for bar in picture.bars] == [("champion", 0.8), ("head only", 0.75)]
+    assert (picture.side, picture.majority_rate) == ("test", 0.5)
+    untested = compose("n", TRIALS, "val/accuracy", "max", Champion(1, {}, None, Standing("t", {"accuracy": 0.9})), [])  # type: ignore[arg-type]
+    assert (untested.side, untested.majority_rate, untested.bars[0].low) == ("validation", None, 0.9)
+    for record in (picture, untested):
+        assert draw(record).startswith(b"\x89PNG")

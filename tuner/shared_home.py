@@ -1,0 +1,96 @@
+"""A home that is shared storage: whether it can be reached, and the records of sweeps, which are written elsewhere.
+
+In: a home. What only the driver writes, line by line, lies on its own machine; a sweep's spec, journal and ledger are
+copied below the home's URI now and then, so that they outlive the machine, and back on another one, so that a sweep can
+go on there. Nothing is done where the home is a folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.errors import InputError
+from trainables.storage import join, list_folders, read_bytes, write_bytes
+from tuner.paths import HomePaths, SweepPaths
+
+logger = logging.getLogger(__name__)
+
+PUSH_EVERY_S = 30.0
+"""The journal is copied whole: at most so often while a sweep runs, and at its turning points."""
+
+
+def check_home(home: HomePaths) -> None:
+    """Writes to shared storage once, so that what is wrong with it is seen before anything expensive.
+
+    Raises:
+        InputError: It cannot be written to.
+    """
+    if home.is_shared:
+        with _reaching(home):
+            write_bytes(join(home.root, "home.json"), b'{"version": 1}\n')
+
+
+def pull_sweeps(home: HomePaths) -> None:
+    """Fetches the records of sweeps that this machine does not know; of those that it knows the newest are here.
+
+    Raises:
+        InputError: The storage cannot be read.
+    """
+    if not home.is_shared:
+        return
+    with _reaching(home):
+        for name in list_folders(home.uri_of(home.sweeps)):
+            paths = SweepPaths(home.sweeps / name)
+            if paths.journal.exists():
+                continue
+            for path in _records(paths):
+                try:
+                    write_bytes(str(path), read_bytes(home.uri_of(path)))
+                except FileNotFoundError:
+                    continue
+
+
+class SweepTwin:
+    """The copy of one sweep's records.
+
+    Args:
+        home: The home.
+        name: The sweep's name.
+    """
+
+    def __init__(self, home: HomePaths, name: str) -> None:
+        self._home, self._paths = home, home.sweep(name)
+        self._next_push = 0.0
+
+    def push(self, *, at_once: bool = False) -> None:
+        """Copies what there is, if the last time is long enough ago. A storage that is away is not the sweep's end."""
+        if not self._home.is_shared or not (at_once or time.monotonic() >= self._next_push):
+            return
+        try:
+            for path in _records(self._paths):
+                if path.is_file():
+                    write_bytes(self._home.uri_of(path), path.read_bytes())
+        except OSError as error:
+            logger.warning("the sweep's records could not be copied to %s: %s", self._home.root, error)
+        self._next_push = time.monotonic() + PUSH_EVERY_S
+
+
+def _records(paths: SweepPaths) -> list[Path]:
+    """The journal last: where there is one, the rest is there too."""
+    return [paths.spec, paths.ledger, paths.journal]
+
+
+@contextmanager
+def _reaching(home: HomePaths) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"THAW_HOME: {home.root} cannot be reached ({reason}); check its spelling, the bucket's name and region, "
+            "and this machine's credentials"
+        ) from error
