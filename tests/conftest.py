@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,23 @@ def shared_data() -> Path:
     if not (root / "weights").is_dir():
         pytest.skip(f"no real pictures and weights at {root}: set THAW_SHARED_DATA")
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where Ray runs in the tests' process, its own warning at itself is no error."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray on this machine for every test that needs one."""
+    import ray
+
+    from tuner.cluster import start_ray
+
+    is_ours = start_ray()
+    yield
+    if is_ours:
+        ray.shutdown()

@@ -102,8 +102,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Puts what ``optimizer_tensors`` gave back into an optimizer over the same parameters.
 
-    Files hold no strides. A moment gets those of its parameter back, as in a run that was never interrupted: torch
-    computes mixed layouts by other code, whose last bits may differ.
+    Files hold no strides. A moment gets those of its parameter back, as in a run that was never interrupted: for mixed
+    layouts torch takes other, slower code, which need not give the same bits.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}

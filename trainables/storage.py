@@ -106,11 +106,15 @@ def fetch_file(uri: str, path: Path) -> None:
     )
 
 
-def list_folders(uri: str) -> list[str]:
-    """Names of the folders right below a storage URI; none where it does not exist."""
+def list_folder(uri: str) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files right below a storage URI; none where it does not exist."""
     filesystem, root = open_filesystem(uri)
     infos = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
-    return sorted(info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory)
+    folders, files = (
+        sorted(info.base_name for info in infos if info.type == kind)
+        for kind in (pyarrow.fs.FileType.Directory, pyarrow.fs.FileType.File)
+    )
+    return folders, files
 
 
 def _copier(path: Path, filesystem: pyarrow.fs.FileSystem) -> Callable[[str], None]:

@@ -36,6 +36,8 @@ def client_prefix(number: int) -> str:
 class LaneTrial(tune.Trainable):
     """One actor that runs trial after trial on borrowed lanes."""
 
+    _number: int | None = None
+
     def setup(self, config: dict[str, Any]) -> None:
         """Finds the switchboard; the lane is borrowed by the first step, where waiting is nobody's error."""
         self._board = ray.get_actor(config["switchboard"], namespace=config["namespace"])
@@ -86,7 +88,7 @@ class LaneTrial(tune.Trainable):
     def _take(self, config: dict[str, Any]) -> None:
         self._client = client_prefix(config["number"]) + uuid.uuid4().hex[:8]
         self._job = config["job"]
-        self._number: int | None = None
+        self._number = None
 
     def _release(self) -> None:
         self._number = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from importlib import metadata
 from typing import Any
 
 from search_spaces.spec import SweepSpec
@@ -26,6 +28,23 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "epochs": spec.budget.epochs,
         "metric": spec.metric,
         "seed": spec.seed,
+    }
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were made with: this machine, and the versions that decide them."""
+    packages = ("thaw", "torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "pillow", "torchmetrics", "numpy")
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "machine": platform.platform(), **versions}
+
+
+def data_summary(data: PreparedData) -> dict[str, Any]:
+    """The pictures by side and class, and what was set aside."""
+    return {
+        "fingerprint": data.config.fingerprint,
+        "test_digest": data.test_digest,
+        "pictures": data.counts,
+        "set_aside": [{"name": bad.name, "reason": bad.reason} for bad in data.report.bad_files],
     }
 
 

@@ -76,6 +76,9 @@ class LanePool:
         """Starts the switchboard and every lane, and returns at once; needs a running Ray."""
         import ray
 
+        # Here, because its packages import each other in circles, which breaks when two lanes' threads begin at once.
+        import ray.train.torch
+
         from trainables.switchboard import Switchboard
 
         ray_options = {"num_cpus": 0, "name": self.name, "namespace": self.namespace, "max_concurrency": 1000}
@@ -168,6 +171,9 @@ class LanePool:
             except (TrainingFailedError, ray.exceptions.RayError) as error:
                 reason = _first_line(error)
                 logger.warning("lane %d broke: %s", lane, reason)
+            except Exception as error:  # a thread that dies of it would leave everyone waiting for this lane
+                reason = _first_line(error)
+                logger.exception("lane %d broke", lane)
             if self._is_closing.is_set():
                 break
             before, num_reports = num_reports, ray.get(board.num_reports.remote(lane))

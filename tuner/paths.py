@@ -59,6 +59,16 @@ class SweepPaths:
         return self.root / "spec.yaml"
 
     @property
+    def data(self) -> Path:
+        """The pictures by side and class, and what was set aside."""
+        return self.root / "data.json"
+
+    @property
+    def environment(self) -> Path:
+        """Machine and versions."""
+        return self.root / "environment.json"
+
+    @property
     def journal(self) -> Path:
         """What happened, one JSON line per event; the truth that all else is derived from."""
         return self.root / "journal.jsonl"

@@ -1,8 +1,8 @@
 """A home that is shared storage: whether it can be reached, and the records of sweeps, which are written elsewhere.
 
-In: a home. What only the driver writes, line by line, lies on its own machine; a sweep's spec, journal and ledger are
-copied below the home's URI now and then, so that they outlive the machine, and back on another one, so that a sweep can
-go on there. Nothing is done where the home is a folder.
+In: a home. What only the driver writes, line by line, lies on its own machine; the files of a sweep's folder (spec,
+journal, ledger...) are copied below the home's URI now and then, so that they outlive the machine, and back on another
+one, so that a sweep can go on there. Nothing is done where the home is a folder.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.errors import InputError
-from trainables.storage import join, list_folders, read_bytes, write_bytes
+from trainables.storage import join, list_folder, read_bytes, write_bytes
 from tuner.paths import HomePaths, SweepPaths
 
 logger = logging.getLogger(__name__)
@@ -43,15 +43,13 @@ def pull_sweeps(home: HomePaths) -> None:
     if not home.is_shared:
         return
     with _reaching(home):
-        for name in list_folders(home.uri_of(home.sweeps)):
+        for name in list_folder(home.uri_of(home.sweeps))[0]:
             paths = SweepPaths(home.sweeps / name)
             if paths.journal.exists():
                 continue
-            for path in _records(paths):
-                try:
-                    write_bytes(str(path), read_bytes(home.uri_of(path)))
-                except FileNotFoundError:
-                    continue
+            _, files = list_folder(home.uri_of(paths.root))
+            for path in _in_order([paths.root / file for file in files], paths):
+                write_bytes(str(path), read_bytes(home.uri_of(path)))
 
 
 class SweepTwin:
@@ -71,17 +69,18 @@ class SweepTwin:
         if not self._home.is_shared or not (at_once or time.monotonic() >= self._next_push):
             return
         try:
-            for path in _records(self._paths):
-                if path.is_file():
+            files = [path for path in self._paths.root.iterdir() if path.is_file() and not path.name.startswith(".")]
+            for path in _in_order(files, self._paths):
+                with suppress(FileNotFoundError):  # moved to its place by another thread since
                     write_bytes(self._home.uri_of(path), path.read_bytes())
         except OSError as error:
             logger.warning("the sweep's records could not be copied to %s: %s", self._home.root, error)
         self._next_push = time.monotonic() + PUSH_EVERY_S
 
 
-def _records(paths: SweepPaths) -> list[Path]:
+def _in_order(files: list[Path], paths: SweepPaths) -> list[Path]:
     """The journal last: where there is one, the rest is there too."""
-    return [paths.spec, paths.ledger, paths.journal]
+    return sorted(files, key=lambda path: (path == paths.journal, path.name))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from its journal by ``resume_sweep``.
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from trainables.jobs import TrainJob
 from trainables.storage import write_bytes
 from tuner.champion import choose_champion, why_none
 from tuner.cluster import import_torch, open_lanes
-from tuner.describing import flat, note, summary
+from tuner.describing import data_summary, environment, flat, note, summary
 from tuner.interrupts import first_interrupt_calls
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LanePool
@@ -76,7 +77,7 @@ def resume_sweep(
     if any(record["event"] == "finished" for record in records):
         raise InputError(f"resume: sweep {name!r} is finished; `thaw trials {name}` shows it")
     spec = load_spec(paths.sweep(name).spec)
-    return _Sweep(spec, paths, progress or silent(), records).run()
+    return _Sweep(spec, paths, progress or silent(), is_resumed=True).run()
 
 
 def free_name(name: str, home: HomePaths) -> str:
@@ -110,10 +111,9 @@ class Prepared(NamedTuple):
 class _Sweep:
     """One run of one sweep; its methods are its phases, in order."""
 
-    def __init__(self, spec: SweepSpec, home: HomePaths, progress: Progress, past: list[Record] | None = None) -> None:
+    def __init__(self, spec: SweepSpec, home: HomePaths, progress: Progress, *, is_resumed: bool = False) -> None:
         self.spec, self.home, self.progress = spec, home, progress
-        self.past = past or []
-        self.is_resumed = past is not None
+        self.is_resumed = is_resumed
         self.paths = home.sweep(spec.name)
         self.twin = SweepTwin(home, spec.name)
         self.tracking_uri = home.tracking_uri(spec.tracking.uri)
@@ -141,6 +141,7 @@ class _Sweep:
                 )
             )
             data, space, pretraining, weights = preparing.result()
+            self._keep_spec(data)
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
             self._begin(data)
             if pretraining is not None:
@@ -167,13 +168,29 @@ class _Sweep:
         space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone)
         return Prepared(data, space, pretraining, weights)
 
+    def _keep_spec(self, data: PreparedData) -> None:
+        """Writes what a resume needs before there is a journal to resume.
+
+        Raises:
+            InputError: The sweep goes on, but its pictures are no longer those that it began with.
+        """
+        if self.is_resumed:
+            known = json.loads(self.paths.data.read_bytes())["fingerprint"]
+            if known != data.config.fingerprint:
+                raise InputError(
+                    f"resume: the pictures at {self.spec.data.source} have changed since sweep "
+                    f"{self.spec.name!r} began, its trials could not be compared: start a new sweep under another name"
+                )
+            return
+        write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
+        for path, content in ((self.paths.data, data_summary(data)), (self.paths.environment, environment())):
+            write_bytes(str(path), json.dumps(content, indent=1).encode())
+
     def _begin(self, data: PreparedData) -> None:
         for bad in data.report.bad_files[:5]:
             self.progress.note(f"set aside: {bad.name}: {bad.reason}", style="yellow")
-        if not self.is_resumed:
-            write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
         self.record("sweep", name=self.spec.name, params=summary(self.spec, data), tags={}, note="")
-        self.record("files", paths=[str(self.paths.spec)])
+        self.record("files", paths=[str(path) for path in (self.paths.spec, self.paths.data, self.paths.environment)])
 
     def record(self, event: Any, **fields: Any) -> None:
         """Writes the journal and shows the record; MLflow is told from the first epoch on."""

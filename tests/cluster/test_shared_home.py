@@ -168,6 +168,7 @@ def test_a_sweeps_records_outlive_the_machine_that_wrote_them(
     twin = SweepTwin(first, "digits")
     first.sweep("digits").root.mkdir(parents=True)
     first.sweep("digits").spec.write_text("name: digits\n")
+    (first.sweep("digits").root / ".spec.yaml.tmp").touch()
     with Journal.open(first.sweep("digits").journal) as journal:
         journal.append("trial", number=0, params={"lr": 0.1})
         twin.push()
@@ -183,6 +184,7 @@ def test_a_sweeps_records_outlive_the_machine_that_wrote_them(
     assert second.sweep_names() == ["digits"]
     assert read_records(second.sweep("digits").journal) == read_records(first.sweep("digits").journal)
     assert second.sweep("digits").spec.read_text() == "name: digits\n"
+    assert sorted(path.name for path in second.sweep("digits").root.iterdir()) == ["journal.jsonl", "spec.yaml"]
     with pytest.raises(InputError, match="sweep 'digits' exists and is finished"):
         run_sweep(load_spec("digits", ["tracking.uri=http://127.0.0.1:1"]), home=second)
     # Here the sweep goes on: what is older is not fetched over it.

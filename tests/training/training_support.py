@@ -7,15 +7,19 @@ import multiprocessing.queues
 import pickle
 import queue
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from trainables.backbones.zoo import load_backbone
+from trainables import loop
+from trainables.backbones.zoo import Backbone, load_backbone
+from trainables.classifier import SplitNetwork, split_network
 from trainables.config import BackboneConfig, DataConfig, SplitConfig, TrialConfig
 from trainables.data.packing import PackReport
 from trainables.loop import TrialRun, Workbench
@@ -75,6 +79,28 @@ def train(config: TrialConfig, bench: Workbench | None = None, ranks: Ranks | No
     return finish(TrialRun(config, bench or Workbench(), ranks or Ranks(CPU)))
 
 
+class DoubleRun(TrialRun):
+    """A trial whose trained part computes in float64, where rounding is too small to hide a mistake behind."""
+
+    def __init__(self, config: TrialConfig, bench: Workbench, ranks: Ranks) -> None:
+        def split_in_double(backbone: Backbone, depth: int) -> SplitNetwork:
+            network = split_network(backbone, depth)
+            network.tail.double()
+            return network
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "split_network", split_in_double)
+            super().__init__(config, bench, ranks)
+
+    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self._model(inputs.double())
+
+
+def train_in_double_on(ranks: Ranks, config: TrialConfig) -> tuple[list[Numbers], Tensors]:
+    """``train_on`` in float64."""
+    return finish(DoubleRun(config, Workbench(), ranks))
+
+
 def train_on(ranks: Ranks, config: TrialConfig) -> tuple[list[Numbers], Tensors]:
     """``train`` as ``RankGroup.call`` wants it."""
     return train(config, ranks=ranks)
@@ -94,7 +120,7 @@ def assert_same_bits(found: Tensors, expected: Tensors) -> None:
 
 
 def _answer(outbox: multiprocessing.queues.Queue[tuple[bool, bytes]], call: Callable[[], Any]) -> None:
-    # Plain pickles: torch's own way through a queue hands over file descriptors, which end with the process.
+    # A plain pickle: torch's own way through a queue hands over file descriptors, which end with the process.
     try:
         outbox.put((True, pickle.dumps(call())))
     except BaseException:
@@ -152,8 +178,9 @@ class RankGroup:
 
     def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(ranks, *args)`` on every rank; what each returned, in their order."""
+        # Plain pickles: torch's own way through a queue would have the ranks share one memory.
         for inbox in self._inboxes:
-            inbox.put((function, args))
+            inbox.put(pickle.dumps((function, args)))
         try:
             return [_receive(outbox) for outbox in self._outboxes]
         except (RuntimeError, queue.Empty):
@@ -175,15 +202,16 @@ def _serve(
     rank: int,
     world_size: int,
     meeting: str,
-    inbox: multiprocessing.queues.Queue[tuple[Callable[..., Any], Any] | None],
+    inbox: multiprocessing.queues.Queue[bytes | None],
     outbox: multiprocessing.queues.Queue[tuple[bool, bytes]],
 ) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
     ranks = Ranks.join(CPU)
     while (task := inbox.get()) is not None:
-        function, args = task
+        function, args = pickle.loads(task)
         _answer(outbox, lambda function=function, args=args: function(ranks, *args))
     dist.destroy_process_group()

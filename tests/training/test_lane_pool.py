@@ -1,0 +1,172 @@
+"""The pool and Tune's trial against a real switchboard actor, with stand-ins for what Ray Train starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from trainables.config import TrialConfig
+from trainables.jobs import ScoreJob
+from tuner.lanes import LaneError, LanePool, LaneShape
+
+pytestmark = pytest.mark.ray
+
+SHAPE = LaneShape(2, 0.3, 0.0, 1)
+
+
+class BrokenPool(LanePool):
+    """Ray Train gives every lane up as soon as it is started."""
+
+    num_fits = 0
+
+    def _fit(self, lane: int, board: Any) -> None:
+        from ray.train import TrainingFailedError
+
+        self.num_fits += 1
+        raise TrainingFailedError("no GPU here\nand a long traceback")
+
+
+class StumblingPool(LanePool):
+    """Workers that answer one job each and then break the whole fit, as a rank's failure does at last."""
+
+    num_fits = 0
+
+    def _fit(self, lane: int, board: Any) -> None:
+        import ray
+        from ray.train import TrainingFailedError
+
+        self.num_fits += 1
+        order = ray.get(board.next_job.remote(lane, -1))
+        if order is not None:
+            ray.get(board.report.remote(lane, order.number, {"kind": "failed", "reason": f"fit {self.num_fits}"}))
+            raise TrainingFailedError("broken")
+
+
+@pytest.fixture
+def score(config: Callable[..., TrialConfig]) -> ScoreJob:
+    return ScoreJob(config=config(), checkpoint="nowhere", side="val")
+
+
+def closing(pool: LanePool) -> Iterator[LanePool]:
+    pool.start()
+    yield pool
+    started = time.monotonic()
+    pool.close()
+    pool.close()
+    assert time.monotonic() - started < 10
+    assert not any(thread.is_alive() for thread in pool._threads)
+
+
+@pytest.fixture
+def broken(ray_cluster: None) -> Iterator[BrokenPool]:
+    yield from closing(BrokenPool(SHAPE, 2, "nowhere"))  # type: ignore[misc]
+
+
+@pytest.fixture
+def stumbling(ray_cluster: None) -> Iterator[StumblingPool]:
+    yield from closing(StumblingPool(SHAPE, 1, "nowhere"))  # type: ignore[misc]
+
+
+def test_when_no_lane_comes_up_whoever_waits_is_told_why(broken: BrokenPool, score: ScoreJob) -> None:
+    with pytest.raises(LaneError, match=r"every lane is lost; the last one: .*no GPU here$"):
+        next(broken.run(score))
+    assert broken.num_fits == 6, "each of two lanes was started three times"
+    assert broken.num_ready() == 0
+
+
+def test_a_lane_that_gets_somewhere_is_never_given_up(stumbling: StumblingPool, score: ScoreJob) -> None:
+    for number in range(1, 8):
+        with pytest.raises(LaneError, match=f"fit {number}"):
+            next(stumbling.run(score))
+
+
+class Clients:
+    """Trials on a switchboard whose one lane is played by the test."""
+
+    def __init__(self) -> None:
+        import ray
+
+        from trainables.switchboard import Switchboard
+
+        self.name = f"played-{time.monotonic_ns()}"
+        options = {"num_cpus": 0, "name": self.name, "namespace": "thaw", "max_concurrency": 100}
+        self.board = ray.remote(Switchboard).options(**options).remote()
+
+    def config(self, number: int) -> dict[str, Any]:
+        return {"switchboard": self.name, "namespace": "thaw", "number": number, "job": {"directory": f"trials/{number}"}}
+
+    def ask(self, method: str, *args: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.board, method).remote(*args), timeout=20)
+
+
+@pytest.fixture
+def clients(ray_cluster: None) -> Iterator[Clients]:
+    import ray
+
+    played = Clients()
+    yield played
+    ray.kill(played.board)
+
+
+def epoch(number: int, **more: Any) -> dict[str, Any]:
+    return {"kind": "epoch", "epoch": number, "metrics": {"val/accuracy": 0.5}, **more}
+
+
+def test_a_trial_turns_messages_into_steps_and_gives_its_lane_back(clients: Clients) -> None:
+    from trainables.trial import EPOCH, OUTCOME, REASON, LaneTrial, TrialFailedError
+
+    trial = LaneTrial(clients.config(3))
+    coming = clients.board.next_job.remote(0, -1)
+    first = trial_step(clients, trial, coming, [epoch(1), epoch(2, outcome="diverged", reason="loss is nan")])
+    assert (first[EPOCH], first[OUTCOME], first["done"], first["val/accuracy"]) == (1, None, False, 0.5)
+    second = trial.step()
+    assert (second[EPOCH], second[OUTCOME], second[REASON], second["done"]) == (2, "diverged", "loss is nan", True)
+    assert clients.ask("borrow", "somebody else") == 0, "the lane is free at once"
+    clients.ask("give_back", "somebody else")
+
+    assert trial.reset_config(clients.config(4))
+    coming = clients.board.next_job.remote(0, -1)
+    with pytest.raises(TrialFailedError, match="no memory"):
+        trial_step(clients, trial, coming, [{"kind": "failed", "reason": "no memory"}])
+    assert clients.ask("borrow", "somebody else") == 0
+    trial.cleanup()
+
+
+def trial_step(clients: Clients, trial: Any, coming: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trial's first step while the lane answers with ``messages``."""
+    import threading
+
+    import ray
+
+    def play() -> None:
+        order = ray.get(coming)
+        for message in messages:
+            clients.ask("report", 0, order.number, message)
+
+    lane = threading.Thread(target=play)
+    lane.start()
+    try:
+        return trial.step()
+    finally:
+        lane.join(20)
+
+
+def test_a_dead_trial_is_known_by_its_number_even_while_it_waits(clients: Clients) -> None:
+    """An actor that died before its first epoch has told nobody its name."""
+    import ray
+
+    from trainables.trial import LaneTrial, client_prefix
+
+    trials = {number: LaneTrial(clients.config(number)) for number in (1, 11)}
+    waiting = {number: clients.board.borrow.remote(trial._client) for number, trial in trials.items()}
+    while not ray.wait([waiting[1]], timeout=0.1)[0]:  # its question may not have arrived yet
+        clients.ask("give_back_all", client_prefix(1))
+    clients.board.next_job.remote(0, -1)
+    with pytest.raises(RuntimeError, match="given up while it waited"):
+        ray.get(waiting[1], timeout=20)
+    assert ray.get(waiting[11], timeout=20) == 0, "trial 11 is another one"

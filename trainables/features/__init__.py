@@ -1,0 +1,1 @@
+"""The feature store: what frozen layers computed, kept on disk and mapped back."""
