@@ -20,11 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from measuring import conclude, make_pictures, median, parser, report, span
+from measuring import Disturbance, conclude, make_pictures, median, parser, report, span
 from torch import nn
 from torch.nn import functional as F
 
@@ -49,6 +48,10 @@ from trainables.loop import TrialRun, Workbench
 from trainables.ranks import Ranks
 
 BAR = 0.9
+# Turns in which other processes took more of the machine than this are repeated, as long as patience lasts: torch's
+# threads wait for each other, so a neighbour on one core costs far more than the core.
+CALM = 0.03
+MOST_TRIES = 4
 CPU = torch.device("cpu")
 
 
@@ -61,6 +64,14 @@ class Case(NamedTuple):
     num_stages: int
 
 
+class Pair(NamedTuple):
+    """One turn."""
+
+    images_per_s: float
+    bare_images_per_s: float
+    disturbance: float
+
+
 def build_config(case: Case, data: DataConfig, weights: WeightsFile | None, options: argparse.Namespace) -> TrialConfig:
     return TrialConfig(
         data=data,
@@ -69,7 +80,7 @@ def build_config(case: Case, data: DataConfig, weights: WeightsFile | None, opti
         # One view per picture: steady from the second epoch on.
         augmentation=AugmentationConfig(policy="flip_crop", num_views=1),
         batch_size=options.batch_size,
-        epochs=options.repeats + 2,
+        epochs=MOST_TRIES * options.repeats + 1,
         compute=ComputeConfig(precision=case.precision, prefix_precision=case.precision),
     )
 
@@ -125,26 +136,29 @@ def _whole_model(name: str, backbone: Backbone) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def measure(case: Case, config: TrialConfig, bench: Workbench, repeats: int) -> dict[str, object]:
+def measure(case: Case, config: TrialConfig, bench: Workbench, repeats: int) -> dict[str, Any]:
     """One trial and one bare loop, epoch by epoch in turns."""
     trial = TrialRun(config, bench, Ranks(CPU))
     num_pictures = len(trial.side("train"))
     bare = bare_epoch(case, config, num_pictures)
     first = num_pictures / trial.run_epoch()["time/train_s"]
     bare()
-    real_rates, bare_rates = [], []
-    for _ in range(repeats):
-        real_rates.append(num_pictures / trial.run_epoch()["time/train_s"])
-        bare_rates.append(num_pictures / bare())
-    # The neighbours of one epoch are the bare ones before and after it: what drifts falls on both.
-    ratios = [real / whole for real, whole in zip(real_rates, bare_rates, strict=True)]
+    pairs: list[Pair] = []
+    while sum(pair.disturbance < CALM for pair in pairs) < repeats and len(pairs) < MOST_TRIES * repeats:
+        with Disturbance() as others:
+            real = num_pictures / trial.run_epoch()["time/train_s"]
+            pairs.append(Pair(real, num_pictures / bare(), 0.0))
+        pairs[-1] = pairs[-1]._replace(disturbance=others.share)
+    calmest = sorted(pairs, key=lambda pair: pair.disturbance)[:repeats]
+    ratios = [pair.images_per_s / pair.bare_images_per_s for pair in calmest]
     return {
         **case._asdict(),
-        "images_per_s": round(median(real_rates), 1),
-        "bare_images_per_s": round(median(bare_rates), 1),
         "first_epoch_images_per_s": round(first, 1),
-        "ratios": [round(ratio, 3) for ratio in ratios],
+        "images_per_s": round(median([pair.images_per_s for pair in calmest]), 1),
+        "bare_images_per_s": round(median([pair.bare_images_per_s for pair in calmest]), 1),
         "ratio": round(median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "disturbance": round(max(pair.disturbance for pair in calmest), 3),
     }
 
 
@@ -200,16 +214,17 @@ def main() -> int:
             f"{result['first_epoch_images_per_s']}",
             f"{result['images_per_s']}",
             f"{result['bare_images_per_s']}",
-            span(np.array(result["ratios"]).tolist()),
+            span(result["ratios"]),
+            f"{result['disturbance']:.0%}",
         ]
         for result in results
     ]
     report(
         f"Images per second, {options.px} px, batch {options.batch_size}, {options.threads} threads",
-        ["", "first epoch", "later epochs", "bare loop", "later / bare"],
+        ["", "first epoch", "later epochs", "bare loop", "later / bare", "taken by others"],
         rows,
     )
-    is_met = all(float(str(result["ratio"])) >= BAR for result in results)
+    is_met = all(result["ratio"] >= BAR for result in results)
     return conclude("loop_efficiency", results, is_met=is_met, check=options.check)
 
 

@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,34 @@ def make_pictures(folder: Path, counts: Mapping[str, int], side_px: int, num_cla
             coarse = noise.integers(0, 256, (12, 16, 3), dtype=np.uint8)
             picture = Image.fromarray(coarse).resize((side_px * 4 // 3, side_px), Image.Resampling.BICUBIC)
             picture.save(place / f"{number:05d}.jpg", quality=90)
+
+
+class Disturbance:
+    """How much of this machine other processes took while a ``with`` block ran; this process must have no children.
+
+    Attributes:
+        share: Of the machine's processor time; 0 where the kernel does not say.
+    """
+
+    def __init__(self) -> None:
+        self.share = 0.0
+
+    def __enter__(self) -> Disturbance:
+        self._started, self._before = time.perf_counter(), _foreign_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        seconds = (time.perf_counter() - self._started) * (os.cpu_count() or 1)
+        self.share = max(0.0, (_foreign_seconds() - self._before) / seconds)
+
+
+def _foreign_seconds() -> float:
+    """Processor seconds since boot that were neither idle nor this process's."""
+    statistics_file = Path("/proc/stat")
+    if not statistics_file.exists():
+        return 0.0
+    user, nice, system, _, _, *rest = map(int, statistics_file.read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def median(values: Sequence[float]) -> float:

@@ -19,10 +19,10 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where Ray runs in the tests' process, its own warning at itself is no error."""
+    """Where Ray runs in the tests' process, what it deprecates in itself is no error of ours."""
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning"))
+            item.add_marker(pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ own checkpoint only names the trial's directory.
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ EPOCH = "thaw/epoch"
 OUTCOME = "thaw/outcome"
 REASON = "thaw/reason"
 CLIENT = "thaw/client"
+WAITED = "thaw/waited_s"
 
 
 class TrialFailedError(RuntimeError):
@@ -37,6 +39,7 @@ class LaneTrial(tune.Trainable):
     """One actor that runs trial after trial on borrowed lanes."""
 
     _number: int | None = None
+    _waited_s = 0.0
 
     def setup(self, config: dict[str, Any]) -> None:
         """Finds the switchboard; the lane is borrowed by the first step, where waiting is nobody's error."""
@@ -50,7 +53,9 @@ class LaneTrial(tune.Trainable):
             TrialFailedError: The trial failed on its lane.
         """
         if self._number is None:
+            asked = time.monotonic()
             ray.get(self._board.borrow.remote(self._client))
+            self._waited_s = time.monotonic() - asked
             self._number = ray.get(self._board.start.remote(self._client, self._job))
         message: Message = ray.get(self._board.message.remote(self._client, self._number))
         if message["kind"] != "epoch":
@@ -65,6 +70,7 @@ class LaneTrial(tune.Trainable):
             OUTCOME: outcome,
             REASON: message.get("reason"),
             CLIENT: self._client,
+            WAITED: self._waited_s,
         }
         return {**result, "done": bool(outcome)}
 

@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from trainables.trial import CLIENT, EPOCH, OUTCOME, REASON, LaneTrial
+from trainables.trial import CLIENT, EPOCH, OUTCOME, REASON, WAITED, LaneTrial
 from tuner.champion import totals_of
 from tuner.journal import Outcome, TrialRecord
 from tuner.lanes import LanePool
@@ -100,6 +100,7 @@ class JournalCallback(_NotKept, tune.Callback):
         self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
         self._started: dict[str, float] = {}
         self._clients: dict[str, str] = {}
+        self._waited_s: dict[str, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins on an actor (new or reused)."""
@@ -111,6 +112,7 @@ class JournalCallback(_NotKept, tune.Callback):
     ) -> None:
         """One more epoch."""
         self._clients[trial.trial_id] = result[CLIENT]
+        self._waited_s[trial.trial_id] = result[WAITED]
         metrics = {name: value for name, value in result.items() if name.startswith(METRIC_GROUPS)}
         if metrics:
             self._epochs.setdefault(trial.config["number"], []).append({**metrics, "epoch": result[EPOCH]})
@@ -135,6 +137,7 @@ class JournalCallback(_NotKept, tune.Callback):
     def _end(self, trial: Trial, outcome: Outcome, reason: str | None) -> None:
         number = trial.config["number"]
         seconds = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
+        seconds -= self._waited_s.get(trial.trial_id, 0.0)  # for a lane that was still starting, or busy
         totals = totals_of(self._epochs.pop(number, []), self._metric, self._mode)
         self._record("end", number=number, outcome=outcome, reason=reason, metrics={"time/trial_s": seconds, **totals})
 

@@ -113,6 +113,13 @@ def test_shards_are_plain_arrow_files(tmp_path: Path) -> None:
     assert np.array_equal(values.reshape(64, 48)[:, :36], make_features(key)[:64].numpy().reshape(64, 36))
 
 
+def test_a_side_without_pictures_is_an_entry_too(tmp_path: Path) -> None:
+    store, key = make_store(tmp_path), make_key()
+    assert fill(store, key, make_features(key, num_rows=0)) == 0
+    with store.open(key) as opened:
+        assert opened.tensor.shape == opened.rows(np.array([], dtype=np.int64)).shape == (0, 4, 3, 3)
+
+
 def test_what_is_not_there_is_none(tmp_path: Path) -> None:
     store = make_store(tmp_path / "nowhere")
     assert store.open(make_key()) is None

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config import Precision
-from trainables.features.layout import MANIFEST_NAME, Manifest, Plan, ShardFile, find_shards, lease_name
+from trainables.features.layout import MANIFEST_NAME, Manifest, Plan, ShardFile, find_numbers, find_shards, lease_name
 from trainables.features.lease import Lease, LeaseDesk
 from trainables.features.shards import copy_shard, to_words, write_shard
 from trainables.storage import write_bytes
@@ -172,7 +172,8 @@ class Writer:
         if self._folder is None:
             return []
         if len(self._done) < self.plan.num_shards:
-            self._done |= find_shards(self._folder).keys()
+            with suppress(FileNotFoundError):  # somebody removed the entry; the next write finds out
+                self._done |= find_numbers(self._folder)
         return [number for number in self._order if number not in self._done]
 
     def lacks(self, number: int) -> bool:

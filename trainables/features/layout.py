@@ -1,4 +1,4 @@
-"""What a store is on disk: every name, and the two JSON files of an entry. Pure but for `read_text`'s callers.
+"""What a store is on disk: every name, and the two JSON files of an entry. Pure, but for looking for shards.
 
 An entry is a folder named by its key's digest. ``plan.json`` is written when it is begun, one Arrow file per shard
 when that shard is done, ``manifest.json`` when all are: without it nothing is read. A shard's name carries its
@@ -186,6 +186,12 @@ def find_shards(folder: Path) -> dict[int, ShardFile]:
         if shard:
             found[shard.number] = shard
     return found
+
+
+def find_numbers(folder: Path) -> set[int]:
+    """The numbers of the finished shards of an entry."""
+    matches = (_SHARD_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return {int(match[1]) for match in matches if match}
 
 
 def is_digest(name: str) -> bool:

@@ -84,7 +84,8 @@ class RowMap:
         if not self.words_ND.size:
             return torch.empty(self._plan.num_rows, *self._plan.shape, dtype=dtype)
         flat = torch.frombuffer(self._region, dtype=dtype, count=self.words_ND.size)
-        return as_rows(flat.view(self.words_ND.shape)[:, : math.prod(self._plan.shape)], self._plan)
+        values_ND = flat.view(self.words_ND.shape)[:, : math.prod(self._plan.shape)]
+        return row_shaper(self._plan)(values_ND)
 
     def release(self) -> None:
         """Gives the pages in memory back; they are read again when needed."""
@@ -92,12 +93,12 @@ class RowMap:
             self._region.madvise(mmap.MADV_DONTNEED)
 
 
-def as_rows(values: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Values as they lie on disk [B, D] as a tensor [B, *shape]."""
+def row_shaper(plan: Plan) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes values as they lie on disk [B, D] a tensor [B, *shape] without a copy."""
     if not plan.is_channels_last:
-        return values.unflatten(1, plan.shape) if plan.shape else values[:, 0]
+        return lambda values_BD: values_BD.view(-1, *plan.shape)
     channels, height, width = plan.shape
-    return values.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+    return lambda values_BD: values_BD.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 @functools.cache

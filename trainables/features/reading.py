@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.features.layout import Check, DamagedError, Manifest, Plan, ShardFile
-from trainables.features.mapping import RowMap, as_rows
-from trainables.features.shards import words_of
+from trainables.features.mapping import RowMap, row_shaper
+from trainables.features.shards import from_words, words_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,9 @@ class Features:
         self._is_closed = False
         self._lock = threading.Lock()
         self._map = RowMap(manifest.plan)
+        # Asked for with every batch.
+        self._words_ND = self._map.words_ND[:, : math.prod(self.plan.shape)]
+        self._as_rows = row_shaper(self.plan)
         self._unplaced = set(range(len(manifest.shards)))
         if check == "open":
             self._place_all()
@@ -98,32 +101,32 @@ class Features:
             IndexError: A position outside the rows.
             DamagedError: A shard that is read for the first time turns out to be damaged (``check="touch"``).
         """
-        import torch
-
         wanted = np.asarray(positions, dtype=np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+        # As unsigned numbers negative ones are large: one pass finds both kinds of mistake.
+        if wanted.size and wanted.view(np.uint64).max() >= self.plan.num_rows:
             raise IndexError(f"positions {wanted.min()} to {wanted.max()} of {len(self)} rows")
-        width = math.prod(self.shape)
-        size = len(wanted) * width
-        dtype = torch.float32 if self.plan.key.dtype == "fp32" else torch.bfloat16
-        if out is not None and (out.dtype != dtype or out.numel() < size or not out.is_contiguous()):
-            raise ValueError(f"out: {out.dtype} of {out.numel()} values: give contiguous {dtype} of at least {size}")
-        values_BD = (torch.empty(size, dtype=dtype) if out is None else out.view(-1)[:size]).view(len(wanted), width)
-        if size:
-            self._gather(wanted, words_of(values_BD))
-        return as_rows(values_BD, self.plan)
-
-    def _gather(self, wanted: NDArray[np.int64], out_BD: NDArray[np.generic]) -> None:
         if self._unplaced:
             for number in np.unique(wanted // self.plan.rows_per_shard).tolist():
                 self._place(number)
-        words_ND = self._map.words_ND
-        if words_ND.shape[1] == out_BD.shape[1]:
-            np.take(
-                words_ND, wanted, axis=0, out=out_BD, mode="clip"
-            )  # positions were checked; "raise" would copy twice
+        if out is None:
+            return self._as_rows(from_words(self._words_ND[wanted]))
+        values_BD = self._part_of(out, len(wanted))
+        words_BD = words_of(values_BD)
+        if self._words_ND.flags.c_contiguous:
+            # Positions were checked; otherwise NumPy would copy twice.
+            np.take(self._words_ND, wanted, axis=0, out=words_BD, mode="clip")
         else:
-            out_BD[:] = words_ND[wanted, : out_BD.shape[1]]
+            words_BD[:] = self._words_ND[wanted]
+        return self._as_rows(values_BD)
+
+    def _part_of(self, out: torch.Tensor, num_rows: int) -> torch.Tensor:
+        import torch
+
+        size = num_rows * self._words_ND.shape[1]
+        dtype = torch.float32 if self.plan.key.dtype == "fp32" else torch.bfloat16
+        if out.dtype != dtype or out.numel() < size or not out.is_contiguous():
+            raise ValueError(f"out: {out.dtype} of {out.numel()} values: give contiguous {dtype} of at least {size}")
+        return out.view(-1)[:size].view(num_rows, -1)
 
     @property
     def tensor(self) -> torch.Tensor:

@@ -64,6 +64,14 @@ def words_of(values: torch.Tensor) -> NDArray[Any]:
     return values.numpy()
 
 
+def from_words(words: NDArray[Any]) -> torch.Tensor:
+    """The inverse of `words_of`, on the same memory."""
+    import torch
+
+    values = torch.from_numpy(words)
+    return values if values.dtype == torch.float32 else values.view(torch.bfloat16)
+
+
 def write_shard(folder: Path, plan: Plan, number: int, words_RD: NDArray[Any]) -> ShardFile:
     """Writes one shard under a temporary name and moves it to its own.
 
