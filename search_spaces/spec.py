@@ -233,6 +233,14 @@ class EarlyStoppingSpec(SpecPart):
     reduction_factor: Float = Field(3.0, gt=1, description="At each rung about one trial in this many goes on.")
 
 
+class CacheSpec(SpecPart):
+    """Where features of frozen layers are kept, for every trial, sweep and night after."""
+
+    budget_gb: Positive = Field(20.0, description="What they may take on disk; the least recently used go first.")
+    directory: str | None = Field(None, description="Folder for them; none: in Thaw's home, on a cluster on each node.")
+    shared_uri: str | None = Field(None, description="Storage behind the local folders, such as s3://bucket/features.")
+
+
 class SweepSpec(SpecPart):
     """One sweep: what `thaw sweep` takes."""
 
@@ -243,6 +251,12 @@ class SweepSpec(SpecPart):
     search: SearchSpec = Field(SearchSpec(), description="What varies from trial to trial.")
     budget: BudgetSpec = Field(BudgetSpec(), description="What the sweep may spend.")
     compute: ComputeConfig = Field(ComputeConfig(), description="Choices of speed and rounding.")
+    features: Literal["auto", "off", "required"] = Field(
+        "auto",
+        description="Whether frozen layers' features are stored and read: the numbers are the same either way. "
+        "'required': training without them is an error.",
+    )
+    cache: CacheSpec = Field(CacheSpec(), description="Where those features are kept.")
     early_stopping: EarlyStoppingSpec = Field(EarlyStoppingSpec(), description="When a trial is given up.")
     metric: MetricName = Field("val/accuracy", description="What chooses between epochs and between trials.")
     baselines: Annotated[tuple[BaselineName, ...], AfterValidator(are_distinct)] = Field(

@@ -100,6 +100,15 @@ class ComputeConfig(Settings):
     )
 
 
+class FeatureSettings(Settings):
+    """Where a lane keeps what frozen parts computed; decides speed, never a number."""
+
+    mode: Literal["auto", "required"] = "auto"
+    directory: str | None = Field(None, description="None: in this node's cache.")
+    budget_bytes: int = Field(20 << 30, ge=0)
+    shared_uri: str | None = None
+
+
 class TrialConfig(Settings):
     """Everything that decides the numbers of one trial."""
 

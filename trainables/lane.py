@@ -11,12 +11,14 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import ray
 import torch
 
 from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from trainables.config import FeatureSettings
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ScoreJob, TrainJob, parse_job
 from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
 from trainables.ranks import Ranks
@@ -33,7 +35,8 @@ def lane_loop(settings: dict[str, Any]) -> None:
     """Trains jobs from the switchboard until it says that the lane is to end.
 
     Args:
-        settings: ``switchboard`` (actor handle), ``lane`` (its number), ``threads`` (per worker).
+        settings: ``switchboard`` (actor handle), ``lane`` (its number), ``threads`` (per worker), ``features`` (see
+            `FeatureSettings`, or None).
     """
     import ray.train.torch
 
@@ -43,14 +46,16 @@ def lane_loop(settings: dict[str, Any]) -> None:
         torch.cuda.set_device(device)
     ranks = Ranks.join(device)
     line = _Line(settings["switchboard"], settings["lane"], ranks)
-    bench = Workbench()
+    features = settings["features"]
+    bench = Workbench(features=None if features is None else FeatureSettings(**features))
     while (order := line.next_order()) is not None:
         try:
             job = parse_job(order.job)
-            if isinstance(job, TrainJob):
-                _train(job, order, bench, ranks, line)
-            else:
-                _score(job, order, bench, ranks, line)
+            with closing(TrialRun(job.config, bench, ranks)) as run:
+                if isinstance(job, TrainJob):
+                    _train(run, job, order, ranks, line)
+                else:
+                    _score(run, job, order, line)
         except StoppedError:
             pass
         except Exception as error:
@@ -126,8 +131,7 @@ class _Line:
         return is_dropped
 
 
-def _train(job: TrainJob, order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
-    run = TrialRun(job.config, bench, ranks)
+def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line) -> None:
     history = _resume(run, job, ranks)
     for number, past in enumerate(history, start=1):
         # The last message also says that the job is over, so it is repeated even to one who knows its epoch.
@@ -206,8 +210,7 @@ def _is_best(metrics: dict[str, float], history: list[Message], job: TrainJob) -
     return all(sign * metrics[job.metric] > sign * past["metrics"][job.metric] for past in history)
 
 
-def _score(job: ScoreJob, order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
-    run = TrialRun(job.config, bench, ranks)
+def _score(run: TrialRun, job: ScoreJob, order: Order, line: _Line) -> None:
     run.restore(load_checkpoint(job.checkpoint))
     evaluation = run.evaluate(job.side)
     line.report(

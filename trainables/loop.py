@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
 from trainables.classifier import build_optimizer, lr_scale, split_network
-from trainables.config import AugmentationConfig, DataConfig, SplitName, TrialConfig
+from trainables.config import AugmentationConfig, DataConfig, FeatureSettings, SplitName, TrialConfig
 from trainables.data.batches import (
+    BatchSource,
     FrozenPrefix,
     ImageBatches,
     Normaliser,
@@ -37,6 +39,9 @@ from trainables.data.splits import assign_sides
 from trainables.data.table import ImageTable
 from trainables.data.views import view_index
 from trainables.errors import InputError
+from trainables.features.source import FeatureBatches, StoredFeatures
+from trainables.features.store import FeatureStore
+from trainables.node_cache import cache_root
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.scores import Evaluation, count_confusion, rates
 
@@ -53,14 +58,20 @@ class StoppedError(Exception):
 
 
 class Workbench:
-    """What a warm process keeps from trial to trial: open image tables and views in memory.
+    """What a warm process keeps from trial to trial: open image tables, views in memory, the feature store.
 
     Args:
         view_cache_bytes: Memory that views may take.
+        features: Where what frozen parts computed is kept; None computes it each time.
     """
 
-    def __init__(self, view_cache_bytes: int = 1 << 30) -> None:
+    def __init__(self, view_cache_bytes: int = 1 << 30, features: FeatureSettings | None = None) -> None:
         self.views = ViewCache(view_cache_bytes)
+        self.features = features
+        self.store: FeatureStore | None = None
+        if features is not None:
+            directory = features.directory or str(cache_root() / "features")
+            self.store = FeatureStore(directory, features.budget_bytes, features.shared_uri)
         self._tables: dict[tuple[str, str], ImageTable] = {}
 
     def table(self, config: DataConfig) -> ImageTable:
@@ -105,14 +116,34 @@ class TrialRun:
         layout = memory_format(config.compute)
         self._normalise = Normaliser(backbone.mean, backbone.std, ranks.device, layout)
         self._prefix: FrozenPrefix | None = None
+        self._stored: StoredFeatures | None = None
         if self._network.prefix is not None:
             prefix = self._network.prefix.to(ranks.device).to(memory_format=layout)
             self._prefix = FrozenPrefix(prefix, config.compute)
+            self._stored = self._open_store(backbone, prefix)
         self._tail = self._network.tail.to(ranks.device).to(memory_format=layout)
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer)
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
         self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
+
+    def _open_store(self, backbone: Backbone, prefix: nn.Module) -> StoredFeatures | None:
+        if self._bench.store is None or self._bench.features is None:
+            return None
+        return StoredFeatures(
+            self._bench.store,
+            self.config,
+            backbone,
+            prefix,
+            self._network.prefix_hash,
+            ranks=self._ranks,
+            is_required=self._bench.features.mode == "required",
+        )
+
+    def close(self) -> None:
+        """Lets go of the stored features that the trial read; it can go on, and opens them again."""
+        if self._stored is not None:
+            self._stored.close()
 
     def side(self, name: SplitName) -> Side:
         """The pictures of one side, in table order."""
@@ -146,17 +177,26 @@ class TrialRun:
             raise DivergedError(f"validation loss is {scores['loss']} in epoch {self.epoch + 1}")
         self.epoch += 1
         num_train, num_val = len(self.side("train")), len(self.side("val"))
+        num_read = self._count_read()
         # Backward is counted as twice forward: gradients of the inputs and of the weights.
-        flops = num_train * (self._prefix_flops + 3 * self._tail_flops)
-        flops += num_val * (self._prefix_flops + self._tail_flops)
+        flops = 3 * num_train * self._tail_flops + num_val * self._tail_flops
+        flops += (num_train + num_val - num_read) * self._prefix_flops
         return {
             "train/loss": train_loss,
             **{f"val/{name}": value for name, value in scores.items()},
             "time/train_s": trained - started,
             "time/val_s": time.perf_counter() - trained,
             "compute/images": float(num_train + num_val),
+            "compute/images_from_store": float(num_read),
             "compute/gflops": flops / 1e9,
         }
+
+    def _count_read(self) -> int:
+        """Pictures, over all ranks, whose features this epoch read instead of computing them."""
+        if self._stored is None:
+            return 0
+        num_read = torch.tensor(self._stored.tally.take(), device=self._ranks.device)
+        return int(self._ranks.sum(num_read).item())
 
     def _train_epoch(self, should_stop: Callable[[], bool]) -> float:
         config, ranks, side = self.config, self._ranks, self.side("train")
@@ -230,9 +270,13 @@ class TrialRun:
             restore_optimizer(self._optimizer, checkpoint.optimizer)
         self.epoch = int(checkpoint.meta["epoch"])
 
-    def _batches(self, side: Side, policy: AugmentationConfig) -> ImageBatches:
+    def _batches(self, side: Side, policy: AugmentationConfig) -> BatchSource:
         views = Views(side, policy, self.config.data.image_size_px, self._bench.views)
-        return ImageBatches(views, self._normalise, self._prefix)
+        images = ImageBatches(views, self._normalise, self._prefix)
+        # Views without end are never seen twice: there is nothing to keep.
+        if self._stored is None or policy.num_views == "unlimited":
+            return images
+        return FeatureBatches(images, self._stored)
 
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         is_bf16 = self.config.compute.precision == "bf16"

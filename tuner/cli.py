@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainables.errors import InputError
+from tuner.cache_cli import cache_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 spec_app = typer.Typer(help="Specs: what a sweep is made of.", no_args_is_help=True)
 app.add_typer(spec_app, name="spec")
+app.add_typer(cache_app, name="cache")
 
 SpecFile = Annotated[str, typer.Argument(help="A spec file (YAML), or the name of a preset such as 'digits'.")]
 Overrides = Annotated[

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainables.config import FeatureSettings
 from trainables.errors import InputError
 from tuner.capacity import Machine, find_capacity
 from tuner.lanes import LanePool, LaneShape, await_machines, quicken_ray_train
@@ -66,6 +67,7 @@ def open_lanes(
     most_lanes: int,
     storage: str,
     progress: Progress,
+    features: FeatureSettings | None = None,
     check: Callable[[], object] = lambda: None,
 ) -> Iterator[LanePool]:
     """Ray and a pool of lanes that are starting; both are ended whatever happens.
@@ -76,6 +78,7 @@ def open_lanes(
         most_lanes: More would have nothing to do.
         storage: Path or URI for Ray Train's own records.
         progress: Shows what is being done.
+        features: Where lanes keep what frozen parts computed; None computes it each time.
         check: Called once Ray runs and before any lane starts; what it raises ends everything.
     """
     import ray
@@ -92,7 +95,7 @@ def open_lanes(
         progress.num_lanes = min(num_lanes, most_lanes)
         if capacity.potential:
             await_machines()
-        pool = LanePool(shape, progress.num_lanes, storage)
+        pool = LanePool(shape, progress.num_lanes, storage, features)
         try:
             pool.start()
             progress.phase(f"starting {pool.num_lanes} x {shape.num_workers} training worker(s)")

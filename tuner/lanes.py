@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from trainables.config import FeatureSettings
 from trainables.jobs import Message, ScoreJob, TrainJob
 
 logger = logging.getLogger(__name__)
@@ -59,10 +60,11 @@ class LanePool:
         shape: Of each lane.
         num_lanes: How many are started.
         storage: Path or URI where Ray Train keeps its own (small) records.
+        features: Where lanes keep what frozen parts computed; None computes it each time.
     """
 
-    def __init__(self, shape: LaneShape, num_lanes: int, storage: str) -> None:
-        self.shape, self.num_lanes = shape, num_lanes
+    def __init__(self, shape: LaneShape, num_lanes: int, storage: str, features: FeatureSettings | None = None) -> None:
+        self.shape, self.num_lanes, self.features = shape, num_lanes, features
         self.name = f"switchboard-{uuid.uuid4().hex[:12]}"
         self.namespace = "thaw"
         self._storage = storage
@@ -195,6 +197,7 @@ class LanePool:
                 "switchboard": board,
                 "lane": lane,
                 "threads": self.shape.threads_per_worker,
+                "features": None if self.features is None else self.features.model_dump(),
             },
             scaling_config=ScalingConfig(
                 num_workers=self.shape.num_workers,

@@ -162,6 +162,11 @@ class HomePaths:
         return self.local / "weights"
 
     @property
+    def features(self) -> Path:
+        """What frozen layers computed."""
+        return self.local / "features"
+
+    @property
     def downloads(self) -> Path:
         """Weights as torchvision's server sends them."""
         return self.local / "downloads"

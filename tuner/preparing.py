@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from search_spaces.spec import DataSpec, SweepSpec
-from trainables.config import SPLIT_NAMES, BackboneConfig, DataConfig, SplitName, TrialConfig, WeightsFile
+from trainables.config import (
+    SPLIT_NAMES,
+    BackboneConfig,
+    DataConfig,
+    FeatureSettings,
+    SplitName,
+    TrialConfig,
+    WeightsFile,
+)
 from trainables.data.packing import PackReport, pack
 from trainables.data.sharing import publish_table
 from trainables.data.sources import open_source
@@ -125,6 +133,20 @@ def build_cuts(backbone: str, num_classes: int, image_size_px: int) -> CutGraph:
     from trainables.backbones.zoo import load_backbone
 
     return load_backbone(backbone, None, num_classes=num_classes, input_size_px=image_size_px, seed=0).graph
+
+
+def feature_settings(spec: SweepSpec, home: HomePaths) -> FeatureSettings | None:
+    """Where the sweep's lanes keep features; None when they are to compute them each time."""
+    if spec.features == "off":
+        return None
+    cache = spec.cache
+    directory = cache.directory or (None if home.is_shared else str(home.features))
+    return FeatureSettings(
+        mode=spec.features,
+        directory=directory,
+        budget_bytes=round(cache.budget_gb * 1e9),
+        shared_uri=cache.shared_uri,
+    )
 
 
 def base_trial(spec: SweepSpec, data: DataConfig, weights: WeightsFile | None) -> TrialConfig:

@@ -28,7 +28,15 @@ from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LanePool
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, base_trial, build_cuts, check_quickly, prepare_data, prepare_weights
+from tuner.preparing import (
+    PreparedData,
+    base_trial,
+    build_cuts,
+    check_quickly,
+    feature_settings,
+    prepare_data,
+    prepare_weights,
+)
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, prepare_pretraining, train_backbone
 from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
@@ -137,6 +145,7 @@ class _Sweep:
                     most_lanes=self.spec.search.num_trials,
                     storage=self.home.uri_of(self.paths.ray),
                     progress=self.progress,
+                    features=feature_settings(self.spec, self.home),
                     check=lambda: preparing.result() if preparing.done() else None,
                 )
             )

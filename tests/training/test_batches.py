@@ -103,9 +103,7 @@ def features(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
-def test_a_pictures_features_are_the_same_bits_in_any_company(
-    side: Side, backbone: str, precision: Precision
-) -> None:
+def test_a_pictures_features_are_the_same_bits_in_any_company(side: Side, backbone: str, precision: Precision) -> None:
     depth = num_stages(backbone) // 2
     graph = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0).graph
     compute = ComputeConfig(prefix_precision=precision)
@@ -154,7 +152,7 @@ def test_labels_go_with_their_pictures(side: Side) -> None:
 @pytest.mark.parametrize("backbone", ["lenet", "mobilenet_v2"])
 @pytest.mark.parametrize("part", ["first stage", "middle", "head only"])
 def test_frozen_means_frozen(config: Callable[..., TrialConfig], backbone: str, part: str) -> None:
-    """Tensors of the prefix, its BatchNorm's statistics included, are untouched by training; those behind it are not."""
+    """Training touches no tensor of the prefix, its BatchNorm's statistics included, and every one behind it."""
     stages = num_stages(backbone, 16 if backbone == "lenet" else 32)
     depth = {"first stage": 1, "middle": stages // 2, "head only": stages}[part]
     run = TrialRun(config(backbone, depth=depth, epochs=1, optimizer={"lr": 0.05}), Workbench(), Ranks(CPU))

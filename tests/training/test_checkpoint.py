@@ -156,7 +156,7 @@ def test_a_delta_is_refused_beside_other_frozen_weights(config: Callable[..., Tr
         "backbone": {"backbone": BackboneConfig(name="resnet18")},
     }
     for change in refused.values():
-        with pytest.raises(CheckpointError, match="stands on frozen weights .* load it beside the backbone"):
+        with pytest.raises(CheckpointError, match=r"stands on frozen weights .* load it beside the backbone"):
             run_of(trial.model_copy(update=change)).restore(checkpoint)
     run_of(trial.model_copy(update={"batch_size": 5})).restore(checkpoint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -63,16 +64,14 @@ def test_the_optimizers_are_the_ones_that_were_asked_for() -> None:
 # --- schedule ------------------------------------------------------------------------------------------------
 
 
-@given(
-    steps=st.integers(1, 50), epochs=st.integers(1, 30), warmup=st.one_of(st.just(0.0), st.floats(0.01, 40.0))
-)
+@given(steps=st.integers(1, 50), epochs=st.integers(1, 30), warmup=st.one_of(st.just(0.0), st.floats(0.01, 40.0)))
 def test_the_rate_rises_to_its_peak_and_falls_towards_0(steps: int, epochs: int, warmup: float) -> None:
     scales = [lr_scale(step, steps, epochs, warmup) for step in range(steps * epochs)]
     peak = scales.index(max(scales))
     assert max(scales) == 1.0
     assert peak == min(round(warmup * steps), steps * epochs - 1)
-    assert all(earlier < later for earlier, later in zip(scales[:peak], scales[1 : peak + 1], strict=True))
-    assert all(earlier > later for earlier, later in zip(scales[peak:], scales[peak + 1 :], strict=False))
+    assert all(earlier < later for earlier, later in pairwise(scales[: peak + 1]))
+    assert all(earlier > later for earlier, later in pairwise(scales[peak:]))
     assert all(0 < scale <= 1 for scale in scales)
 
 

@@ -96,7 +96,12 @@ class Clients:
         self.board = ray.remote(Switchboard).options(**options).remote()
 
     def config(self, number: int) -> dict[str, Any]:
-        return {"switchboard": self.name, "namespace": "thaw", "number": number, "job": {"directory": f"trials/{number}"}}
+        return {
+            "switchboard": self.name,
+            "namespace": "thaw",
+            "number": number,
+            "job": {"directory": f"trials/{number}"},
+        }
 
     def ask(self, method: str, *args: Any) -> Any:
         import ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Callable
@@ -32,7 +33,9 @@ def test_shares_cover_the_batch_once_and_differ_by_at_most_one_row(num_rows: int
 # --- dropout and stochastic depth ----------------------------------------------------------------------------
 
 
-def dropped(whole_rows: bool, first: int, last: int, *, epoch: int = 2, step: int = 5, name: str = "a.b") -> torch.Tensor:
+def dropped(
+    whole_rows: bool, first: int, last: int, *, epoch: int = 2, step: int = 5, name: str = "a.b"
+) -> torch.Tensor:
     """What a dropout layer makes of ones in its rows ``first`` to ``last`` of a global batch of 7."""
     noise = SharedNoise(seed=3)
     noise.begin_step(epoch, step, first, last, 7)
@@ -92,7 +95,7 @@ def test_every_kind_of_noise_is_shared_and_names_stay() -> None:
 
 
 def normalise(ranks: Ranks, layer: nn.Module, batches: list[torch.Tensor], grads: list[torch.Tensor]) -> dict[str, Any]:
-    """This rank's rows of what ``layer`` makes of some batches while training, and then of the last one in eval mode."""
+    """This rank's rows of what ``layer`` makes of some batches while training; then the whole last one in eval mode."""
     joined = ranks.join_batch_norms(nn.Sequential(layer)).train()
     norm, outputs, input_grads = joined[0], [], []
     for whole, grad in zip(batches, grads, strict=True):
@@ -223,7 +226,9 @@ def diverge(ranks: Ranks, config: TrialConfig) -> str:
     return str(caught.value)
 
 
-def test_a_loss_that_is_no_number_ends_both_ranks_alike(two_ranks: RankGroup, config: Callable[..., TrialConfig]) -> None:
+def test_a_loss_that_is_no_number_ends_both_ranks_alike(
+    two_ranks: RankGroup, config: Callable[..., TrialConfig]
+) -> None:
     wild = config(optimizer={"name": "sgd", "lr": 1e6}, epochs=30)
     said = two_ranks.call(diverge, wild)
     assert said[0] == said[1] == diverge(Ranks(CPU), wild)
@@ -236,10 +241,8 @@ def remains(ranks: Ranks, config: TrialConfig) -> list[bool]:
     for should_stop in (lambda: False, lambda: True):
         run = TrialRun(config, Workbench(), ranks)
         seen = [weakref.ref(thing) for thing in (run, run._tail, next(run._tail.parameters()))]
-        try:
+        with contextlib.suppress(StoppedError):
             run.run_epoch(should_stop)
-        except StoppedError:
-            pass
         del run
         gc.collect()
         alive += [reference() is not None for reference in seen]

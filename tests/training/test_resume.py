@@ -163,7 +163,11 @@ def test_a_warm_process_gives_the_bits_of_a_fresh_one(config: Callable[..., Tria
 
 def break_in_mid_step(config: TrialConfig, bench: Workbench) -> None:
     """A trial that fails in the backward pass, under autocast, with batches still to come."""
-    run = TrialRun(config.model_copy(update={"compute": config.compute.model_copy(update={"precision": "bf16"})}), bench, Ranks(CPU))
+    run = TrialRun(
+        config.model_copy(update={"compute": config.compute.model_copy(update={"precision": "bf16"})}),
+        bench,
+        Ranks(CPU),
+    )
     calls = 0
 
     def fail(grad: torch.Tensor) -> None:

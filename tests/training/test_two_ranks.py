@@ -60,7 +60,10 @@ def distance(found: Tensors, expected: Tensors) -> float:
     names = [name for name in expected if name.startswith("tail/") and expected[name].is_floating_point()]
     difference, size = (
         torch.cat([tensor.flatten().double() for tensor in tensors]).norm().item()
-        for tensors in ([found[name].double() - expected[name].double() for name in names], [expected[n] for n in names])
+        for tensors in (
+            [found[name].double() - expected[name].double() for name in names],
+            [expected[n] for n in names],
+        )
     )
     return difference / size
 

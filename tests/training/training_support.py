@@ -29,7 +29,7 @@ Numbers = dict[str, float]
 Tensors = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
 
-# 46 pictures to learn from and 25 to judge by, of five classes: odd numbers, so that batches and shares have remainders.
+# 46 pictures to learn from and 25 to judge by, of five classes: batches and shares have remainders.
 SMALL_SPLIT = SplitConfig(train=0.06, val=0.03, test=0.91)
 PATIENCE_S = 120.0
 
@@ -74,7 +74,9 @@ def finish(run: TrialRun) -> tuple[list[Numbers], Tensors]:
     return epochs, state | {f"optimizer/{name}": value for name, value in copied(end.optimizer).items()}
 
 
-def train(config: TrialConfig, bench: Workbench | None = None, ranks: Ranks | None = None) -> tuple[list[Numbers], Tensors]:
+def train(
+    config: TrialConfig, bench: Workbench | None = None, ranks: Ranks | None = None
+) -> tuple[list[Numbers], Tensors]:
     """A whole trial, by default alone and with nothing kept from another."""
     return finish(TrialRun(config, bench or Workbench(), ranks or Ranks(CPU)))
 
@@ -136,7 +138,9 @@ def _receive(outbox: multiprocessing.queues.Queue[tuple[bool, bytes]]) -> Any:
     return answer
 
 
-def _run_once(outbox: multiprocessing.queues.Queue[tuple[bool, bytes]], function: Callable[..., Any], args: Any) -> None:
+def _run_once(
+    outbox: multiprocessing.queues.Queue[tuple[bool, bytes]], function: Callable[..., Any], args: Any
+) -> None:
     torch.set_num_threads(1)
     _answer(outbox, lambda: function(*args))
 

@@ -23,6 +23,7 @@ from trainables.config import AugmentationConfig, ComputeConfig, Precision
 from trainables.data.table import ImageTable
 from trainables.data.views import view
 
+_IMAGE_AXES = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -132,6 +133,7 @@ class Normaliser:
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self._layout = layout
+        self.device = device
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
@@ -153,6 +155,7 @@ class FrozenPrefix:
         self._prefix = prefix.eval()
         self.batch_size = compute.prefix_batch_size
         self._precision = compute.prefix_precision
+        self._layout = memory_format(compute)
 
     @torch.no_grad()
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -163,23 +166,32 @@ class FrozenPrefix:
             images_BCHW = torch.cat([images_BCHW, padding])
         dtype = DTYPES[self._precision]
         with torch.autocast(images_BCHW.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return self._prefix(images_BCHW)[:num_images].to(dtype)
+            features = self._prefix(images_BCHW)[:num_images].to(dtype)
+        # One layout, whatever the last layer left: stored features come back in it, and a tail's bits depend on it.
+        return features.contiguous(memory_format=self._layout) if features.dim() == _IMAGE_AXES else features
 
 
 class ImageBatches:
     """Batches made from pictures: views, normalised, and passed through the frozen prefix if there is one."""
 
     def __init__(self, views: Views, normalise: Normaliser, prefix: FrozenPrefix | None) -> None:
+        self.side, self.policy = views.side, views.policy
         self._views, self._normalise, self._prefix = views, normalise, prefix
         self._labels_N = torch.from_numpy(np.ascontiguousarray(views.side.labels))
 
     def batches(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[Batch]:
         """One batch per entry of ``plan``, in order; the next pictures are fetched while one batch is in use."""
-        for positions, inputs in zip(plan, self._inputs(plan, view_index), strict=True):
-            labels_B = self._labels_N[torch.from_numpy(positions)].to(inputs.device, non_blocking=True)
-            yield Batch(inputs, labels_B)
+        for positions, inputs in zip(plan, self.inputs(plan, view_index), strict=True):
+            yield self.labelled(inputs, positions)
 
-    def _inputs(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+    def labelled(self, inputs: torch.Tensor, positions: np.ndarray) -> Batch:
+        """The inputs of some positions, with their labels, on the device that trains."""
+        device = self._normalise.device
+        labels_B = self._labels_N[torch.from_numpy(positions)]
+        return Batch(inputs.to(device, non_blocking=True), labels_B.to(device, non_blocking=True))
+
+    def inputs(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+        """The batches without labels: normalised images, or the frozen part's features."""
         if self._prefix is None:
             for images in self._fetch_ahead(plan, view_index):
                 yield self._normalise(images)
