@@ -39,7 +39,9 @@ def status() -> None:
     ]
     columns = ["backbone", "depth", "cut", "augmentation", "entries", "pictures", "GB", "last used"]
     Console().print(build_table(columns, rows, title=f"Features in {store.directory}"))
-    typer.echo(f"{sum(holding.num_bytes for holding in holdings) / _GB:.3f} GB of at most {store.budget_bytes / _GB:g} GB")
+    typer.echo(
+        f"{sum(holding.num_bytes for holding in holdings) / _GB:.3f} GB of at most {store.budget_bytes / _GB:g} GB"
+    )
 
 
 @cache_app.command()

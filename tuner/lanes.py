@@ -24,9 +24,11 @@ logger = logging.getLogger(__name__)
 _STARTS = 3
 """How often in a row a lane is started without getting anywhere before it is given up."""
 
-_WORKER_FAILURES = 10
-"""How many deaths of a worker Ray Train mends by itself before it gives up on a lane."""
+_WORKER_FAILURES = 2
+"""How many deaths of a worker Ray Train mends by itself before it gives up on a lane and it is started anew.
 
+Few: workers that cannot even begin would otherwise die for many minutes before anybody is told.
+"""
 
 _MACHINE_START_S = 1800
 """Longest time that a lane waits for its machines: booting, and installing what the workers import."""
