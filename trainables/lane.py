@@ -48,14 +48,10 @@ def lane_loop(settings: dict[str, Any]) -> None:
     line = _Line(settings["switchboard"], settings["lane"], ranks)
     features = settings["features"]
     bench = Workbench(features=None if features is None else FeatureSettings(**features))
+    gc.freeze()  # what is here before the first job stays; collections need not look at it again and again
     while (order := line.next_order()) is not None:
         try:
-            job = parse_job(order.job)
-            with closing(TrialRun(job.config, bench, ranks)) as run:
-                if isinstance(job, TrainJob):
-                    _train(run, job, order, ranks, line)
-                else:
-                    _score(run, job, order, line)
+            _run_job(order, bench, ranks, line)
         except StoppedError:
             pass
         except Exception as error:
@@ -66,13 +62,19 @@ def lane_loop(settings: dict[str, Any]) -> None:
         _free_memory(device)
 
 
-def _free_memory(device: torch.device) -> None:
-    """Frees what the last job held: a traced network is full of reference cycles, so its tensors wait for this.
+def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
+    # A function of its own, so that nothing of the job is left in the lane's loop when it waits for the next one.
+    job = parse_job(order.job)
+    with closing(TrialRun(job.config, bench, ranks)) as run:
+        if isinstance(job, TrainJob):
+            _train(run, job, order, ranks, line)
+        else:
+            _score(run, job, order, line)
 
-    What is left belongs to the process. It is set aside, so that the next collection looks at one job's objects only.
-    """
+
+def _free_memory(device: torch.device) -> None:
+    """Frees what the last job held: a traced network is full of reference cycles, so its tensors wait for this."""
     gc.collect()
-    gc.freeze()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -22,7 +22,6 @@ from trainables.jobs import Message
 EPOCH = "thaw/epoch"
 OUTCOME = "thaw/outcome"
 REASON = "thaw/reason"
-CLIENT = "thaw/client"
 WAITED = "thaw/waited_s"
 
 
@@ -69,7 +68,6 @@ class LaneTrial(tune.Trainable):
             EPOCH: message["epoch"],
             OUTCOME: outcome,
             REASON: message.get("reason"),
-            CLIENT: self._client,
             WAITED: self._waited_s,
         }
         return {**result, "done": bool(outcome)}

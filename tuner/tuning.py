@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from trainables.trial import CLIENT, EPOCH, OUTCOME, REASON, WAITED, LaneTrial
+from trainables.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_prefix
 from tuner.champion import totals_of
 from tuner.journal import Outcome, TrialRecord
 from tuner.lanes import LanePool
@@ -99,7 +99,6 @@ class JournalCallback(_NotKept, tune.Callback):
         self._metric, self._mode = metric, mode
         self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
         self._started: dict[str, float] = {}
-        self._clients: dict[str, str] = {}
         self._waited_s: dict[str, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -111,7 +110,6 @@ class JournalCallback(_NotKept, tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """One more epoch."""
-        self._clients[trial.trial_id] = result[CLIENT]
         self._waited_s[trial.trial_id] = result[WAITED]
         metrics = {name: value for name, value in result.items() if name.startswith(METRIC_GROUPS)}
         if metrics:
@@ -130,8 +128,7 @@ class JournalCallback(_NotKept, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed, or its actor died."""
-        if client := self._clients.get(trial.trial_id):
-            self._pool.take_back(client)
+        self._pool.take_back(client_prefix(trial.config["number"]))
         self._end(trial, "failed", _cause(trial))
 
     def _end(self, trial: Trial, outcome: Outcome, reason: str | None) -> None:

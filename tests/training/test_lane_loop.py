@@ -1,0 +1,121 @@
+"""A lane's loop in this process, with a switchboard that is played: what is left when it waits for the next job."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from training_support import CPU, train
+
+from trainables import lane
+from trainables.config import TrialConfig
+from trainables.jobs import BEST_CHECKPOINT, Message, ScoreJob, TrainJob
+from trainables.loop import TrialRun
+from trainables.switchboard import Order
+
+
+class Board:
+    """Hands out jobs one after the other, hears what is said of them, and looks for what the last one left behind.
+
+    Args:
+        jobs: What to hand out.
+        drop_after: How often the lane may ask whether its job is still wanted before it is not.
+    """
+
+    def __init__(self, jobs: list[TrainJob | ScoreJob], drop_after: int = 10**9) -> None:
+        self.jobs, self.drop_after = [job.model_dump(mode="json") for job in jobs], drop_after
+        self.heard: list[list[Message]] = []
+        self.alive: list[list[str]] = []
+        self.runs: list[tuple[weakref.ref[Any], ...]] = []
+        self.questions = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self, f"on_{name}"))
+
+    def on_next_job(self, lane: int, last_number: int) -> Order | None:
+        self.alive.append([str(reference()) for run in self.runs for reference in run if reference() is not None])
+        assert last_number == (len(self.heard) or -1)
+        if len(self.heard) == len(self.jobs):
+            return None
+        self.heard.append([])
+        self.questions = 0
+        return Order(len(self.heard), self.jobs[len(self.heard) - 1], 0)
+
+    def on_report(self, lane: int, number: int, message: Message) -> bool:
+        assert number == len(self.heard)
+        self.heard[-1].append(message)
+        return True
+
+    def on_wants_more(self, lane: int, number: int) -> bool:
+        return True
+
+    def on_dropped(self, lane: int, number: int) -> str:
+        return "not yet"
+
+    def is_dropped(self) -> bool:
+        self.questions += 1
+        return self.questions > self.drop_after
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Board], None]]:
+    """Runs a lane to its end on a played switchboard."""
+    import ray.train.torch
+
+    def run_lane(board: Board) -> None:
+        class Watched(TrialRun):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                board.runs.append(tuple(map(weakref.ref, (self, self._tail, next(self._tail.parameters())))))
+
+        monkeypatch.setattr(lane, "TrialRun", Watched)
+        monkeypatch.setattr(lane, "_LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []) if board.is_dropped() else ([], refs))
+        lane.lane_loop({"switchboard": board, "lane": 0, "threads": 1, "features": None})
+
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(lane.logger, "disabled", True)  # pytest keeps what is logged, tracebacks and their frames too
+    yield run_lane
+    gc.unfreeze()
+
+
+def test_nothing_of_a_job_is_left_when_the_lane_waits_for_the_next(
+    play: Callable[[Board], None], config: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    """One that ends, one that diverges, one that breaks, one that scores."""
+    plain = config(epochs=2)
+    wild = config(depth=1, optimizer={"name": "sgd", "lr": 1e6}, epochs=30)
+    board = Board(
+        [
+            TrainJob(config=plain, directory=str(tmp_path / "plain")),
+            TrainJob(config=wild, directory=str(tmp_path / "wild")),
+            TrainJob(config=plain, directory=str(tmp_path / "unknown metric"), metric="val/beauty"),
+            ScoreJob(config=plain, checkpoint=str(tmp_path / "plain" / BEST_CHECKPOINT), side="val"),
+            TrainJob(config=plain, directory=str(tmp_path / "again")),
+        ]
+    )
+    play(board)
+    assert len(board.runs) == 5
+    assert board.alive == [[]] * 6
+    assert [messages[-1].get("outcome") or messages[-1]["kind"] for messages in board.heard] == [
+        "completed", "diverged", "failed", "score", "completed",
+    ]  # fmt: skip
+    assert board.heard[2][-1]["reason"] == "KeyError: 'val/beauty'"
+    first, again = ([message["metrics"]["val/loss"] for message in board.heard[job]] for job in (0, 4))
+    assert first == again == [epoch["val/loss"] for epoch in train(plain)[0]]
+
+
+def test_a_job_that_is_dropped_in_mid_epoch_leaves_nothing(
+    play: Callable[[Board], None], config: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    job = TrainJob(config=config(epochs=5), directory=str(tmp_path))
+    board = Board([job, job], drop_after=4)  # three steps an epoch: in the second epoch's second step
+    play(board)
+    assert [[message["epoch"] for message in messages] for messages in board.heard] == [[1], [1, 2]]
+    assert board.alive == [[]] * 3
