@@ -22,7 +22,7 @@ from ray.util import get_node_ip_address
 from tuner.journal import read_trials
 
 TINY = ["search.num_trials=2", "budget.epochs=2", "budget.concurrency=1", "model.weights=none", "baselines=[]"]
-JOB_TIMEOUT_S = 120
+JOB_TIMEOUT_S = 400
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 
 
