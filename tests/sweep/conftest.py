@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,26 +25,9 @@ early_stopping: {grace_period: 1, reduction_factor: 2}
 baselines: [head_only]
 """
 
-Thaw = Callable[..., "subprocess.Popen[str]"]
-
 
 @pytest.fixture(scope="session")
 def tiny_spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("spec") / "tiny.yaml"
     path.write_text(TINY)
     return path
-
-
-def start_thaw(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in a process group of its own, so that a Ctrl-C can be sent to it as a terminal would."""
-    environment = {**os.environ, "THAW_HOME": str(home)}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "tuner", *arguments],
-        env=environment,
-        cwd=home.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )

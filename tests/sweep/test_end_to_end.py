@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import start_thaw
+from sweep_support import start_thaw
 
 from search_spaces.loading import load_spec
 from tuner.journal import TrialRecord, read_records, read_trials

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import start_thaw
 from PIL import Image
+from sweep_support import start_thaw
 
 from tuner import cli
 from tuner.paths import HomePaths

@@ -114,7 +114,9 @@ class Views:
         for position in positions[~filled_N[positions]]:
             pixels_NHWC[position] = self._compute(position, view_index)
             filled_N[position] = True
-        return pixels_NHWC.index_select(0, torch.from_numpy(positions)).permute(0, 3, 1, 2)
+        # By NumPy, not torch: a parallel operation in this thread would start OpenMP threads of its own, and with
+        # more of them than cores OpenMP puts the training's to sleep at every barrier: a fifth of mobilenet_v2's speed.
+        return torch.from_numpy(pixels_NHWC.numpy()[positions]).permute(0, 3, 1, 2)
 
     def _compute(self, position: int, view_index: int) -> torch.Tensor:
         table, row = self.side.table, int(self.side.rows[position])
