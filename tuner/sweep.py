@@ -18,12 +18,10 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
-from trainables.jobs import TrainJob
 from trainables.storage import write_bytes
 from tuner.champion import choose_champion, why_none
 from tuner.cluster import import_torch, open_lanes
 from tuner.describing import data_summary, environment, flat, note, summary
-from tuner.interrupts import first_interrupt_calls
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LanePool
 from tuner.outcomes import SweepFailedError
@@ -230,89 +228,18 @@ class _Sweep:
 
     def _search(self, space: SearchSpace, base: TrialConfig, pool: LanePool) -> bool:
         """Runs the trials that are left; False when the sweep was interrupted."""
-        from tuner.searching import StudySearcher
-        from tuner.tuning import StopSwitch, run_tune
+        from tuner.search_phase import SearchPhase
 
-        spec, switch = self.spec, StopSwitch(self.spec.budget.time_budget_s)
-        history = trials_of(self._close_overdue())
-        if sum(trial.outcome is not None for trial in history) >= spec.search.num_trials:
-            return True
-        known_epochs = {trial.number: len(trial.epochs) for trial in history}
-        switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
-        home, paths = self.home, self.paths
-
-        def make_config(number: int, params: dict[str, Any]) -> dict[str, Any]:
-            job = TrainJob(
-                config=space.trial_config(params, base),
-                directory=home.uri_of(paths.trial(number).root),
-                metric=spec.metric,
-                mode=spec.mode,
-                reported_epochs=known_epochs.get(number, 0),
-            )
-            return {**switchboard, "params": params, "job": job.model_dump(mode="json")}
-
-        searcher = StudySearcher(
+        phase = SearchPhase(
+            self.spec,
             space,
-            metric=spec.metric,
-            mode=spec.mode,
-            num_trials=spec.search.num_trials,
-            max_concurrent=pool.num_lanes,
-            seed=spec.seed,
-            make_config=make_config,
-            history=history,
+            base,
+            self.home,
+            record=self.record,
+            progress=self.progress,
+            has_epochs=lambda: self.has_epochs,
         )
-        state = self.progress.state
-        state.metric, state.mode = spec.metric, spec.mode
-        state.num_trials, state.max_epochs = spec.search.num_trials, spec.budget.epochs
-        self.progress.phase("waiting for the first lane")
-
-        def interrupt() -> None:
-            if not self.has_epochs:
-                raise KeyboardInterrupt  # the lanes are still coming up: there is nothing to finish
-            self.progress.note("Stopping after the running epochs; once more stops at once.", style="yellow")
-            switch.interrupt()
-
-        with first_interrupt_calls(interrupt):
-            run_tune(
-                searcher=searcher,
-                scheduler=self._scheduler(history),
-                pool=pool,
-                switch=switch,
-                record=self.record,
-                storage=self.home.uri_of(self.paths.ray),
-                history=history,
-            )
-        return not switch.is_interrupted
-
-    def _scheduler(self, history: Any) -> Any:
-        from ray.tune.schedulers import FIFOScheduler
-
-        from tuner.searching import ResumableASHA
-
-        spec = self.spec
-        if spec.early_stopping.scheduler == "none":
-            return FIFOScheduler()
-        return ResumableASHA(
-            metric=spec.metric,
-            mode=spec.mode,
-            max_epochs=spec.budget.epochs,
-            grace_period=spec.grace_period,
-            reduction_factor=spec.early_stopping.reduction_factor,
-            history=history,
-        )
-
-    def _close_overdue(self) -> list[Record]:
-        """Ends what an interruption left open though its last epoch had decided it; returns all records."""
-        history = trials_of(self._records())
-        scheduler = self._scheduler(history)
-        for trial in history:
-            if trial.outcome is None and len(trial.epochs) >= self.spec.budget.epochs:
-                self.record("end", number=trial.number, outcome="completed", reason=None)
-            elif trial.number in getattr(scheduler, "overdue", ()):
-                self.record(
-                    "end", number=trial.number, outcome="stopped_early", reason="decided before the interruption"
-                )
-        return self._records()
+        return phase.run(pool)
 
     def _records(self) -> list[Record]:
         return read_records(self.paths.journal)
