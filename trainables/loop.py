@@ -74,6 +74,7 @@ class Workbench:
             directory = features.directory or str(cache_root() / "features")
             self.store = FeatureStore(directory, features.budget_bytes, features.shared_uri)
         self._tables: dict[tuple[str, str], ImageTable] = {}
+        self._sides: dict[tuple[object, ...], Side] = {}
         self._backbones: OrderedDict[tuple[object, ...], Backbone] = OrderedDict()
 
     def table(self, config: DataConfig) -> ImageTable:
@@ -92,6 +93,20 @@ class Workbench:
                 )
             self._tables[key] = table
         return self._tables[key]
+
+    def side(self, config: DataConfig, name: SplitName) -> Side:
+        """The pictures of one side, in table order; dealt once.
+
+        Raises:
+            InputError: See `table`.
+        """
+        key = (config.table, config.fingerprint, config.class_names, config.split, name)
+        if key not in self._sides:
+            table = self.table(config)
+            rows, labels = table.rows_of(config.class_names)
+            chosen = assign_sides(table.ids[rows], table.sides[rows], config.split) == name
+            self._sides[key] = Side(table, rows[chosen], labels[chosen], name)
+        return self._sides[key]
 
     def backbone(self, config: TrialConfig) -> Backbone:
         """The backbone of ``config``, with the bits that `load_backbone` gives it.
@@ -131,7 +146,6 @@ class TrialRun:
     ) -> None:
         self.config, self._bench, self._ranks = config, bench, ranks
         self.epoch = 0
-        self._sides: dict[SplitName, Side] = {}
         backbone = bench.backbone(config)
         self._network = split_network(backbone, config.freeze_depth)
         layout = memory_format(config.compute)
@@ -171,12 +185,7 @@ class TrialRun:
 
     def side(self, name: SplitName) -> Side:
         """The pictures of one side, in table order."""
-        if name not in self._sides:
-            table = self._bench.table(self.config.data)
-            rows, labels = table.rows_of(self.config.data.class_names)
-            chosen = assign_sides(table.ids[rows], table.sides[rows], self.config.data.split) == name
-            self._sides[name] = Side(table, rows[chosen], labels[chosen], name)
-        return self._sides[name]
+        return self._bench.side(self.config.data, name)
 
     def run_epoch(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Trains one epoch and scores the validation side; the same numbers on every rank.

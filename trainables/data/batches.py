@@ -44,9 +44,9 @@ class BatchSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
-    """The pictures of one side of the split: rows of the table and their labels, both [N].
+    """The pictures of one side of the split: rows of the table and their labels, both [N], not to be changed.
 
     Attributes:
         table: Where they are.

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from trainables.features.reading import Features
 from trainables.features.residence import PageBudget
 from trainables.features.store import FeatureStore
 from trainables.ranks import Ranks
+
+_digests: WeakKeyDictionary[Side, str] = WeakKeyDictionary()
 
 
 class FeaturesRequiredError(RuntimeError):
@@ -87,7 +90,6 @@ class StoredFeatures:
         self._shapes = ((), *(stage.output_shape for stage in stages))
         self._frozen: dict[int, FrozenPart] = {}
         self._machine = describe_machine(ranks.device)
-        self._rows: dict[int, tuple[Side, str]] = {}
         self._open: dict[str, Features] = {}
         self._asked: set[str] = set()
         self._pages = PageBudget(resident_bytes)
@@ -174,14 +176,11 @@ class StoredFeatures:
         return self._open[digest]
 
     def _key(self, images: ImageBatches, view_index: int, cut: int) -> FeatureKey:
-        side = images.side
-        if id(side) not in self._rows:
-            self._rows[id(side)] = side, rows_digest(side.table.ids[side.rows])
         if cut not in self._frozen:
             self._frozen[cut] = describe_prefix(self._backbone, cut)
         return FeatureKey.of(
             self._config,
-            rows=self._rows[id(side)][1],
+            rows=_rows_digest(images.side),
             policy=images.policy,
             view_index=view_index,
             frozen=self._frozen[cut],
@@ -215,6 +214,13 @@ class StoredFeatures:
                 shelf.store()
                 num_filled += len(part.positions) if self.depth in shelf.cuts else 0
         return num_filled
+
+
+def _rows_digest(side: Side) -> str:
+    """Computed once for a side, which trials of one process share."""
+    if side not in _digests:
+        _digests[side] = rows_digest(side.table.ids[side.rows])
+    return _digests[side]
 
 
 def _likely_block(writer: Writer, part: Part, batch_size: int) -> np.ndarray | None:
