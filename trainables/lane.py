@@ -66,7 +66,8 @@ def lane_loop(settings: dict[str, Any]) -> None:
 def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
     # A function of its own, so that nothing of the job is left in the lane's loop when it waits for the next one.
     job = parse_job(order.job)
-    with closing(TrialRun(job.config, bench, ranks)) as run:
+    cuts_to_keep = job.cuts_to_keep if isinstance(job, TrainJob) else None
+    with closing(TrialRun(job.config, bench, ranks, cuts_to_keep)) as run:
         if isinstance(job, TrainJob):
             _train(run, job, order, ranks, line)
         else:

@@ -9,9 +9,11 @@ Axes: N pictures of the side, B pictures of a batch, C channels, H height, W wid
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainables.config import AugmentationConfig, ComputeConfig, Precision
+from trainables.config import AugmentationConfig, ComputeConfig, Precision, SplitName
 from trainables.data.table import ImageTable
 from trainables.data.views import view
 
@@ -42,13 +44,21 @@ class BatchSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
-    """The pictures of one side of the split: rows of the table and their labels, both [N]."""
+    """The pictures of one side of the split: rows of the table and their labels, both [N], not to be changed.
+
+    Attributes:
+        table: Where they are.
+        rows: Of the table.
+        labels: Indices of their classes.
+        name: Which side it is.
+    """
 
     table: ImageTable
     rows: np.ndarray
     labels: np.ndarray
+    name: SplitName = "train"
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -146,31 +156,70 @@ class Normaliser:
 
 
 class FrozenPrefix:
-    """The frozen part of a network, run in batches of one canonical size without gradient.
+    """The frozen stages of a network, run one after another in batches of one canonical size, without gradient.
+
+    What each stage hands on has the prefix's precision and one memory layout: the form in which it is stored. So a
+    deeper cut has the same bits whether it is computed from pictures or from the stored features of a cut before it.
 
     Args:
-        prefix: The leading stages, in eval mode from here on.
+        stages: The leading stages in order, see ``CutGraph.stage_modules``; in eval mode from here on.
         compute: Precision of the prefix and its canonical batch size.
     """
 
-    def __init__(self, prefix: nn.Module, compute: ComputeConfig) -> None:
-        self._prefix = prefix.eval()
+    def __init__(self, stages: Sequence[nn.Module], compute: ComputeConfig) -> None:
+        self._stages = tuple(stage.eval() for stage in stages)
         self.batch_size = compute.prefix_batch_size
-        self._precision = compute.prefix_precision
+        self._dtype = DTYPES[compute.prefix_precision]
         self._layout = memory_format(compute)
 
-    @torch.no_grad()
+    @property
+    def depth(self) -> int:
+        """Number of stages."""
+        return len(self._stages)
+
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Features [B, ...] in the prefix's precision, of at most ``batch_size`` normalised images."""
-        num_images = len(images_BCHW)
-        if num_images < self.batch_size:
-            padding = images_BCHW.new_zeros(self.batch_size - num_images, *images_BCHW.shape[1:])
-            images_BCHW = torch.cat([images_BCHW, padding])
-        dtype = DTYPES[self._precision]
-        with torch.autocast(images_BCHW.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            features = self._prefix(images_BCHW)[:num_images].to(dtype)
-        # One layout, whatever the last layer left: stored features come back in it, and a tail's bits depend on it.
-        return features.contiguous(memory_format=self._layout) if features.dim() == _IMAGE_AXES else features
+        """Features [B, ...] of the deepest cut, of at most ``batch_size`` normalised images."""
+        return self.between(images_BCHW, 0, (self.depth,))[self.depth]
+
+    @torch.no_grad()
+    def between(self, inputs: torch.Tensor, start: int, cuts: Collection[int]) -> dict[int, torch.Tensor]:
+        """The features of some cuts, computed from those of a cut before them.
+
+        Args:
+            inputs: At most ``batch_size`` rows: features of cut ``start``, or normalised images where it is 0.
+            start: Number of stages that ``inputs`` have been through.
+            cuts: Behind which stages features are wanted; each is more than ``start``.
+
+        Returns:
+            Features [B, ...] by cut, ascending.
+
+        Raises:
+            ValueError: A cut that is not behind ``start``, or more rows than a canonical batch has.
+        """
+        wanted = sorted(set(cuts))
+        if wanted and not 0 <= start < wanted[0] <= wanted[-1] <= self.depth:
+            raise ValueError(f"cuts {wanted} from cut {start} of {self.depth} stages")
+        found: dict[int, torch.Tensor] = {}
+        features, num_rows = self._padded(inputs), len(inputs)
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            for cut in range(start + 1, wanted[-1] + 1 if wanted else 0):
+                features = laid_out(self._stages[cut - 1](features).to(self._dtype), self._layout)
+                if cut in wanted:
+                    found[cut] = features[:num_rows]
+        return found
+
+    def _padded(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A canonical batch; the rows that are missing are zeros."""
+        num_rows = len(inputs)
+        if num_rows > self.batch_size:
+            raise ValueError(f"{num_rows} rows for a canonical batch of {self.batch_size}")
+        if num_rows < self.batch_size:
+            whole = inputs.new_zeros(self.batch_size, *inputs.shape[1:])
+            # Laid out first: a batch's layout must not depend on how many of its rows are padding.
+            whole = laid_out(whole, self._layout)
+            whole[:num_rows] = inputs
+            return whole
+        return laid_out(inputs, self._layout)
 
 
 class ImageBatches:
@@ -188,35 +237,68 @@ class ImageBatches:
 
     def labelled(self, inputs: torch.Tensor, positions: np.ndarray) -> Batch:
         """The inputs of some positions, with their labels, on the device that trains."""
-        device = self._normalise.device
         labels_B = self._labels_N[torch.from_numpy(positions)]
-        return Batch(inputs.to(device, non_blocking=True), labels_B.to(device, non_blocking=True))
+        return Batch(inputs.to(self.device, non_blocking=True), labels_B.to(self.device, non_blocking=True))
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are used."""
+        return self._normalise.device
 
     def inputs(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
         """The batches without labels: normalised images, or the frozen part's features."""
         if self._prefix is None:
-            for images in self._fetch_ahead(plan, view_index):
-                yield self._normalise(images)
+            yield from self._images(plan, view_index)
             return
         if not plan:
             return
-        order, size = np.concatenate(plan), self._prefix.batch_size
-        # At least one block, if an empty one: a rank without pictures still needs to know a feature's shape.
-        blocks = [order[first : first + size] for first in range(0, max(1, len(order)), size)]
-        features = (self._prefix(self._normalise(images)) for images in self._fetch_ahead(blocks, view_index))
-        yield from _recut(features, [len(positions) for positions in plan])
+        blocks = canonical_blocks(np.concatenate(plan), self._prefix.batch_size)
+        features = (self._prefix(images) for images in self._images(blocks, view_index))
+        yield from recut(features, [len(positions) for positions in plan])
 
-    def _fetch_ahead(self, blocks: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+    def _images(self, blocks: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+        with self.ahead(view_index) as ahead:
+            for number, block in enumerate(blocks):
+                yield ahead.images(block, blocks[number + 1] if number + 1 < len(blocks) else None)
+
+    @contextmanager
+    def ahead(self, view_index: int) -> Iterator[ImagesAhead]:
+        """Normalised images block by block, the next one fetched while one is in use."""
         with ThreadPoolExecutor(1, thread_name_prefix="views") as executor:
-            coming = [executor.submit(self._views.fetch, block, view_index) for block in blocks[:1]]
-            for number in range(len(blocks)):
-                images = coming.pop().result()
-                if number + 1 < len(blocks):
-                    coming.append(executor.submit(self._views.fetch, blocks[number + 1], view_index))
-                yield images
+            yield ImagesAhead(self._views, self._normalise, view_index, executor)
 
 
-def _recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[torch.Tensor]:
+class ImagesAhead:
+    """Normalised images of blocks that are asked for one after another; see ``ImageBatches.ahead``."""
+
+    def __init__(self, views: Views, normalise: Normaliser, view_index: int, executor: ThreadPoolExecutor) -> None:
+        self._views, self._normalise, self._view_index, self._executor = views, normalise, view_index, executor
+        self._coming: dict[bytes, Future[torch.Tensor]] = {}
+
+    def images(self, positions: np.ndarray, following: np.ndarray | None = None) -> torch.Tensor:
+        """Float32 [B, C, H, W] of some positions.
+
+        Args:
+            positions: Of the side.
+            following: What is likely to be asked for next.
+        """
+        coming = self._coming.pop(positions.tobytes(), None) or self._fetch(positions)
+        self._coming = {} if following is None else {following.tobytes(): self._fetch(following)}
+        return self._normalise(coming.result())
+
+    def _fetch(self, positions: np.ndarray) -> Future[torch.Tensor]:
+        return self._executor.submit(self._views.fetch, positions, self._view_index)
+
+
+def canonical_blocks(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Positions in the frozen part's batches: at least one, if an empty one.
+
+    A rank without pictures still needs to know a feature's shape.
+    """
+    return [positions[first : first + batch_size] for first in range(0, max(1, len(positions)), batch_size)]
+
+
+def recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[torch.Tensor]:
     """The rows of ``blocks`` (at least one block) in order, cut anew into pieces of the given lengths."""
     source = iter(blocks)
     held = next(source)
@@ -231,7 +313,28 @@ def _recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[t
         if len(pieces) == 1:
             yield pieces[0]
         else:
-            yield torch.cat(pieces) if pieces else held[:0]
+            yield _joined(pieces) if pieces else held[:0]
+
+
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One behind the other, with the strides of the pieces: left alone, torch.cat chooses where a size is 1."""
+    first = pieces[0]
+    shape = (sum(len(piece) for piece in pieces), *first.shape[1:])
+    whole = torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=first.device)
+    return torch.cat(list(pieces), out=whole)
+
+
+def laid_out(features: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """The same numbers [B, ...] as they lie when they come from the store: maps in ``layout``, all else row by row.
+
+    The strides are set even where a dimension of size 1 leaves them open: layers choose their kernels by them.
+    """
+    if features.dim() == _IMAGE_AXES and layout == torch.channels_last:
+        _, channels, height, width = features.shape
+        as_maps = (height * width * channels, 1, width * channels, channels)
+        return features.contiguous(memory_format=layout).as_strided(features.shape, as_maps)
+    strides = tuple(math.prod(features.shape[axis + 1 :]) for axis in range(features.dim()))
+    return features.contiguous().as_strided(features.shape, strides)
 
 
 def memory_format(compute: ComputeConfig) -> torch.memory_format:

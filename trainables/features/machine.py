@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from torch import fx, nn
 
+from trainables.backbones.zoo import Backbone
 from trainables.features.key import FrozenPart, Machine
 
 # oneDNN and MKL choose other kernels by these.
@@ -48,29 +48,17 @@ def describe_machine(device: torch.device) -> Machine:
     )
 
 
-def describe_prefix(
-    prefix: nn.Module,
-    *,
-    backbone: str,
-    cut: tuple[str, ...],
-    prefix_hash: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> FrozenPart:
-    """A frozen part as the key knows it.
-
-    Args:
-        prefix: From ``CutGraph.split``.
-        backbone: Its name.
-        cut: Names of the frozen stages.
-        prefix_hash: See ``SplitNetwork``.
-        mean: See ``Backbone``.
-        std: See ``Backbone``.
-    """
-    # The code names each operation, the representation each layer's settings (stride, eps, ...).
-    code = str(prefix.code) if isinstance(prefix, fx.GraphModule) else ""
-    program = hashlib.sha256(f"{code}\n{prefix!r}".encode()).hexdigest()
-    return FrozenPart(backbone=backbone, cut=cut, program=program, prefix_hash=prefix_hash, mean=mean, std=std)
+def describe_prefix(backbone: Backbone, cut: int) -> FrozenPart:
+    """The first ``cut`` stages of a backbone as the key knows them."""
+    graph = backbone.graph
+    return FrozenPart(
+        backbone=backbone.name,
+        cut=tuple(stage.name for stage in graph.stages[:cut]),
+        program=graph.program(cut),
+        prefix_hash=graph.prefix_hash(cut),
+        mean=backbone.mean,
+        std=backbone.std,
+    )
 
 
 @functools.cache
