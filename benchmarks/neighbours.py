@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-_EVERY_S = 3.0
+_EVERY_S = 2.0
 
 
 class Neighbours:
@@ -39,14 +39,16 @@ class Neighbours:
 
     def _watch(self) -> None:
         started, busy_before = time.perf_counter(), _busy_ticks()
+        # By process and its start. The dead stay in it: Ray's raylet does not wait for its children, so their time is
+        # in nobody's sum. What a process did after the last look is missed, and then looks like a neighbour's.
+        own: dict[tuple[int, int], int] = {}
         while not self._is_over.wait(_EVERY_S):
-            # What a dead child used is counted in its parent's sum; what is gone with its parent is missed, and then
-            # looks like a neighbour's: the share errs on the high side.
-            own = _ticks_below(self._root)
-            if not own:
+            below = _ticks_below(self._root)
+            if not below:
                 return
+            own |= below
             ticks = (time.perf_counter() - started) * (os.cpu_count() or 1) * os.sysconf("SC_CLK_TCK")
-            self.share = max(0.0, (_busy_ticks() - busy_before - own) / ticks)
+            self.share = max(0.0, (_busy_ticks() - busy_before - sum(own.values())) / ticks)
 
 
 def _busy_ticks() -> int:
@@ -55,9 +57,10 @@ def _busy_ticks() -> int:
     return user + nice + system + sum(rest)
 
 
-def _ticks_below(root: int) -> int:
-    """Ticks of ``root`` and everything under it, their dead children included."""
-    table: dict[int, tuple[int, int]] = {}
+def _ticks_below(root: int) -> dict[tuple[int, int], int]:
+    """Ticks of ``root`` and everything alive under it, by process and its start."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, tuple[int, int]] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -65,11 +68,13 @@ def _ticks_below(root: int) -> int:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        table[int(folder.name)] = (int(fields[1]), sum(map(int, fields[11:15])))
-    total = 0
-    for pid, (_, ticks) in table.items():
+        parents[int(folder.name)] = int(fields[1])
+        ticks[int(folder.name)] = (int(fields[19]), int(fields[11]) + int(fields[12]))
+    below = {}
+    for pid, (start, used) in ticks.items():
         ancestor = pid
-        while ancestor in table and ancestor != root:
-            ancestor = table[ancestor][0]
-        total += ticks if ancestor == root else 0
-    return total
+        while ancestor in parents and ancestor != root:
+            ancestor = parents[ancestor]
+        if ancestor == root:
+            below[pid, start] = used
+    return below
