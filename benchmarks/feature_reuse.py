@@ -156,7 +156,7 @@ def main() -> int:
             f"{1000 * case['store_s']:.1f}",
             f"{case['ratio']:.2f}",
             f"{case['flops_ratio']:.2f}",
-            f"{case['ratio'] / case['flops_ratio']:.2f}",
+            "" if case["is_head_only"] else f"{case['ratio'] / case['flops_ratio']:.2f}",
             "yes" if case["is_met"] else "NO",
             f"{case['disturbance']:.0%}",
         ]
