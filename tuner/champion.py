@@ -27,7 +27,7 @@ def totals_of(epochs: Sequence[Mapping[str, float]], metric: str, mode: str) -> 
     best = best_epoch(TrialRecord(0, {}, tuple(dict(epoch) for epoch in epochs)), metric, mode)
     if best is not None:
         totals = {f"best/{metric.removeprefix('val/')}": best[metric], "best/epoch": best["epoch"]}
-    for name in ("images", "gflops"):
+    for name in ("images", "gflops", "images_from_store", "flops_saved"):
         totals[f"compute/trial_{name}"] = sum(epoch.get(f"compute/{name}", 0.0) for epoch in epochs)
     return totals
 

@@ -9,6 +9,7 @@ from typing import Any
 from search_spaces.spec import SweepSpec
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
+from tuner.reuse import Reuse
 
 
 def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
@@ -55,11 +56,11 @@ def flat(standing: Standing) -> dict[str, float]:
     }
 
 
-def note(champion: Champion, baselines: list[Standing]) -> str:
+def note(champion: Champion, baselines: list[Standing], reuse: Reuse) -> str:
     """The parent run's description."""
     lines = [f"Champion: trial {champion.number}, {_figures(champion.standing)}."]
     lines += [f"- {standing.name}: {_figures(standing)}" for standing in baselines]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\n{sentence}" for sentence in reuse.sentences())])
 
 
 def _figures(standing: Standing) -> str:

@@ -13,6 +13,7 @@ epoch          number, epoch (from 1), metrics ``{"val/accuracy": ...}``
 end            number, outcome (see `Outcome`), reason, metrics: totals of the trial
 files          number or none for the sweep, paths (of the sweep's folder), folder: artifacts
 champion       number, metrics (``val/...``, ``test/...``), note
+totals         metrics of the sweep as a whole (``reuse/...``)
 finished       outcome ``completed`` or ``failed``, reason
 interrupted    reason
 =============  ====================================================================================================
@@ -33,7 +34,7 @@ from typing import IO, Any, Literal, get_args
 
 from trainables.errors import InputError
 
-Event = Literal["sweep", "trial", "baseline", "epoch", "end", "files", "champion", "finished", "interrupted"]
+Event = Literal["sweep", "trial", "baseline", "epoch", "end", "files", "champion", "totals", "finished", "interrupted"]
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 Record = dict[str, Any]
 

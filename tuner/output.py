@@ -89,8 +89,10 @@ def show_result(result: SweepResult, console: Console) -> None:
     if has_test:
         majority = champion.standing.test["majority_rate"]
         console.print(f"Always saying the largest class would be right for {100 * majority:.1f}% of the test pictures.")
-    for line in [*_gains(result), *_reuse(result)]:
-        console.print(line)
+    else:
+        console.print("Nothing was tested: the pictures have no test side, so its figure above is that which chose it.")
+    for line in [*_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
+        console.print(line, highlight=False)
     console.print()
     if champion.model_uri is None:
         console.print(
@@ -170,17 +172,6 @@ def _gains(result: SweepResult) -> list[str]:
         return []
     points = 100 * (champion.standing.test["accuracy"] - scratch.test["accuracy"])
     return [f"Transfer gained {points:+.1f} points of test accuracy over the same network from scratch."]
-
-
-def _reuse(result: SweepResult) -> list[str]:
-    """What stored features were worth."""
-    epochs = [epoch for record in result.records for epoch in record.epochs]
-    read, all_ = (
-        sum(epoch.get(f"compute/{name}", 0.0) for epoch in epochs) for name in ("images_from_store", "images")
-    )
-    if not read:
-        return []
-    return [f"Frozen layers: {100 * read / all_:.0f}% of {all_:,.0f} pictures were read from the store, not computed."]
 
 
 def _clean(value: Any) -> Any:

@@ -116,6 +116,8 @@ class _Planner:
                 update.files += [(path, record.get("folder")) for path in record["paths"]]
             case "champion":
                 self._champion(record, time_ms)
+            case "totals":
+                self._update(SWEEP_KEY, time_ms).metrics += _points(record["metrics"], time_ms, 0)
             case "finished" | "interrupted":
                 self._close_sweep(record, time_ms)
 

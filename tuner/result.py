@@ -10,6 +10,7 @@ from trainables.config import TrialConfig
 from tuner.champion import best_epoch
 from tuner.journal import Record, TrialRecord, read_records, trials_of
 from tuner.paths import HomePaths, SweepPaths
+from tuner.reuse import Reuse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +71,7 @@ class SweepResult:
         is_finished: False after an interruption.
         untold: Records that MLflow has not been told.
         seconds: Wall time of this run.
+        reuse: What stored features were worth to the search.
     """
 
     name: str
@@ -83,6 +85,7 @@ class SweepResult:
     is_finished: bool = True
     untold: int = 0
     seconds: float = 0.0
+    reuse: Reuse | None = None
 
     @property
     def trials(self) -> pd.DataFrame:

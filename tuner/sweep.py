@@ -39,6 +39,7 @@ from tuner.preparing import (
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, prepare_pretraining, train_backbone
 from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
+from tuner.reuse import Reuse, bytes_held, reuse_of
 from tuner.shared_home import SweepTwin, pull_sweeps
 from tuner.tracking import Tracking
 
@@ -280,7 +281,10 @@ class _Sweep:
         write_champion(closing, champion)
         report = write_report(closing, trials, champion, baselines, confusion)
         self.record("files", paths=report, folder="report")
-        self.record("champion", number=champion.number, metrics=flat(champion.standing), note=note(champion, baselines))
+        reuse = self._reuse()
+        self.record("totals", metrics=reuse.metrics())
+        text = note(champion, baselines, reuse)
+        self.record("champion", number=champion.number, metrics=flat(champion.standing), note=text)
         champion = self._register(closing, champion)
         if champion.model_uri is None:
             self.record("interrupted", reason="MLflow is away: the champion is not registered")
@@ -308,6 +312,9 @@ class _Sweep:
             self.progress.note(f"MLflow did not take the champion: {error}", style="yellow")
             return champion
 
+    def _reuse(self) -> Reuse:
+        return reuse_of(trials_of(self._records()), bytes_held(feature_settings(self.spec, self.home)))
+
     def _result(
         self, champion: Champion | None, baselines: list[Standing], *, is_finished: bool, untold: int
     ) -> SweepResult:
@@ -323,4 +330,5 @@ class _Sweep:
             is_finished=is_finished,
             untold=untold,
             seconds=time.monotonic() - self.started,
+            reuse=self._reuse(),
         )

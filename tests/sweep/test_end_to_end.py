@@ -56,6 +56,8 @@ def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePat
     assert "95% interval" in out
     assert "models:/tiny/1" in out
     assert "thaw ui" in out
+    assert "were read from the store" in out
+    assert "The store holds" in out
     assert "5/5 done" in err
 
     events = [record["event"] for record in read_records(home.sweep("tiny").journal)]
@@ -77,6 +79,8 @@ def test_mlflow_holds_the_sweep_and_its_model(whole: tuple[HomePaths, str, str])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     assert parents[0].info.status == "FINISHED"
+    assert 0 < parents[0].data.metrics["reuse/hit_rate"] < 1
+    assert parents[0].data.metrics["reuse/bytes_held"] > 0
     children = [run for run in runs if run not in parents]
     assert len(children) == 6  # five trials and a baseline
     for run in children:

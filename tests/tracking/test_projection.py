@@ -108,3 +108,9 @@ def test_parameters_read_well_and_keep_their_digits() -> None:
         "adamw",
         "a, 1",
     ]
+
+
+def test_totals_are_the_parents() -> None:
+    (update,), _ = plan([_record("totals", metrics={"reuse/hit_rate": 0.5})], {}, "s")
+    assert update.key == "sweep"
+    assert [(point.name, point.value, point.step) for point in update.metrics] == [("reuse/hit_rate", 0.5, 0)]
