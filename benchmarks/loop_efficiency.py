@@ -99,9 +99,9 @@ def bare_epoch(case: Case, config: TrialConfig, num_pictures: int) -> Callable[[
     # Where all is trained there is nothing to cut, and torchvision's own module is the measure.
     tail = network.tail if case.depth else _whole_model(case.backbone, backbone)
     layout = memory_format(config.compute)
-    tail, prefix = tail.to(memory_format=layout).train(), network.prefix
-    if prefix is not None:
-        prefix = prefix.to(memory_format=layout).eval()
+    tail, prefix = tail.to(memory_format=layout).train(), None
+    if case.depth:
+        prefix = backbone.graph.split(case.depth)[0].to(memory_format=layout).eval()
     optimizer = build_optimizer(tail, network.head_name, config.optimizer)
     is_bf16 = case.precision == "bf16"
     size, generator = config.data.image_size_px, torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
 """The part of a network that a trial trains: tail and head, their BatchNorm, their optimizer.
 
-In: a backbone and a freeze depth. Out: a frozen prefix, a trainable tail, and parameter groups. The prefix is shared
-with every other trial of the process and is never written to; the tail is this trial's own copy.
+In: a backbone and a freeze depth. Out: frozen stages, a trainable tail, and parameter groups. The stages are shared
+with every other trial of the process and are never written to; the tail is this trial's own copy.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from trainables.config import OptimizerConfig
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """A backbone in two: ``tail(prefix(images))`` are the logits.
+    """A backbone in two: what the stages make of images, one after another, the tail makes logits of.
 
     Attributes:
-        prefix: None when nothing is frozen.
+        stages: The frozen ones in order; none when nothing is frozen.
         tail: Ends in the head; trains.
         head_name: Qualified name of the head's module inside ``tail``.
         prefix_hash: SHA-256 of the prefix's names and tensors, what a delta checkpoint stands on.
     """
 
-    prefix: nn.Module | None
+    stages: tuple[nn.Module, ...]
     tail: nn.Module
     head_name: str
     prefix_hash: str
@@ -43,7 +43,7 @@ def split_network(backbone: Backbone, freeze_depth: int) -> SplitNetwork:
     prefix, tail = backbone.graph.split(freeze_depth)
     frozen = {name: tensor for name, tensor in prefix.state_dict().items() if freeze_depth}
     return SplitNetwork(
-        prefix=prefix if freeze_depth else None,
+        stages=backbone.graph.stage_modules(freeze_depth),
         tail=tail,
         head_name=backbone.graph.head.name,
         prefix_hash=hash_tensors(frozen),

@@ -123,24 +123,24 @@ class TrialRun:
         self._normalise = Normaliser(backbone.mean, backbone.std, ranks.device, layout)
         self._prefix: FrozenPrefix | None = None
         self._stored: StoredFeatures | None = None
-        if self._network.prefix is not None:
-            prefix = self._network.prefix.to(ranks.device).to(memory_format=layout)
-            self._prefix = FrozenPrefix(prefix, config.compute)
-            self._stored = self._open_store(backbone, prefix)
+        if self._network.stages:
+            stages = [stage.to(ranks.device).to(memory_format=layout) for stage in self._network.stages]
+            self._prefix = FrozenPrefix(stages, config.compute)
+            self._stored = self._open_store(backbone, stages)
         self._tail = self._network.tail.to(ranks.device).to(memory_format=layout)
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer)
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
         self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
 
-    def _open_store(self, backbone: Backbone, prefix: nn.Module) -> StoredFeatures | None:
+    def _open_store(self, backbone: Backbone, stages: Sequence[nn.Module]) -> StoredFeatures | None:
         if self._bench.store is None or self._bench.features is None:
             return None
         return StoredFeatures(
             self._bench.store,
             self.config,
             backbone,
-            prefix,
+            stages,
             self._network.prefix_hash,
             ranks=self._ranks,
             is_required=self._bench.features.mode == "required",

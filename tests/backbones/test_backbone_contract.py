@@ -87,6 +87,26 @@ def test_prefix_then_tail_has_the_bits_of_the_whole_network(subject: Subject) ->
 
 
 @torch.no_grad()
+def test_stages_one_after_another_are_the_prefix(subject: Subject) -> None:
+    before = repr(subject.graph.model)
+    for depth, prefix, _ in parts(subject.graph):
+        stages = subject.graph.stage_modules(depth)
+        assert len(stages) == depth
+        features = subject.images
+        for stage in stages:
+            given = features.clone()
+            made = stage(features)
+            assert torch.equal(features, given), "a stage reads its input and does not write it"
+            features = made
+        assert torch.equal(features, prefix(subject.images)), f"depth {depth}"
+        names = [name for stage in stages for name in stage.state_dict()]
+        assert sorted(names) == sorted(subject.graph.prefix_keys(depth))
+        assert not any(tensor.requires_grad for stage in stages for tensor in stage.parameters())
+        assert not any(module.training for stage in stages for module in stage.modules())
+    assert repr(subject.graph.model) == before
+
+
+@torch.no_grad()
 def test_whole_network_has_the_bits_of_its_authors_forward(subject: Subject) -> None:
     if subject.name != "squeezenet1_1":
         assert torch.equal(subject.graph.model(subject.images), subject.reference(subject.images))
@@ -206,6 +226,6 @@ def test_stages_account_for_every_parameter(subject: Subject) -> None:
 @pytest.mark.parametrize("beyond", [-1, 1])
 def test_a_depth_that_is_not_there_is_refused(subject: Subject, beyond: int) -> None:
     depth = -1 if beyond < 0 else subject.graph.num_stages + 1
-    for ask in (subject.graph.split, subject.graph.prefix_keys, subject.graph.tail_keys):
+    for ask in (subject.graph.split, subject.graph.stage_modules, subject.graph.prefix_keys, subject.graph.tail_keys):
         with pytest.raises(InputError, match=f"freeze_depth: {depth} is outside 0 to {subject.graph.num_stages}"):
             ask(depth)

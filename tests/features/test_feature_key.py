@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -153,16 +154,15 @@ def test_rows_are_told_apart_by_content_and_position() -> None:
     assert len(digests) == 6
 
 
-def describe(prefix: nn.Module, prefix_hash: str) -> FrozenPart:
-    return describe_prefix(prefix, backbone="lenet", cut=("a",), prefix_hash=prefix_hash, mean=(0.5,), std=(0.5,))
+def describe(stages: Sequence[nn.Module], prefix_hash: str) -> FrozenPart:
+    return describe_prefix(stages, backbone="lenet", cut=("a",), prefix_hash=prefix_hash, mean=(0.5,), std=(0.5,))
 
 
 def test_a_changed_weight_changes_the_key_and_a_changed_head_does_not() -> None:
     def frozen(**settings: Any) -> FrozenPart:
         backbone = load_backbone("lenet", None, **{"num_classes": 2, "input_size_px": 32, "seed": 0, **settings})
         network = split_network(backbone, 1)
-        assert network.prefix is not None
-        return describe(network.prefix, network.prefix_hash)
+        return describe(network.stages, network.prefix_hash)
 
     assert frozen(num_classes=5) == frozen()
     assert frozen(seed=1).prefix_hash != frozen().prefix_hash
@@ -171,13 +171,12 @@ def test_a_changed_weight_changes_the_key_and_a_changed_head_does_not() -> None:
     weight = next(iter(backbone.graph.split(1)[0].parameters()))
     weight.data[0, 0, 0, 0] += 1e-6
     network = split_network(backbone, 1)
-    assert network.prefix is not None
-    assert describe(network.prefix, network.prefix_hash) != frozen()
+    assert describe(network.stages, network.prefix_hash) != frozen()
 
 
 def test_the_same_tensors_in_another_program_are_another_key() -> None:
     one, other = nn.Conv2d(3, 4, 3, stride=1), nn.Conv2d(3, 4, 3, stride=2)
-    assert describe(one, "h") != describe(other, "h")
+    assert describe([one], "h") != describe([other], "h")
 
 
 def test_threads_and_switches_of_this_process_are_in_the_key() -> None:

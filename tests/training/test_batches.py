@@ -87,12 +87,16 @@ def test_evaluation_goes_in_order(num_rows: int, batch_size: int) -> None:
 
 
 def features(
-    side: Side, prefix: nn.Module, compute: ComputeConfig, plan: Sequence[np.ndarray], cache_bytes: int = 1 << 20
+    side: Side,
+    stages: Sequence[nn.Module],
+    compute: ComputeConfig,
+    plan: Sequence[np.ndarray],
+    cache_bytes: int = 1 << 20,
 ) -> dict[int, torch.Tensor]:
     """What each position of ``plan`` becomes."""
     normalise = Normaliser((0.5,) * 3, (0.25,) * 3, CPU, memory_format(compute))
     views = Views(side, RANDAUGMENT, 32, ViewCache(cache_bytes))
-    batches = list(ImageBatches(views, normalise, FrozenPrefix(prefix, compute)).batches(plan, 1))
+    batches = list(ImageBatches(views, normalise, FrozenPrefix(stages, compute)).batches(plan, 1))
     assert [len(batch.inputs) for batch in batches] == [len(positions) for positions in plan]
     return {
         int(position): value
@@ -107,9 +111,9 @@ def test_a_pictures_features_are_the_same_bits_in_any_company(side: Side, backbo
     depth = num_stages(backbone) // 2
     graph = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0).graph
     compute = ComputeConfig(prefix_precision=precision)
-    prefix = graph.split(depth)[0].to(memory_format=memory_format(compute))
+    stages = [stage.to(memory_format=memory_format(compute)) for stage in graph.stage_modules(depth)]
     order = np.random.Generator(np.random.Philox(5)).permutation(len(side))
-    expected = features(side, prefix, compute, plan_in_order(len(side), 32))
+    expected = features(side, stages, compute, plan_in_order(len(side), 32))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     assert {value.dtype for value in expected.values()} == {dtype}
     plans = {
@@ -120,16 +124,43 @@ def test_a_pictures_features_are_the_same_bits_in_any_company(side: Side, backbo
         "batches without a picture": [order[:0], order[:3], order[:0], order[3:9]],
     }
     for name, plan in plans.items():
-        found = features(side, prefix, compute, plan)
+        found = features(side, stages, compute, plan)
         for position, value in found.items():
             assert torch.equal(value, expected[position]), f"{name}: picture {position}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backbone", ["lenet", "mobilenet_v2"])
+def test_a_deeper_cut_is_the_same_bits_from_pictures_and_from_any_cut_before_it(
+    side: Side, backbone: str, precision: Precision
+) -> None:
+    graph = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0).graph
+    compute = ComputeConfig(prefix_precision=precision)
+    stages = [stage.to(memory_format=memory_format(compute)) for stage in graph.stage_modules(graph.num_stages)]
+    prefix = FrozenPrefix(stages, compute)
+    normalise = Normaliser((0.5,) * 3, (0.25,) * 3, CPU, memory_format(compute))
+    images = normalise(Views(side, RANDAUGMENT, 32, ViewCache()).fetch(np.arange(50), 1))
+    cuts = range(1, graph.num_stages + 1)
+    whole = prefix.between(images, 0, cuts)
+    assert list(whole) == list(cuts)
+    assert {tuple(value.shape[1:]) for value in whole.values()} == {stage.output_shape for stage in graph.stages}
+    for start in cuts:
+        kept = whole[start].clone(memory_format=torch.contiguous_format)[:7]  # another layout, fewer rows
+        for cut, value in prefix.between(kept, start, range(start + 1, graph.num_stages + 1)).items():
+            assert torch.equal(value, whole[cut][:7])
+            assert value.stride() == whole[cut].stride()
+    assert torch.equal(prefix(images), whole[graph.num_stages])
+    with pytest.raises(ValueError, match="from cut 2"):
+        prefix.between(images, 2, [2])
+    with pytest.raises(ValueError, match="canonical batch"):
+        prefix.between(torch.zeros(65, 3, 32, 32), 0, [1])
 
 
 def test_a_rank_without_pictures_gets_empty_features(side: Side) -> None:
     nothing = np.empty(0, np.int64)
     views = Views(side, RANDAUGMENT, 16, ViewCache())
     normalise = Normaliser((0.5,) * 3, (0.25,) * 3, CPU)
-    prefix = FrozenPrefix(nn.Conv2d(3, 4, 3), ComputeConfig())
+    prefix = FrozenPrefix([nn.Conv2d(3, 4, 3)], ComputeConfig())
     for part in (prefix, None):
         batches = list(ImageBatches(views, normalise, part).batches([nothing, nothing], 0))
         assert [tuple(batch.inputs.shape) for batch in batches] == [(0, 4, 14, 14) if part else (0, 3, 16, 16)] * 2
@@ -153,18 +184,18 @@ def test_labels_go_with_their_pictures(side: Side) -> None:
 @pytest.mark.parametrize("part", ["first stage", "middle", "head only"])
 def test_frozen_means_frozen(config: Callable[..., TrialConfig], backbone: str, part: str) -> None:
     """Training touches no tensor of the prefix, its BatchNorm's statistics included, and every one behind it."""
-    stages = num_stages(backbone, 16 if backbone == "lenet" else 32)
-    depth = {"first stage": 1, "middle": stages // 2, "head only": stages}[part]
+    deepest = num_stages(backbone, 16 if backbone == "lenet" else 32)
+    depth = {"first stage": 1, "middle": deepest // 2, "head only": deepest}[part]
     run = TrialRun(config(backbone, depth=depth, epochs=1, optimizer={"lr": 0.05}), Workbench(), Ranks(CPU))
-    prefix = run._network.prefix
-    assert prefix is not None
-    before = {name: tensor.clone() for name, tensor in prefix.state_dict().items()}
+    stages = run._network.stages
+    frozen = {name: tensor for stage in stages for name, tensor in stage.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in frozen.items()}
     trained_before = {name: tensor.clone() for name, tensor in run._tail.state_dict().items()}
     run.run_epoch()
     assert before
-    assert all(torch.equal(tensor, before[name]) for name, tensor in prefix.state_dict().items())
-    assert not any(module.training for module in prefix.modules())
-    assert not any(parameter.requires_grad for parameter in prefix.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.items())
+    assert not any(module.training for stage in stages for module in stage.modules())
+    assert not any(parameter.requires_grad for stage in stages for parameter in stage.parameters())
     trained = run._tail.state_dict()
     assert not set(trained) & set(before)
     assert not any(torch.equal(tensor, trained_before[name]) for name, tensor in trained.items() if tensor.dim() > 1)

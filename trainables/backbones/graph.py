@@ -12,6 +12,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import fx, nn
@@ -113,6 +114,23 @@ class CutGraph:
         copies = {name: _own_copy(self._layers[name]) for name in self._targets(end, total)}
         return prefix, _assemble("Tail", self._plan, end, total, copies, keep_input=True)
 
+    def stage_modules(self, depth: int) -> tuple[nn.Module, ...]:
+        """The first ``depth`` stages as modules that run one after another.
+
+        Their tensors, their names and their mode are those of the prefix that ``split`` gives. No stage writes into its
+        input, so what the stage before it made can be kept.
+
+        Raises:
+            InputError: There is no such depth.
+        """
+        self._end(depth)
+        return tuple(self._stage(start, stop) for start, stop in pairwise(self._plan.ends[: depth + 1]))
+
+    def _stage(self, start: int, stop: int) -> nn.Module:
+        # The network's own layers stay as they are: what they do with their input shows in other parts of it.
+        layers = {name: _without_in_place(self._layers[name]) for name in self._targets(start, stop)}
+        return _assemble("Stage", self._plan, start, stop, layers, keep_input=True)
+
     def prefix_keys(self, depth: int) -> tuple[str, ...]:
         """Names, in the whole network's state dict, of the tensors in the prefix."""
         return self._keys(0, self._end(depth))
@@ -210,6 +228,11 @@ def _own_copy(layer: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
     if isinstance(layer, nn.Module):
         return rebuild(layer, lambda _, tensor: tensor.clone()).requires_grad_(True)
     return nn.Parameter(layer.detach().clone()) if isinstance(layer, nn.Parameter) else layer.clone()
+
+
+def _without_in_place(layer: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
+    """The layer itself, or a copy where it may write into its input; such layers hold no tensors."""
+    return copy.deepcopy(layer) if getattr(layer, "inplace", False) else layer
 
 
 def _assemble(

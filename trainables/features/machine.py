@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def describe_machine(device: torch.device) -> Machine:
 
 
 def describe_prefix(
-    prefix: nn.Module,
+    stages: Sequence[nn.Module],
     *,
     backbone: str,
     cut: tuple[str, ...],
@@ -60,7 +61,7 @@ def describe_prefix(
     """A frozen part as the key knows it.
 
     Args:
-        prefix: From ``CutGraph.split``.
+        stages: From ``CutGraph.stage_modules``.
         backbone: Its name.
         cut: Names of the frozen stages.
         prefix_hash: See ``SplitNetwork``.
@@ -68,8 +69,9 @@ def describe_prefix(
         std: See ``Backbone``.
     """
     # The code names each operation, the representation each layer's settings (stride, eps, ...).
-    code = str(prefix.code) if isinstance(prefix, fx.GraphModule) else ""
-    program = hashlib.sha256(f"{code}\n{prefix!r}".encode()).hexdigest()
+    codes = [str(stage.code) if isinstance(stage, fx.GraphModule) else "" for stage in stages]
+    text = "\n".join(f"{code}\n{stage!r}" for code, stage in zip(codes, stages, strict=True))
+    program = hashlib.sha256(text.encode()).hexdigest()
     return FrozenPart(backbone=backbone, cut=cut, program=program, prefix_hash=prefix_hash, mean=mean, std=std)
 
 

@@ -46,7 +46,7 @@ class StoredFeatures:
         store: The process's store.
         config: The trial's.
         backbone: Its backbone.
-        prefix: The frozen part.
+        stages: The frozen ones.
         prefix_hash: Of its tensors.
         ranks: This process among the workers, which share the filling.
         is_required: Whether training from pictures instead is an error.
@@ -57,7 +57,7 @@ class StoredFeatures:
         store: FeatureStore,
         config: TrialConfig,
         backbone: Backbone,
-        prefix: nn.Module,
+        stages: Sequence[nn.Module],
         prefix_hash: str,
         *,
         ranks: Ranks,
@@ -65,12 +65,12 @@ class StoredFeatures:
     ) -> None:
         self.tally = FeatureTally()
         self._store, self._config, self._ranks, self._is_required = store, config, ranks, is_required
-        stages = backbone.graph.stages[: config.freeze_depth]
-        self._shape = stages[-1].output_shape
+        frozen = backbone.graph.stages[: config.freeze_depth]
+        self._shape = frozen[-1].output_shape
         self._frozen = describe_prefix(
-            prefix,
+            stages,
             backbone=backbone.name,
-            cut=tuple(stage.name for stage in stages),
+            cut=tuple(stage.name for stage in frozen),
             prefix_hash=prefix_hash,
             mean=backbone.mean,
             std=backbone.std,
