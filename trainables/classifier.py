@@ -1,7 +1,7 @@
 """The part of a network that a trial trains: tail and head, their BatchNorm, their optimizer.
 
-In: a backbone and a freeze depth. Out: frozen stages, a trainable tail, and parameter groups. The stages are shared
-with every other trial of the process and are never written to; the tail is this trial's own copy.
+In: a backbone and a freeze depth. Out: a trainable tail, and parameter groups. The frozen stages are shared with every
+other trial of the process and are never written to; the tail is this trial's own copy.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainables.backbones.weights import hash_tensors
 from trainables.backbones.zoo import Backbone
 from trainables.config import OptimizerConfig
 
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """A backbone in two: what the stages make of images, one after another, the tail makes logits of.
+    """What stands behind the frozen stages of a backbone, and the name of what those are.
 
     Attributes:
-        stages: The frozen ones in order; none when nothing is frozen.
         tail: Ends in the head; trains.
         head_name: Qualified name of the head's module inside ``tail``.
         prefix_hash: SHA-256 of the prefix's names and tensors, what a delta checkpoint stands on.
     """
 
-    stages: tuple[nn.Module, ...]
     tail: nn.Module
     head_name: str
     prefix_hash: str
@@ -40,13 +37,9 @@ def split_network(backbone: Backbone, freeze_depth: int) -> SplitNetwork:
     Raises:
         InputError: The backbone has fewer stages.
     """
-    prefix, tail = backbone.graph.split(freeze_depth)
-    frozen = {name: tensor for name, tensor in prefix.state_dict().items() if freeze_depth}
+    graph = backbone.graph
     return SplitNetwork(
-        stages=backbone.graph.stage_modules(freeze_depth),
-        tail=tail,
-        head_name=backbone.graph.head.name,
-        prefix_hash=hash_tensors(frozen),
+        tail=graph.tail(freeze_depth), head_name=graph.head.name, prefix_hash=graph.prefix_hash(freeze_depth)
     )
 
 

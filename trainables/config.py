@@ -108,6 +108,9 @@ class FeatureSettings(Settings):
     directory: str | None = Field(None, description="None: in this node's cache.")
     budget_bytes: int = Field(20 << 30, ge=0)
     shared_uri: str | None = None
+    resident_bytes: int | None = Field(
+        None, ge=0, description="Memory of a worker that mapped features may take; None: a quarter of the machine's."
+    )
 
 
 class TrialConfig(Settings):

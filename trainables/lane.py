@@ -69,7 +69,8 @@ def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
     if isinstance(job, ProbeJob):
         line.report(order, run_probe(job, bench, ranks))
         return
-    with closing(TrialRun(job.config, bench, ranks)) as run:
+    cuts_to_keep = job.cuts_to_keep if isinstance(job, TrainJob) else None
+    with closing(TrialRun(job.config, bench, ranks, cuts_to_keep)) as run:
         if isinstance(job, TrainJob):
             _train(run, job, order, ranks, line)
         else:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
@@ -41,13 +41,14 @@ from trainables.data.table import ImageTable
 from trainables.data.views import view_index
 from trainables.errors import InputError
 from trainables.features.probes import ProbeResult
-from trainables.features.source import FeatureBatches, StoredFeatures
+from trainables.features.source import FeatureBatches, StoredFeatures, visit
 from trainables.features.store import FeatureStore
 from trainables.node_cache import cache_root
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.scores import Evaluation, count_confusion, rates
 
 _EVALUATION_BATCH_SIZE = 64
+_MOST_BACKBONES = 4
 _AS_IS = AugmentationConfig(policy="none", num_views=1)
 
 
@@ -76,6 +77,7 @@ class Workbench:
             directory = features.directory or str(cache_root() / "features")
             self.store = FeatureStore(directory, features.budget_bytes, features.shared_uri)
         self._tables: dict[tuple[str, str], ImageTable] = {}
+        self._backbones: OrderedDict[tuple[object, ...], Backbone] = OrderedDict()
 
     def table(self, config: DataConfig) -> ImageTable:
         """The image table of ``config``, opened once; from shared storage by way of this node's copy.
@@ -94,6 +96,24 @@ class Workbench:
             self._tables[key] = table
         return self._tables[key]
 
+    def backbone(self, config: TrialConfig) -> Backbone:
+        """The backbone of ``config``, with the bits that `load_backbone` gives it.
+
+        Its body is loaded once and shared, which the frozen stages are made for; its head is the trial's own.
+        """
+        num_classes, size_px = len(config.data.class_names), config.data.image_size_px
+        name, weights = config.backbone.name, config.backbone.weights
+        # Without weights the body is drawn from the seed; with them their hash says what is in it.
+        key = (name, size_px, config.seed if weights is None else weights.sha256)
+        if key not in self._backbones:
+            self._backbones[key] = load_backbone(
+                name, weights, num_classes=num_classes, input_size_px=size_px, seed=config.seed
+            )
+            while len(self._backbones) > _MOST_BACKBONES:
+                self._backbones.popitem(last=False)
+        self._backbones.move_to_end(key)
+        return self._backbones[key].with_head(num_classes, config.seed)
+
 
 class TrialRun:
     """One trial on one rank; every rank of the lane makes the same one.
@@ -102,48 +122,51 @@ class TrialRun:
         config: What to train.
         bench: The process's workbench.
         ranks: This process among the lane's workers.
+        cuts_to_keep: See `TrainJob`.
     """
 
-    def __init__(self, config: TrialConfig, bench: Workbench, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        bench: Workbench,
+        ranks: Ranks,
+        cuts_to_keep: Mapping[Literal["train", "val"], Collection[int]] | None = None,
+    ) -> None:
         self.config, self._bench, self._ranks = config, bench, ranks
         self.epoch = 0
         self._has_begun = False
         self._sides: dict[SplitName, Side] = {}
-        backbone = load_backbone(
-            config.backbone.name,
-            config.backbone.weights,
-            num_classes=len(config.data.class_names),
-            input_size_px=config.data.image_size_px,
-            seed=config.seed,
-        )
+        backbone = bench.backbone(config)
         self.stages: tuple[Stage, ...] = backbone.graph.stages
-        self._graph = backbone.graph
         self._network = split_network(backbone, config.freeze_depth)
         layout = memory_format(config.compute)
         self._normalise = Normaliser(backbone.mean, backbone.std, ranks.device, layout)
         self._prefix: FrozenPrefix | None = None
         self._stored: StoredFeatures | None = None
-        if self._network.stages:
-            stages = [stage.to(ranks.device).to(memory_format=layout) for stage in self._network.stages]
+        if config.freeze_depth:
+            stages = backbone.graph.stage_modules(config.freeze_depth, ranks.device, layout)
             self._prefix = FrozenPrefix(stages, config.compute)
-            self._stored = self._open_store(backbone, stages)
+            self._stored = self._open_store(backbone, cuts_to_keep)
         self._tail = self._network.tail.to(ranks.device).to(memory_format=layout)
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer)
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
         self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
 
-    def _open_store(self, backbone: Backbone, stages: Sequence[nn.Module]) -> StoredFeatures | None:
-        if self._bench.store is None or self._bench.features is None:
+    def _open_store(
+        self, backbone: Backbone, cuts_to_keep: Mapping[Literal["train", "val"], Collection[int]] | None
+    ) -> StoredFeatures | None:
+        settings = self._bench.features
+        if self._bench.store is None or settings is None:
             return None
         return StoredFeatures(
             self._bench.store,
             self.config,
             backbone,
-            stages,
-            self._network.prefix_hash,
             ranks=self._ranks,
-            is_required=self._bench.features.mode == "required",
+            cuts_to_keep=cuts_to_keep,
+            is_required=settings.mode == "required",
+            resident_bytes=settings.resident_bytes,
         )
 
     def close(self) -> None:
@@ -157,23 +180,16 @@ class TrialRun:
             table = self._bench.table(self.config.data)
             rows, labels = table.rows_of(self.config.data.class_names)
             chosen = assign_sides(table.ids[rows], table.sides[rows], self.config.data.split) == name
-            self._sides[name] = Side(table, rows[chosen], labels[chosen])
+            self._sides[name] = Side(table, rows[chosen], labels[chosen], name)
         return self._sides[name]
 
     def visit(self, name: SplitName, cuts: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]]:
-        """Features of a side's pictures, as evaluation sees them, behind some of the frozen stages: see `visit`."""
-        side = self.side(name)
-        views = Views(side, _AS_IS, self.config.data.image_size_px, self._bench.views)
-        plan = plan_in_order(len(side), self.config.compute.prefix_batch_size)
-        layout = memory_format(self.config.compute)
-        streams = []
-        for cut in cuts:
-            part = self._graph.split(cut)[0].to(self._ranks.device).to(memory_format=layout)
-            streams.append(
-                ImageBatches(views, self._normalise, FrozenPrefix(part, self.config.compute)).inputs(plan, 0)
-            )
-        for positions, *features in zip(plan, *streams, strict=True):
-            yield positions, dict(zip(cuts, features, strict=True))
+        """Features of a side's pictures, as evaluation sees them, behind frozen stages: see `source.visit`."""
+        if self._prefix is None:
+            raise ValueError(f"{self.config.backbone.name}: nothing is frozen, so there are no features to visit")
+        views = Views(self.side(name), _AS_IS, self.config.data.image_size_px, self._bench.views)
+        images = ImageBatches(views, self._normalise, self._prefix)
+        return visit(images, self._stored, self._prefix, 0, cuts)
 
     @torch.no_grad()
     def head_inputs(self, features: torch.Tensor) -> torch.Tensor:
@@ -220,10 +236,10 @@ class TrialRun:
             raise DivergedError(f"validation loss is {scores['loss']} in epoch {self.epoch + 1}")
         self.epoch += 1
         num_train, num_val = len(self.side("train")), len(self.side("val"))
-        num_read = self._count_read()
+        num_read, flops_saved = self._count_read()
         # Backward is counted as twice forward: gradients of the inputs and of the weights.
         flops = 3 * num_train * self._tail_flops + num_val * self._tail_flops
-        flops += (num_train + num_val - num_read) * self._prefix_flops
+        flops += (num_train + num_val) * self._prefix_flops - flops_saved
         return {
             "train/loss": train_loss,
             **{f"val/{name}": value for name, value in scores.items()},
@@ -232,14 +248,16 @@ class TrialRun:
             "compute/images": float(num_train + num_val),
             "compute/images_from_store": float(num_read),
             "compute/gflops": flops / 1e9,
+            "compute/flops_saved": float(flops_saved),
         }
 
-    def _count_read(self) -> int:
-        """Pictures, over all ranks, whose features this epoch read instead of computing them."""
+    def _count_read(self) -> tuple[int, int]:
+        """Over all ranks: pictures whose features this epoch read, and FLOPs of frozen stages that it saved so."""
         if self._stored is None:
-            return 0
-        num_read = torch.tensor(self._stored.tally.take(), device=self._ranks.device)
-        return int(self._ranks.sum(num_read).item())
+            return 0, 0
+        tally = self._ranks.sum(torch.tensor(self._stored.tally.take(), device=self._ranks.device))
+        num_read, flops_saved = tally.tolist()
+        return num_read, flops_saved
 
     def _train_epoch(self, should_stop: Callable[[], bool]) -> float:
         config, ranks, side = self.config, self._ranks, self.side("train")
@@ -319,10 +337,9 @@ class TrialRun:
     def _batches(self, side: Side, policy: AugmentationConfig) -> BatchSource:
         views = Views(side, policy, self.config.data.image_size_px, self._bench.views)
         images = ImageBatches(views, self._normalise, self._prefix)
-        # Views without end are never seen twice: there is nothing to keep.
-        if self._stored is None or policy.num_views == "unlimited":
+        if self._stored is None or self._prefix is None:
             return images
-        return FeatureBatches(images, self._stored)
+        return FeatureBatches(images, self._stored, self._prefix)
 
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         is_bf16 = self.config.compute.precision == "bf16"

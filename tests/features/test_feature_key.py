@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ import torch
 from store_support import make_key, script
 from torch import nn
 
+from trainables.backbones.graph import program_of
 from trainables.backbones.zoo import load_backbone
-from trainables.classifier import split_network
 from trainables.config import (
     AugmentationConfig,
     BackboneConfig,
@@ -154,15 +153,10 @@ def test_rows_are_told_apart_by_content_and_position() -> None:
     assert len(digests) == 6
 
 
-def describe(stages: Sequence[nn.Module], prefix_hash: str) -> FrozenPart:
-    return describe_prefix(stages, backbone="lenet", cut=("a",), prefix_hash=prefix_hash, mean=(0.5,), std=(0.5,))
-
-
 def test_a_changed_weight_changes_the_key_and_a_changed_head_does_not() -> None:
     def frozen(**settings: Any) -> FrozenPart:
         backbone = load_backbone("lenet", None, **{"num_classes": 2, "input_size_px": 32, "seed": 0, **settings})
-        network = split_network(backbone, 1)
-        return describe(network.stages, network.prefix_hash)
+        return describe_prefix(backbone, 1)
 
     assert frozen(num_classes=5) == frozen()
     assert frozen(seed=1).prefix_hash != frozen().prefix_hash
@@ -170,13 +164,21 @@ def test_a_changed_weight_changes_the_key_and_a_changed_head_does_not() -> None:
     backbone = load_backbone("lenet", None, num_classes=2, input_size_px=32, seed=0)
     weight = next(iter(backbone.graph.split(1)[0].parameters()))
     weight.data[0, 0, 0, 0] += 1e-6
-    network = split_network(backbone, 1)
-    assert describe(network.stages, network.prefix_hash) != frozen()
+    assert describe_prefix(backbone, 1) != frozen()
+
+
+def test_each_cut_is_named_by_what_lies_before_it() -> None:
+    backbone = load_backbone("lenet", None, num_classes=2, input_size_px=32, seed=0)
+    cuts = range(1, backbone.graph.num_stages + 1)
+    parts = [describe_prefix(backbone, cut) for cut in cuts]
+    assert [len(part.cut) for part in parts] == list(cuts)
+    for field in ("program", "prefix_hash"):
+        assert len({getattr(part, field) for part in parts}) == len(parts)
+    assert describe_prefix(backbone.with_head(7, seed=3), 2) == parts[1]
 
 
 def test_the_same_tensors_in_another_program_are_another_key() -> None:
-    one, other = nn.Conv2d(3, 4, 3, stride=1), nn.Conv2d(3, 4, 3, stride=2)
-    assert describe([one], "h") != describe([other], "h")
+    assert program_of(nn.Conv2d(3, 4, 3, stride=1)) != program_of(nn.Conv2d(3, 4, 3, stride=2))
 
 
 def test_threads_and_switches_of_this_process_are_in_the_key() -> None:

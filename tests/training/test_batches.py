@@ -111,7 +111,7 @@ def test_a_pictures_features_are_the_same_bits_in_any_company(side: Side, backbo
     depth = num_stages(backbone) // 2
     graph = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0).graph
     compute = ComputeConfig(prefix_precision=precision)
-    stages = [stage.to(memory_format=memory_format(compute)) for stage in graph.stage_modules(depth)]
+    stages = graph.stage_modules(depth, CPU, memory_format(compute))
     order = np.random.Generator(np.random.Philox(5)).permutation(len(side))
     expected = features(side, stages, compute, plan_in_order(len(side), 32))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
@@ -136,7 +136,7 @@ def test_a_deeper_cut_is_the_same_bits_from_pictures_and_from_any_cut_before_it(
 ) -> None:
     graph = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0).graph
     compute = ComputeConfig(prefix_precision=precision)
-    stages = [stage.to(memory_format=memory_format(compute)) for stage in graph.stage_modules(graph.num_stages)]
+    stages = graph.stage_modules(graph.num_stages, CPU, memory_format(compute))
     prefix = FrozenPrefix(stages, compute)
     normalise = Normaliser((0.5,) * 3, (0.25,) * 3, CPU, memory_format(compute))
     images = normalise(Views(side, RANDAUGMENT, 32, ViewCache()).fetch(np.arange(50), 1))
@@ -187,7 +187,7 @@ def test_frozen_means_frozen(config: Callable[..., TrialConfig], backbone: str, 
     deepest = num_stages(backbone, 16 if backbone == "lenet" else 32)
     depth = {"first stage": 1, "middle": deepest // 2, "head only": deepest}[part]
     run = TrialRun(config(backbone, depth=depth, epochs=1, optimizer={"lr": 0.05}), Workbench(), Ranks(CPU))
-    stages = run._network.stages
+    stages = run._prefix._stages
     frozen = {name: tensor for stage in stages for name, tensor in stage.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in frozen.items()}
     trained_before = {name: tensor.clone() for name, tensor in run._tail.state_dict().items()}

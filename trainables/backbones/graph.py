@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import fx, nn
 
 from trainables.backbones.stages import Stage
 from trainables.backbones.tracing import CutPlan, plan_cuts, trace
+from trainables.backbones.weights import hash_tensors
 from trainables.errors import InputError
 
 __all__ = ["CutGraph", "Head", "Stage", "build_graph", "rebuild"]
 
 # Sides that are tried, in order, when a picture turns out too small for a network.
 _USUAL_SIZES_PX = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224)
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,15 @@ class CutGraph:
             raise TypeError(f"{plan.trace.head_name}: the head is a {type(head).__name__}, not a linear layer")
         self.input_size_px = input_size_px
         self.stages = plan.stages
-        self.head = Head(
-            name=plan.trace.head_name,
-            in_features=head.in_features,
-            num_classes=head.out_features,
-            num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-            flops=2 * head.in_features * head.out_features,
-        )
+        self.head = _describe_head(plan.trace.head_name, head)
         self._plan = plan
         self._layers = {
             str(node.target): _find(model, str(node.target)) for node in plan.nodes if node.op in _HOLDS_STATE
         }
+        # Of the stages alone: the graphs that differ in the head only have them in common.
+        self._modules: dict[tuple[int, torch.device, torch.memory_format], nn.Module] = {}
+        self._hashes: dict[int, str] = {}
+        self._programs: dict[int, str] = {}
 
     @property
     def num_stages(self) -> int:
@@ -110,26 +110,88 @@ class CutGraph:
         """
         end = self._end(depth)
         prefix = _assemble("Prefix", self._plan, 0, end, self._layers) if end else nn.Identity().eval()
-        total = len(self._plan.nodes)
-        copies = {name: _own_copy(self._layers[name]) for name in self._targets(end, total)}
-        return prefix, _assemble("Tail", self._plan, end, total, copies, keep_input=True)
+        return prefix, self.tail(depth)
 
-    def stage_modules(self, depth: int) -> tuple[nn.Module, ...]:
+    def tail(self, depth: int) -> nn.Module:
+        """The tail of ``split``, alone.
+
+        Raises:
+            InputError: There is no such depth.
+        """
+        end, total = self._end(depth), len(self._plan.nodes)
+        copies = {name: _own_copy(self._layers[name]) for name in self._targets(end, total)}
+        return _assemble("Tail", self._plan, end, total, copies, keep_input=True)
+
+    def with_head(self, head: nn.Linear) -> CutGraph:
+        """The same network with another head, which is taken over; all else is shared.
+
+        Raises:
+            ValueError: The head does not fit what stands before it.
+        """
+        if head.in_features != self.head.in_features:
+            raise ValueError(f"{self.head.name}: takes {head.in_features} values, not {self.head.in_features}")
+        other = copy.copy(self)
+        other.__dict__.pop("model", None)  # assembled from the layers, the old head among them
+        other._layers = {**self._layers, self.head.name: head.eval().requires_grad_(False)}
+        other.head = _describe_head(self.head.name, head)
+        return other
+
+    def stage_modules(
+        self,
+        depth: int,
+        device: torch.device = _CPU,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> tuple[nn.Module, ...]:
         """The first ``depth`` stages as modules that run one after another.
 
-        Their tensors, their names and their mode are those of the prefix that ``split`` gives. No stage writes into its
-        input, so what the stage before it made can be kept.
+        Their tensors have the names and numbers of the prefix that ``split`` gives, and the modules are in eval mode
+        and ask for no gradient. They are made once for a device and a layout and shared by all who ask: not to be
+        changed. No stage writes into its input, so what the stage before it made can be kept.
+
+        Args:
+            depth: Number of stages.
+            device: Where their tensors lie.
+            layout: How the weights of convolutions lie in memory.
 
         Raises:
             InputError: There is no such depth.
         """
         self._end(depth)
-        return tuple(self._stage(start, stop) for start, stop in pairwise(self._plan.ends[: depth + 1]))
+        return tuple(self._stage(index, device, layout) for index in range(depth))
 
-    def _stage(self, start: int, stop: int) -> nn.Module:
-        # The network's own layers stay as they are: what they do with their input shows in other parts of it.
-        layers = {name: _without_in_place(self._layers[name]) for name in self._targets(start, stop)}
-        return _assemble("Stage", self._plan, start, stop, layers, keep_input=True)
+    def prefix_hash(self, depth: int) -> str:
+        """SHA-256 of the names and tensors of the first ``depth`` stages, see ``hash_tensors``; computed once.
+
+        Raises:
+            InputError: There is no such depth.
+        """
+        end = self._end(depth)
+        if depth not in self._hashes:
+            self._hashes[depth] = hash_tensors(self._tensors(0, end))
+        return self._hashes[depth]
+
+    def program(self, depth: int) -> str:
+        """SHA-256 of the operations of the first ``depth`` stages: the same tensors can be put to other uses.
+
+        Raises:
+            InputError: There is no such depth.
+        """
+        self._end(depth)
+        for index in range(depth):
+            if index not in self._programs:
+                made = (module for (number, *_), module in self._modules.items() if number == index)
+                module = next(made, None) or self._stage(index, _CPU, torch.contiguous_format)
+                self._programs[index] = program_of(module)
+        return hashlib.sha256("".join(self._programs[index] for index in range(depth)).encode()).hexdigest()
+
+    def _stage(self, index: int, device: torch.device, layout: torch.memory_format) -> nn.Module:
+        key = (index, device, layout)
+        if key not in self._modules:
+            start, stop = self._plan.ends[index : index + 2]
+            # From the network's own tensors each time: a layout leaves traces in tensors that have been in another.
+            layers = {name: _placed(self._layers[name], device, layout) for name in self._targets(start, stop)}
+            self._modules[key] = _assemble("Stage", self._plan, start, stop, layers, keep_input=True)
+        return self._modules[key]
 
     def prefix_keys(self, depth: int) -> tuple[str, ...]:
         """Names, in the whole network's state dict, of the tensors in the prefix."""
@@ -151,11 +213,17 @@ class CutGraph:
         return list(dict.fromkeys(str(n.target) for n in self._plan.nodes[start:stop] if n.op in _HOLDS_STATE))
 
     def _keys(self, start: int, stop: int) -> tuple[str, ...]:
-        keys: list[str] = []
+        return tuple(self._tensors(start, stop))
+
+    def _tensors(self, start: int, stop: int) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
         for target in self._targets(start, stop):
             layer = self._layers[target]
-            keys += [f"{target}.{key}" for key in layer.state_dict()] if isinstance(layer, nn.Module) else [target]
-        return tuple(keys)
+            if isinstance(layer, nn.Module):
+                tensors |= {f"{target}.{key}": tensor for key, tensor in layer.state_dict().items()}
+            else:
+                tensors[target] = layer
+        return tensors
 
 
 def build_graph(model: nn.Module, input_size_px: int) -> CutGraph:
@@ -230,9 +298,38 @@ def _own_copy(layer: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
     return nn.Parameter(layer.detach().clone()) if isinstance(layer, nn.Parameter) else layer.clone()
 
 
-def _without_in_place(layer: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
-    """The layer itself, or a copy where it may write into its input; such layers hold no tensors."""
-    return copy.deepcopy(layer) if getattr(layer, "inplace", False) else layer
+def _placed(
+    layer: nn.Module | torch.Tensor, device: torch.device, layout: torch.memory_format
+) -> nn.Module | torch.Tensor:
+    """A copy of a frozen layer for a device and a layout; tensors that lie so already are shared with it.
+
+    A copy even then, because the layer may have to do without writing into its input.
+    """
+
+    def place(_: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, memory_format=layout) if tensor.dim() == len("OIHW") else tensor.to(device)
+
+    if isinstance(layer, nn.Module):
+        return rebuild(layer, place)
+    placed = place("", layer.detach())
+    return nn.Parameter(placed, requires_grad=False) if isinstance(layer, nn.Parameter) else placed
+
+
+def _describe_head(name: str, head: nn.Linear) -> Head:
+    return Head(
+        name=name,
+        in_features=head.in_features,
+        num_classes=head.out_features,
+        num_parameters=sum(parameter.numel() for parameter in head.parameters()),
+        flops=2 * head.in_features * head.out_features,
+    )
+
+
+def program_of(module: nn.Module) -> str:
+    """SHA-256 of what a module does with its tensors."""
+    # The code names each operation, the representation each layer's settings (stride, eps, ...).
+    code = str(module.code) if isinstance(module, fx.GraphModule) else ""
+    return hashlib.sha256(f"{code}\n{module!r}".encode()).hexdigest()
 
 
 def _assemble(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -45,6 +45,11 @@ class Backbone:
     def model(self) -> nn.Module:
         """The whole network, in eval mode, asking for no gradients: the pattern of all parts."""
         return self.graph.model
+
+    def with_head(self, num_classes: int, seed: int) -> Backbone:
+        """The same backbone with the fresh head that ``load_backbone`` would give it; all else is shared."""
+        head = _fresh_head(self.graph.head.in_features, num_classes, seed)
+        return replace(self, graph=self.graph.with_head(head), num_classes=num_classes)
 
 
 def load_backbone(

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainables.config import AugmentationConfig, ComputeConfig, Precision
+from trainables.config import AugmentationConfig, ComputeConfig, Precision, SplitName
 from trainables.data.table import ImageTable
 from trainables.data.views import view
 
@@ -45,11 +46,19 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Side:
-    """The pictures of one side of the split: rows of the table and their labels, both [N]."""
+    """The pictures of one side of the split: rows of the table and their labels, both [N].
+
+    Attributes:
+        table: Where they are.
+        rows: Of the table.
+        labels: Indices of their classes.
+        name: Which side it is.
+    """
 
     table: ImageTable
     rows: np.ndarray
     labels: np.ndarray
+    name: SplitName = "train"
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -228,35 +237,68 @@ class ImageBatches:
 
     def labelled(self, inputs: torch.Tensor, positions: np.ndarray) -> Batch:
         """The inputs of some positions, with their labels, on the device that trains."""
-        device = self._normalise.device
         labels_B = self._labels_N[torch.from_numpy(positions)]
-        return Batch(inputs.to(device, non_blocking=True), labels_B.to(device, non_blocking=True))
+        return Batch(inputs.to(self.device, non_blocking=True), labels_B.to(self.device, non_blocking=True))
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are used."""
+        return self._normalise.device
 
     def inputs(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
         """The batches without labels: normalised images, or the frozen part's features."""
         if self._prefix is None:
-            for images in self._fetch_ahead(plan, view_index):
-                yield self._normalise(images)
+            yield from self._images(plan, view_index)
             return
         if not plan:
             return
-        order, size = np.concatenate(plan), self._prefix.batch_size
-        # At least one block, if an empty one: a rank without pictures still needs to know a feature's shape.
-        blocks = [order[first : first + size] for first in range(0, max(1, len(order)), size)]
-        features = (self._prefix(self._normalise(images)) for images in self._fetch_ahead(blocks, view_index))
-        yield from _recut(features, [len(positions) for positions in plan])
+        blocks = canonical_blocks(np.concatenate(plan), self._prefix.batch_size)
+        features = (self._prefix(images) for images in self._images(blocks, view_index))
+        yield from recut(features, [len(positions) for positions in plan])
 
-    def _fetch_ahead(self, blocks: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+    def _images(self, blocks: Sequence[np.ndarray], view_index: int) -> Iterator[torch.Tensor]:
+        with self.ahead(view_index) as ahead:
+            for number, block in enumerate(blocks):
+                yield ahead.images(block, blocks[number + 1] if number + 1 < len(blocks) else None)
+
+    @contextmanager
+    def ahead(self, view_index: int) -> Iterator[ImagesAhead]:
+        """Normalised images block by block, the next one fetched while one is in use."""
         with ThreadPoolExecutor(1, thread_name_prefix="views") as executor:
-            coming = [executor.submit(self._views.fetch, block, view_index) for block in blocks[:1]]
-            for number in range(len(blocks)):
-                images = coming.pop().result()
-                if number + 1 < len(blocks):
-                    coming.append(executor.submit(self._views.fetch, blocks[number + 1], view_index))
-                yield images
+            yield ImagesAhead(self._views, self._normalise, view_index, executor)
 
 
-def _recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[torch.Tensor]:
+class ImagesAhead:
+    """Normalised images of blocks that are asked for one after another; see ``ImageBatches.ahead``."""
+
+    def __init__(self, views: Views, normalise: Normaliser, view_index: int, executor: ThreadPoolExecutor) -> None:
+        self._views, self._normalise, self._view_index, self._executor = views, normalise, view_index, executor
+        self._coming: dict[bytes, Future[torch.Tensor]] = {}
+
+    def images(self, positions: np.ndarray, following: np.ndarray | None = None) -> torch.Tensor:
+        """Float32 [B, C, H, W] of some positions.
+
+        Args:
+            positions: Of the side.
+            following: What is likely to be asked for next.
+        """
+        coming = self._coming.pop(positions.tobytes(), None) or self._fetch(positions)
+        self._coming = {} if following is None else {following.tobytes(): self._fetch(following)}
+        return self._normalise(coming.result())
+
+    def _fetch(self, positions: np.ndarray) -> Future[torch.Tensor]:
+        return self._executor.submit(self._views.fetch, positions, self._view_index)
+
+
+def canonical_blocks(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Positions in the frozen part's batches: at least one, if an empty one.
+
+    A rank without pictures still needs to know a feature's shape.
+    """
+    return [positions[first : first + batch_size] for first in range(0, max(1, len(positions)), batch_size)]
+
+
+def recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[torch.Tensor]:
     """The rows of ``blocks`` (at least one block) in order, cut anew into pieces of the given lengths."""
     source = iter(blocks)
     held = next(source)
@@ -271,7 +313,15 @@ def _recut(blocks: Iterable[torch.Tensor], lengths: Sequence[int]) -> Iterator[t
         if len(pieces) == 1:
             yield pieces[0]
         else:
-            yield torch.cat(pieces) if pieces else held[:0]
+            yield _joined(pieces) if pieces else held[:0]
+
+
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One behind the other, with the strides of the pieces: left alone, torch.cat chooses where a size is 1."""
+    first = pieces[0]
+    shape = (sum(len(piece) for piece in pieces), *first.shape[1:])
+    whole = torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=first.device)
+    return torch.cat(list(pieces), out=whole)
 
 
 def laid_out(features: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
@@ -281,8 +331,8 @@ def laid_out(features: torch.Tensor, layout: torch.memory_format) -> torch.Tenso
     """
     if features.dim() == _IMAGE_AXES and layout == torch.channels_last:
         _, channels, height, width = features.shape
-        strides = (height * width * channels, 1, width * channels, channels)
-        return features.contiguous(memory_format=layout).as_strided(features.shape, strides)
+        as_maps = (height * width * channels, 1, width * channels, channels)
+        return features.contiguous(memory_format=layout).as_strided(features.shape, as_maps)
     strides = tuple(math.prod(features.shape[axis + 1 :]) for axis in range(features.dim()))
     return features.contiguous().as_strided(features.shape, strides)
 

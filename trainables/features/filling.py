@@ -9,13 +9,16 @@ R rows of a shard.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +91,9 @@ class Writer:
         self._order = sorted(range(plan.num_shards), key=lambda number: (number - rank) % world_size)
         self._leases: dict[int, Lease] = {}
         self._done: set[int] = set()
+        self._thread: ThreadPoolExecutor | None = None
+        self._behind: tuple[int, Future[bool]] | None = None
+        self._ending = threading.Lock()
         self.rows_written = 0
 
     def __enter__(self) -> Writer:
@@ -115,13 +121,44 @@ class Writer:
         Raises:
             ValueError: Another number of rows, shape or dtype than planned.
         """
+        words = self._words(part, rows)
+        return self._store(part, lambda folder: write_shard(folder, self.plan, part.number, words))
+
+    def put_behind(self, part: Part, rows: torch.Tensor) -> None:
+        """``put`` beside the caller's next computation; waits for the part before, so two are in memory at most.
+
+        Args:
+            part: Claimed by this writer.
+            rows: Not to be changed any more.
+
+        Raises:
+            ValueError: See `put`.
+        """
+        words = self._words(part, rows)
+        self._settle()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="features")
+        write = partial(write_shard, plan=self.plan, number=part.number, words_RD=words)
+        self._behind = (part.number, self._thread.submit(self._store, part, write))
+
+    def is_writing(self, number: int) -> bool:
+        """Whether a shard is under way to the disk."""
+        return self._behind is not None and self._behind[0] == number and not self._behind[1].done()
+
+    def _settle(self) -> None:
+        if self._behind is not None:
+            behind, self._behind = self._behind, None
+            behind[1].result()
+
+    def _words(self, part: Part, rows: torch.Tensor) -> NDArray[Any]:
+        # Always in the caller's thread: torch would start threads of its own in another.
         wanted = (part.stop - part.first, *self.plan.shape)
         if tuple(rows.shape) != wanted or str(rows.dtype) != _DTYPE_NAMES[self.plan.key.dtype]:
             raise ValueError(
                 f"features of part {part.number}: {rows.dtype} {tuple(rows.shape)}: the store was promised "
                 f"{_DTYPE_NAMES[self.plan.key.dtype]} {wanted}"
             )
-        return self._store(part, lambda folder: write_shard(folder, self.plan, part.number, to_words(rows, self.plan)))
+        return to_words(rows, self.plan)
 
     def adopt(self, part: Part, shard: ShardFile, chunks: Iterable[bytes]) -> bool:
         """Stores a shard that comes as a file; returns whether the store took it.
@@ -132,10 +169,11 @@ class Writer:
         return self._store(part, lambda folder: copy_shard(folder, shard, chunks))
 
     def _store(self, part: Part, write: Callable[[Path], object]) -> bool:
-        if self._folder is None:
+        folder = self._folder
+        if folder is None:
             return False
         try:
-            write(self._folder)
+            write(folder)
         except OSError as error:
             self._give_up(error)
             return False
@@ -146,10 +184,11 @@ class Writer:
 
     def try_claim(self, number: int) -> bool:
         """Whether this worker is to compute a shard: it is missing, and nobody else does."""
-        if self._folder is None or number in self._done or number in self._leases:
+        folder = self._folder
+        if folder is None or number in self._done or number in self._leases:
             return False
         try:
-            lease = self._desk.try_acquire(self._folder / lease_name(number))
+            lease = self._desk.try_acquire(folder / lease_name(number))
         except OSError as error:
             self._give_up(error)
             return False
@@ -169,11 +208,12 @@ class Writer:
 
     def missing(self) -> list[int]:
         """Shards that are not there yet, this worker's own share first."""
-        if self._folder is None:
+        folder = self._folder
+        if folder is None:
             return []
         if len(self._done) < self.plan.num_shards:
             with suppress(FileNotFoundError):  # somebody removed the entry; the next write finds out
-                self._done |= find_numbers(self._folder)
+                self._done |= find_numbers(folder)
         return [number for number in self._order if number not in self._done]
 
     def lacks(self, number: int) -> bool:
@@ -182,6 +222,15 @@ class Writer:
 
     def close(self) -> None:
         """Writes the manifest if all shards are there, and ends the use of the entry."""
+        try:
+            self._settle()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+            self._end()
+
+    def _end(self) -> None:
         for number in list(self._leases):
             self.let_go(number)
         if self._folder is None:
@@ -206,7 +255,10 @@ class Writer:
         self._edge.on_complete(folder, manifest)
 
     def _give_up(self, error: OSError) -> None:
-        self._folder = None
+        with self._ending:  # what is written behind may fail at the same time
+            was_on, self._folder = self._folder is not None, None
+        if not was_on:
+            return
         for number in list(self._leases):
             self.let_go(number)
         self._edge.on_close()
@@ -245,8 +297,9 @@ def parts_together(writers: Sequence[Writer], *, is_waiting: bool = True) -> Ite
                 yield Part(number, *writers[0].plan.bounds(number)), claimed
             finally:
                 for writer in claimed:
-                    writer.let_go(number)
-            declined |= {(id(writer), number) for writer in claimed if writer.lacks(number)}
+                    if not writer.is_writing(number):
+                        writer.let_go(number)
+            declined |= {(id(w), number) for w in claimed if w.lacks(number) and not w.is_writing(number)}
         if not num_waiting or not is_waiting:
             return
         if is_idle:

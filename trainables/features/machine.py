@@ -10,14 +10,13 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
-from torch import fx, nn
 
+from trainables.backbones.zoo import Backbone
 from trainables.features.key import FrozenPart, Machine
 
 # oneDNN and MKL choose other kernels by these.
@@ -49,30 +48,17 @@ def describe_machine(device: torch.device) -> Machine:
     )
 
 
-def describe_prefix(
-    stages: Sequence[nn.Module],
-    *,
-    backbone: str,
-    cut: tuple[str, ...],
-    prefix_hash: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> FrozenPart:
-    """A frozen part as the key knows it.
-
-    Args:
-        stages: From ``CutGraph.stage_modules``.
-        backbone: Its name.
-        cut: Names of the frozen stages.
-        prefix_hash: See ``SplitNetwork``.
-        mean: See ``Backbone``.
-        std: See ``Backbone``.
-    """
-    # The code names each operation, the representation each layer's settings (stride, eps, ...).
-    codes = [str(stage.code) if isinstance(stage, fx.GraphModule) else "" for stage in stages]
-    text = "\n".join(f"{code}\n{stage!r}" for code, stage in zip(codes, stages, strict=True))
-    program = hashlib.sha256(text.encode()).hexdigest()
-    return FrozenPart(backbone=backbone, cut=cut, program=program, prefix_hash=prefix_hash, mean=mean, std=std)
+def describe_prefix(backbone: Backbone, cut: int) -> FrozenPart:
+    """The first ``cut`` stages of a backbone as the key knows them."""
+    graph = backbone.graph
+    return FrozenPart(
+        backbone=backbone.name,
+        cut=tuple(stage.name for stage in graph.stages[:cut]),
+        program=graph.program(cut),
+        prefix_hash=graph.prefix_hash(cut),
+        mean=backbone.mean,
+        std=backbone.std,
+    )
 
 
 @functools.cache
