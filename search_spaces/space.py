@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +40,10 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "num_views": ("augmentation", "num_views"),
     "batch_size": ("batch_size",),
     "label_smoothing": ("label_smoothing",),
+    "head_init": ("head_init",),
 }
 # What a careful practitioner starts from; names in order of preference. The rate is AdamW's, SGD's is ten times it.
-_COMMON_LR = 1e-3
+COMMON_LR = 1e-3
 _COMMON: dict[str, tuple[Value, ...]] = {
     "optimizer": ("adamw", "sgd"),
     "weight_decay": (1e-4,),
@@ -53,6 +54,7 @@ _COMMON: dict[str, tuple[Value, ...]] = {
     "num_views": (4,),
     "batch_size": (32,),
     "label_smoothing": (0.1,),
+    "head_init": ("probe", "random"),
 }
 
 
@@ -115,10 +117,14 @@ class SearchSpace:
     dimension need to know.
     """
 
-    def __init__(self, search: SearchSpec, num_stages: int, backbone: str = "the backbone") -> None:
+    def __init__(
+        self, search: SearchSpec, num_stages: int, backbone: str = "the backbone", *, is_pretrained: bool = True
+    ) -> None:
         check_depths(search, num_stages, backbone)
         self.num_stages = num_stages
         self._dimensions = {name: _dimension(getattr(search, name), num_stages) for name in _PLACES}
+        if search.head_init == "auto":
+            self._dimensions["head_init"] = Dimension(choices=("probe", "random") if is_pretrained else ("random",))
 
     def suggest(self, trial: optuna.Trial) -> Point:
         """A point, its searched fields asked of an Optuna trial."""
@@ -145,15 +151,41 @@ class SearchSpace:
         are moved into the declared space, and a depth that is not in it takes its rule away.
         """
         rules = [
-            self._rule(depth=self.num_stages, lr=_COMMON_LR, ratio=1.0),
-            self._rule(depth=self.num_stages // 2, lr=_COMMON_LR, ratio=0.1),
-            self._rule(depth=0, lr=_COMMON_LR / 10, ratio=1.0),
+            self.common_point(depth=self.num_stages, lr=COMMON_LR, ratio=1.0),
+            self.common_point(depth=self.num_stages // 2, lr=COMMON_LR, ratio=0.1),
+            self.common_point(depth=0, lr=COMMON_LR / 10, ratio=1.0),
         ]
-        distinct: list[Point] = []
-        for rule in rules:
-            if rule is not None and rule not in distinct:
-                distinct.append(rule)
-        return distinct
+        return distinct_points(rules)
+
+    def common_point(self, *, depth: int, lr: float, ratio: float, **wanted: Value) -> Point | None:
+        """Searched fields of a point as a careful practitioner would set them, moved into the declared space.
+
+        Args:
+            depth: Stages to freeze; where it is not in the space there is no point.
+            lr: Rate of the head for AdamW; SGD gets ten times that.
+            ratio: Of the backbone's rate to the head's.
+            wanted: Values of other fields, where these differ from common advice.
+        """
+        if depth not in self._dimensions["freeze_depth"]:
+            return None
+        optimizer = self._dimensions["optimizer"].nearest(_COMMON["optimizer"])
+        values: dict[str, tuple[Value, ...]] = {
+            **_COMMON,
+            **{name: (value, *_COMMON[name]) for name, value in wanted.items()},
+            "freeze_depth": (depth,),
+            "lr": (lr * 10 if optimizer == "sgd" else lr,),
+            "backbone_lr_ratio": (ratio,),
+        }
+        point: Point = {}
+        for name, dimension in self._dimensions.items():
+            if self._is_active(name, point):
+                point[name] = dimension.nearest(values[name])
+        return {name: value for name, value in point.items() if not self._dimensions[name].is_fixed}
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that may be tried, ascending."""
+        return tuple(depth for depth in range(self.num_stages + 1) if depth in self._dimensions["freeze_depth"])
 
     def trial_config(self, point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
         """The trial at a point: `base` with the point's fields."""
@@ -173,21 +205,14 @@ class SearchSpace:
             return point.get("freeze_depth") != self.num_stages
         return True
 
-    def _rule(self, depth: int, lr: float, ratio: float) -> Point | None:
-        if depth not in self._dimensions["freeze_depth"]:
-            return None
-        optimizer = self._dimensions["optimizer"].nearest(_COMMON["optimizer"])
-        wanted: dict[str, tuple[Value, ...]] = {
-            **_COMMON,
-            "freeze_depth": (depth,),
-            "lr": (lr * 10 if optimizer == "sgd" else lr,),
-            "backbone_lr_ratio": (ratio,),
-        }
-        rule: Point = {}
-        for name, dimension in self._dimensions.items():
-            if self._is_active(name, rule):
-                rule[name] = dimension.nearest(wanted[name])
-        return {name: value for name, value in rule.items() if not self._dimensions[name].is_fixed}
+
+def distinct_points(points: Iterable[Point | None]) -> list[Point]:
+    """The points that there are, each once, in order."""
+    distinct: list[Point] = []
+    for point in points:
+        if point is not None and point not in distinct:
+            distinct.append(point)
+    return distinct
 
 
 def apply_params(point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:

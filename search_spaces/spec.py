@@ -44,6 +44,7 @@ SPEC_VERSION = 1
 MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
 OptimizerName = Literal["adamw", "sgd"]
+HeadInitName = Literal["auto", "probe", "random"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
 
@@ -188,6 +189,12 @@ class SearchSpec(SpecPart):
     """What varies from trial to trial: each field one value, a list of choices, or a range."""
 
     num_trials: Count = Field(16, description="Trials in all, those that are stopped early included.")
+    probe: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether a linear classifier on the features behind every stage is fitted first, in closed form; "
+        "it takes one pass over the pictures, and its accuracy by depth chooses the first trials. 'auto': where "
+        "weights are pretrained and freeze_depth is searched.",
+    )
     freeze_depth: Searched[Depth, DepthRange] = Field(
         DepthRange(),
         description="Number of leading stages kept frozen; 0 trains everything, 'all' only the head. "
@@ -202,6 +209,12 @@ class SearchSpec(SpecPart):
     optimizer: Chosen[OptimizerName] = Field(("adamw", "sgd"), description="AdamW, or SGD with Nesterov momentum.")
     weight_decay: Searched[NonNegative, NonNegativeRange] = Field(
         NonNegativeRange(low=1e-5, high=1e-2, log=True), description="Weight decay."
+    )
+    head_init: Chosen[HeadInitName] = Field(
+        "auto",
+        description="What the head starts from: 'probe', a linear classifier fitted in closed form on the frozen "
+        "network's features, so that no epoch goes into finding one and no large gradient of a random head disturbs "
+        "the backbone; or 'random'. 'auto': [probe, random] where weights are pretrained, else random.",
     )
     augmentation: Chosen[PolicyName] = Field(
         ("none", "flip", "flip_crop", "randaugment"),
@@ -223,6 +236,13 @@ class SearchSpec(SpecPart):
     grad_clip_norm: Searched[Positive | None, PositiveRange] = Field(
         (None, 1.0), description="Largest global norm of the gradient; none: any."
     )
+
+    @field_validator("head_init")
+    @classmethod
+    def _auto_stands_alone(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and "auto" in value:
+            raise ValueError("'auto' in a list says nothing; write auto alone, or list probe and random")
+        return value
 
 
 class EarlyStoppingSpec(SpecPart):
@@ -277,6 +297,11 @@ class SweepSpec(SpecPart):
     def mode(self) -> Literal["min", "max"]:
         """Whether a good trial has a small or a large metric."""
         return "min" if self.metric == "val/loss" else "max"
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the backbone starts from weights rather than at random."""
+        return self.model.weights != "none"
 
     @property
     def grace_period(self) -> int:

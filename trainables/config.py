@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 PolicyName = Literal["none", "flip", "flip_crop", "randaugment"]
 SplitName = Literal["train", "val", "test"]
 Precision = Literal["fp32", "bf16"]
+HeadInit = Literal["probe", "random"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -123,5 +124,8 @@ class TrialConfig(Settings):
     batch_size: int = Field(32, ge=1, description="Pictures per step over all workers together.")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     epochs: int = Field(8, ge=1)
+    head_init: HeadInit = Field(
+        "random", description="'probe': the head starts as a ridge classifier on the frozen network's features."
+    )
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field, TypeAdapter
 
-from trainables.config import Settings, SplitName, TrialConfig
+from trainables.config import AugmentationConfig, Settings, SplitName, TrialConfig
 
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 LAST_CHECKPOINT = "last.ckpt"
@@ -40,27 +40,74 @@ class ScoreJob(Settings):
     side: SplitName
 
 
-Job = Annotated[TrainJob | ScoreJob, Field(discriminator="kind")]
-_JOBS: TypeAdapter[TrainJob | ScoreJob] = TypeAdapter(Job)
+class ProbeJob(Settings):
+    """Say how much the features behind every stage tell of the classes, without training anything."""
+
+    kind: Literal["probe"] = "probe"
+    config: TrialConfig = Field(description="Of a trial that freezes every stage and sees pictures as they are.")
+    cuts_to_keep: dict[Literal["train", "val"], tuple[int, ...]] | None = Field(
+        None, description="Cuts whose features the pass may store; None: the last one on both sides."
+    )
+
+    @classmethod
+    def of(
+        cls,
+        config: TrialConfig,
+        num_stages: int,
+        cuts_to_keep: dict[Literal["train", "val"], tuple[int, ...]] | None = None,
+    ) -> ProbeJob:
+        """The probe of the network that ``config``, of whatever depth, stands on."""
+        as_is = AugmentationConfig(policy="none", num_views=1)
+        changes = {"freeze_depth": num_stages, "head_init": "random", "augmentation": as_is}
+        return cls(config=config.model_copy(update=changes), cuts_to_keep=cuts_to_keep)
 
 
-def parse_job(values: dict[str, Any]) -> TrainJob | ScoreJob:
+AnyJob = TrainJob | ScoreJob | ProbeJob
+Job = Annotated[AnyJob, Field(discriminator="kind")]
+_JOBS: TypeAdapter[AnyJob] = TypeAdapter(Job)
+
+
+def parse_job(values: dict[str, Any]) -> AnyJob:
     """A job from its JSON values."""
     return _JOBS.validate_python(values)
+
+
+class DepthProbe(TypedDict):
+    """What the features behind one stage say of the classes.
+
+    ``probe_accuracy`` is of a ridge classifier on the validation pictures (none: NaN), ``loo_accuracy`` on training
+    pictures that it has not seen, ``num_judged`` the number of both together; ``log_me`` is the log evidence per
+    picture and class, ``num_features`` the width after pooling, ``seconds`` what fitting took.
+    """
+
+    depth: int
+    stage: str
+    probe_accuracy: float
+    loo_accuracy: float
+    accuracy: float
+    num_judged: int
+    log_me: float
+    num_features: int
+    seconds: float
 
 
 class Message(TypedDict):
     """What a lane says of a job.
 
     ``epoch``: one more epoch is trained (``epoch`` counts from 1), ``outcome`` is set on the trial's last one.
-    ``score``: the answer to a ``ScoreJob``. ``failed``: the job is over, for the ``reason``.
-    ``dropped``: the asker has moved on.
+    ``score``: the answer to a ``ScoreJob``. ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
+    ``failed``: the job is over, for the ``reason``. ``dropped``: the asker has moved on.
     """
 
-    kind: Literal["epoch", "score", "failed", "dropped"]
+    kind: Literal["epoch", "score", "probe", "failed", "dropped"]
     epoch: NotRequired[int]
     metrics: NotRequired[dict[str, float]]
     is_best: NotRequired[bool]
     outcome: NotRequired[Outcome | None]
     reason: NotRequired[str]
     confusion: NotRequired[list[list[int]]]
+    probes: NotRequired[list[DepthProbe]]
+
+
+LAST_WORDS = frozenset({"score", "probe"})
+"""Kinds of message that answer a job whole."""

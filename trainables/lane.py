@@ -20,8 +20,9 @@ import torch
 
 from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import FeatureSettings
-from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ScoreJob, TrainJob, parse_job
+from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob, parse_job
 from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
+from trainables.probing import run_probe
 from trainables.ranks import Ranks
 from trainables.storage import join
 from trainables.switchboard import Order
@@ -66,6 +67,9 @@ def lane_loop(settings: dict[str, Any]) -> None:
 def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
     # A function of its own, so that nothing of the job is left in the lane's loop when it waits for the next one.
     job = parse_job(order.job)
+    if isinstance(job, ProbeJob):
+        line.report(order, run_probe(job, bench, ranks))
+        return
     cuts_to_keep = job.cuts_to_keep if isinstance(job, TrainJob) else None
     with closing(TrialRun(job.config, bench, ranks, cuts_to_keep)) as run:
         if isinstance(job, TrainJob):

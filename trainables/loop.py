@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
+from trainables.backbones.graph import Stage
 from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
 from trainables.classifier import build_optimizer, lr_scale, split_network
@@ -39,7 +40,8 @@ from trainables.data.splits import assign_sides
 from trainables.data.table import ImageTable
 from trainables.data.views import view_index
 from trainables.errors import InputError
-from trainables.features.source import FeatureBatches, StoredFeatures
+from trainables.features.probes import ProbeResult
+from trainables.features.source import FeatureBatches, StoredFeatures, visit
 from trainables.features.store import FeatureStore
 from trainables.node_cache import cache_root
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
@@ -59,7 +61,7 @@ class StoppedError(Exception):
 
 
 class Workbench:
-    """What a warm process keeps from trial to trial: open image tables, views in memory, the feature store.
+    """What a warm process keeps from trial to trial: open tables, views in memory, fitted heads, the feature store.
 
     Args:
         view_cache_bytes: Memory that views may take.
@@ -68,6 +70,7 @@ class Workbench:
 
     def __init__(self, view_cache_bytes: int = 1 << 30, features: FeatureSettings | None = None) -> None:
         self.views = ViewCache(view_cache_bytes)
+        self.heads: dict[str, ProbeResult] = {}  # by `probing.head_key`
         self.features = features
         self.store: FeatureStore | None = None
         if features is not None:
@@ -146,7 +149,9 @@ class TrialRun:
     ) -> None:
         self.config, self._bench, self._ranks = config, bench, ranks
         self.epoch = 0
+        self._has_begun = False
         backbone = bench.backbone(config)
+        self.stages: tuple[Stage, ...] = backbone.graph.stages
         self._network = split_network(backbone, config.freeze_depth)
         layout = memory_format(config.compute)
         self._normalise = Normaliser(backbone.mean, backbone.std, ranks.device, layout)
@@ -187,6 +192,35 @@ class TrialRun:
         """The pictures of one side, in table order."""
         return self._bench.side(self.config.data, name)
 
+    def visit(self, name: SplitName, cuts: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]]:
+        """Features of a side's pictures, as evaluation sees them, behind frozen stages: see `source.visit`."""
+        if self._prefix is None:
+            raise ValueError(f"{self.config.backbone.name}: nothing is frozen, so there are no features to visit")
+        views = Views(self.side(name), _AS_IS, self.config.data.image_size_px, self._bench.views)
+        images = ImageBatches(views, self._normalise, self._prefix)
+        return visit(images, self._stored, self._prefix, 0, cuts)
+
+    @torch.no_grad()
+    def head_inputs(self, features: torch.Tensor) -> torch.Tensor:
+        """What the head gets [B, D] of the features at this run's depth, while nothing is dropped."""
+        caught: list[torch.Tensor] = []
+        head = self._tail.get_submodule(self._network.head_name)
+        with head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
+            self._tail.eval()(features.to(self._ranks.device).float())
+        return caught[0]
+
+    def _start_head(self) -> None:
+        """Gives the head what it starts from, once; a checkpoint brings its own."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        if self.config.head_init == "probe":
+            from trainables.probing import probed_head  # it runs a trial of its own
+
+            weight_KD, bias_K = probed_head(self.config, len(self.stages), self._bench, self._ranks)
+            head = self._tail.get_submodule(self._network.head_name)
+            head.load_state_dict({"weight": weight_KD, "bias": bias_K})
+
     def run_epoch(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Trains one epoch and scores the validation side; the same numbers on every rank.
 
@@ -198,6 +232,7 @@ class TrialRun:
             StoppedError: ``should_stop`` said so on rank 0, between two batches.
         """
         started = time.perf_counter()
+        self._start_head()
         with torch.random.fork_rng(devices=[self._ranks.device] if self._ranks.device.type == "cuda" else []):
             # The loop draws nothing from the global generator; a backbone's own code might.
             torch.manual_seed(self.config.seed * 1_000_003 + self.epoch)
@@ -263,6 +298,7 @@ class TrialRun:
     @torch.no_grad()
     def evaluate(self, name: SplitName) -> Evaluation:
         """Scores one side with the weights as they are; the same on every rank."""
+        self._start_head()
         side, num_classes = self.side(name), len(self.config.data.class_names)
         self._model.eval()
         positions = self._ranks.share(np.arange(len(side)))
@@ -284,6 +320,7 @@ class TrialRun:
             meta: JSON values to keep beside the loop's own.
             weights_only: Leaves out what only training needs.
         """
+        self._start_head()
         return Checkpoint(
             prefix_hash=self._network.prefix_hash,
             tail=self._tail.state_dict(),
@@ -304,6 +341,7 @@ class TrialRun:
         if checkpoint.optimizer:
             restore_optimizer(self._optimizer, checkpoint.optimizer)
         self.epoch = int(checkpoint.meta["epoch"])
+        self._has_begun = True
 
     def _batches(self, side: Side, policy: AugmentationConfig) -> BatchSource:
         views = Views(side, policy, self.config.data.image_size_px, self._bench.views)

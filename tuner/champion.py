@@ -55,7 +55,7 @@ def baseline_config(name: BaselineName, champion: TrialConfig, num_stages: int) 
     """A run to compare the champion with: its own settings, with only what the name says changed.
 
     ``head_only`` freezes every stage; ``full_finetune`` freezes none, the backbone learning at a tenth of the head's
-    rate; ``from_scratch`` trains everything from random weights at one rate.
+    rate; ``from_scratch`` trains everything from random weights, the head's too, at one rate.
     """
     changes: dict[str, Any] = {"freeze_depth": num_stages if name == "head_only" else 0}
     if name == "full_finetune":
@@ -63,6 +63,7 @@ def baseline_config(name: BaselineName, champion: TrialConfig, num_stages: int) 
     if name == "from_scratch":
         changes["optimizer"] = champion.optimizer.model_copy(update={"backbone_lr_ratio": 1.0})
         changes["backbone"] = champion.backbone.model_copy(update={"weights": None})
+        changes["head_init"] = "random"
     return champion.model_copy(update=changes)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from trainables.errors import InputError
 from tuner.cache_cli import cache_app
+from tuner.rank_cli import rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +31,7 @@ app = typer.Typer(
 spec_app = typer.Typer(help="Specs: what a sweep is made of.", no_args_is_help=True)
 app.add_typer(spec_app, name="spec")
 app.add_typer(cache_app, name="cache")
+app.command()(rank)
 
 SpecFile = Annotated[str, typer.Argument(help="A spec file (YAML), or the name of a preset such as 'digits'.")]
 Overrides = Annotated[
@@ -254,7 +256,7 @@ def _show_plan(spec: SweepSpec) -> None:
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
     cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
-    SearchSpace(spec.search, cuts.num_stages, spec.model.backbone)
+    SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
     if isinstance(spec.model.weights, str):
         prepare_weights(spec.model.weights, spec.model.backbone, home, home.tracking_uri(spec.tracking.uri))
     show_plan(data, cuts, dump_spec(spec), _console())

@@ -24,6 +24,7 @@ from tuner.model_file import ModelCard, save_model
 from tuner.paths import HomePaths
 from tuner.picture import compose, draw
 from tuner.preparing import STORE_MARGIN, PreparedData
+from tuner.probe_picture import compose_probe, draw_probe
 from tuner.report import Confusion, write_confusion
 from tuner.result import Champion, Standing
 
@@ -187,6 +188,13 @@ def write_report(
     if confusion is not None:
         paths += write_confusion(confusion, folder, f"{spec.name}: trial {champion.number} on the test side")
     return [str(path) for path in paths]
+
+
+def write_probe_picture(closing: Closing, trials: Sequence[TrialRecord], probes: Sequence[dict[str, Any]]) -> str:
+    """Draws what the probe said of each depth beside what trials reached there; returns the path."""
+    spec, path = closing.spec, closing.home.sweep(closing.spec.name).report / "probe.png"
+    write_bytes(str(path), draw_probe(compose_probe(f"{spec.name}: {spec.model.backbone}", probes, trials)))
+    return str(path)
 
 
 def register_champion(closing: Closing, champion: Champion, tracking_uri: str, run_id: str, time_s: float) -> Champion:

@@ -7,6 +7,8 @@ Every record has ``event`` and ``time`` (Unix seconds). The events, and their ow
 
 =============  ====================================================================================================
 sweep          name, params (flat), tags, note: a sweep begins, or goes on when there is an earlier one
+probe          probes (by depth, see `trainables.jobs.DepthProbe`), metrics (seconds), points (what the search begins
+               with), reason (why there are no probes)
 trial          number, params (flat): a trial of the search begins, or goes on after an interruption
 baseline       number, name, params: the same for a run beside the search (``head_only``...)
 epoch          number, epoch (from 1), metrics ``{"val/accuracy": ...}``
@@ -34,7 +36,9 @@ from typing import IO, Any, Literal, get_args
 
 from trainables.errors import InputError
 
-Event = Literal["sweep", "trial", "baseline", "epoch", "end", "files", "champion", "totals", "finished", "interrupted"]
+Event = Literal[
+    "sweep", "probe", "trial", "baseline", "epoch", "end", "files", "champion", "totals", "finished", "interrupted"
+]
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 Record = dict[str, Any]
 

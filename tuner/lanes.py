@@ -18,7 +18,7 @@ from typing import Any
 
 from trainables.config import FeatureSettings
 from trainables.entry import run_lane
-from trainables.jobs import Message, ScoreJob, TrainJob
+from trainables.jobs import LAST_WORDS, AnyJob, Message
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class LanePool:
 
         ray.get(self._board.give_back_all.remote(client_prefix))
 
-    def run(self, job: TrainJob | ScoreJob) -> Iterator[Message]:
+    def run(self, job: AnyJob) -> Iterator[Message]:
         """Runs a job of the driver's own on the next free lane and yields its messages.
 
         Raises:
@@ -122,7 +122,7 @@ class LanePool:
                 if message["kind"] in ("failed", "dropped"):
                     raise LaneError(message.get("reason", "the lane was taken away"))
                 yield message
-                if message["kind"] == "score" or message.get("outcome"):
+                if message["kind"] in LAST_WORDS or message.get("outcome"):
                     return
         except ray.exceptions.RayTaskError as error:
             raise LaneError(_first_line(error.cause)) from error

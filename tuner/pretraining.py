@@ -99,6 +99,7 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     # Where the table and the weights lie does not decide the numbers; what is in them does.
     decisive = config.model_dump(mode="json")
     del decisive["data"]["table"]
+    del decisive["head_init"]  # always random: older recipes do not have it
     if config.backbone.weights is not None:
         del decisive["backbone"]["weights"]["uri"]
     return Pretraining(spec, config, json.dumps(decisive, sort_keys=True, separators=(",", ":")), data)

@@ -107,6 +107,8 @@ class _Planner:
         match record["event"]:
             case "sweep" | "trial" | "baseline":
                 self._begin(record, time_ms)
+            case "probe":
+                self._probe(record, time_ms)
             case "epoch":
                 self._epoch(record, time_ms)
             case "end":
@@ -141,6 +143,13 @@ class _Planner:
         else:
             update.params |= {name: as_param(value) for name, value in record.get("params", {}).items()}
         self.states[key] = replace(self.states.get(key, RunState()), is_open=True)
+
+    def _probe(self, record: Record, time_ms: int) -> None:
+        """The curve by depth: MLflow draws it with the depth as the step."""
+        update = self._update(SWEEP_KEY, time_ms)
+        for probe in record["probes"]:
+            shown = {"probe/accuracy": probe["accuracy"], "probe/log_me": probe["log_me"]}
+            update.metrics += _points(shown, time_ms, probe["depth"])
 
     def _epoch(self, record: Record, time_ms: int) -> None:
         key, epoch = _key(record), record["epoch"]

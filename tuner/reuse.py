@@ -67,7 +67,7 @@ class Reuse:
             saved = f"about {self.seconds_saved:,.0f} s and {saved}"
         read = f"{self.images_read:,} ({self.rate:.0%}) were read from the store"
         lines = [
-            f"Frozen layers: of {num_images:,} pictures {read} and {self.images_computed:,} computed; that saved {saved}."
+            f"Frozen layers: of {num_images:,} pictures {read}, {self.images_computed:,} computed; that saved {saved}."
         ]
         if self.images_read and len(self.rate_by_depth) > 1:
             rates = ", ".join(f"depth {depth} {rate:.0%}" for depth, rate in self.rate_by_depth.items())

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search_spaces.space import SearchSpace
+from search_spaces.space import Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.jobs import TrainJob
@@ -35,6 +35,7 @@ class SearchPhase:
         record: Writes the journal.
         progress: Shows what happens.
         has_epochs: Whether any trial of this process has finished an epoch.
+        first_points: See `StudySearcher`.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class SearchPhase:
         record: Callable[..., object],
         progress: Progress,
         has_epochs: Callable[[], bool],
+        first_points: Sequence[Point] | None = None,
     ) -> None:
         self._spec, self._space, self._base, self._home = spec, space, base, home
         self._paths = home.sweep(spec.name)
         self._record, self._progress, self._has_epochs = record, progress, has_epochs
+        self._first_points = first_points
 
     def run(self, pool: LanePool) -> bool:
         """Runs the trials that are left; False when the sweep was interrupted."""
@@ -68,6 +71,7 @@ class SearchPhase:
             seed=spec.seed,
             make_config=self._config_maker(pool, history),
             history=history,
+            first_points=self._first_points,
         )
         state = self._progress.state
         state.metric, state.mode = spec.metric, spec.mode

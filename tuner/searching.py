@@ -68,6 +68,8 @@ class StudySearcher(Searcher):
         seed: Of the proposals.
         history: The trials that the journal knows. Those without an outcome run again under their numbers, first.
         make_config: Tune's configuration of a trial, of its number and its point.
+        first_points: Searched fields of the first trials' points; None: the space's rules of thumb. The same each time
+            that a sweep goes on.
 
     Raises:
         InputError: A trial of the history is no point of the space.
@@ -84,6 +86,7 @@ class StudySearcher(Searcher):
         seed: int,
         make_config: MakeConfig,
         history: Sequence[TrialRecord] = (),
+        first_points: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = space
@@ -96,7 +99,7 @@ class StudySearcher(Searcher):
         self._resumed = {record.number: record for record in history if record.outcome is None}
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its lines per study and trial would break the progress
         self._study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
-        self._rebuild(history)
+        self._rebuild(history, space.rules_of_thumb() if first_points is None else first_points)
 
     @property
     def study(self) -> optuna.Study:
@@ -164,14 +167,14 @@ class StudySearcher(Searcher):
         """
         raise InputError(f"{checkpoint_path}: a sweep goes on from its journal; use `thaw resume`")
 
-    def _rebuild(self, history: Sequence[TrialRecord]) -> None:
+    def _rebuild(self, history: Sequence[TrialRecord], first_points: Sequence[Mapping[str, Any]]) -> None:
         """Fills the study so that each trial has its number; numbers that nobody holds are asked anew."""
         by_number = {record.number: record for record in history}
-        rules = dict(enumerate(self._space.rules_of_thumb()))
-        for number in range(max([*by_number, *rules], default=-1) + 1):
+        firsts = dict(enumerate(first_points))
+        for number in range(max([*by_number, *firsts], default=-1) + 1):
             record = by_number.get(number)
             if record is None:
-                self._study.enqueue_trial(rules.get(number, {}))
+                self._study.enqueue_trial(dict(firsts.get(number, {})))
             else:
                 self._add(record)
 

@@ -184,7 +184,7 @@ class _Sweep:
         else:
             weights = prepare_weights(str(spec.model.weights), spec.model.backbone, self.home, self.tracking_uri)
         cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
-        space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone)
+        space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
         return Prepared(data, space, pretraining, weights)
 
     def _keep_spec(self, data: PreparedData) -> None:
@@ -240,8 +240,10 @@ class _Sweep:
 
     def _search(self, space: SearchSpace, base: TrialConfig, pool: LanePool) -> bool:
         """Runs the trials that are left; False when the sweep was interrupted."""
+        from tuner.probing import run_probe_phase
         from tuner.search_phase import SearchPhase
 
+        points = run_probe_phase(self.spec, space, base, pool, self.paths, record=self.record, progress=self.progress)
         phase = SearchPhase(
             self.spec,
             space,
@@ -250,6 +252,7 @@ class _Sweep:
             record=self.record,
             progress=self.progress,
             has_epochs=lambda: self.has_epochs,
+            first_points=points,
         )
         return phase.run(pool)
 
@@ -264,7 +267,15 @@ class _Sweep:
         return self._result(None, [], is_finished=False, untold=untold)
 
     def _finish(self, space: SearchSpace, base: TrialConfig, data: PreparedData, pool: LanePool) -> SweepResult:
-        from tuner.finale import Closing, run_baselines, test_champion, write_champion, write_report
+        from tuner.finale import (
+            Closing,
+            run_baselines,
+            test_champion,
+            write_champion,
+            write_probe_picture,
+            write_report,
+        )
+        from tuner.probing import probe_record
 
         self.tracking.start()
         trials = trials_of(self._records())
@@ -280,6 +291,8 @@ class _Sweep:
         self.progress.phase("writing the champion's model")
         write_champion(closing, champion)
         report = write_report(closing, trials, champion, baselines, confusion)
+        if probed := (probe_record(self._records()) or {}).get("probes"):
+            report.append(write_probe_picture(closing, trials, probed))
         self.record("files", paths=report, folder="report")
         reuse = self._reuse()
         self.record("totals", metrics=reuse.metrics())

@@ -151,7 +151,7 @@ def test_all_means_the_number_of_stages():
 
 def test_a_point_becomes_a_trial_and_leaves_the_rest_alone():
     space = space_of()
-    point = next(point for point, _ in draw(space) if len(point) == 12)
+    point = next(point for point, _ in draw(space) if len(point) == 13)
     trial = space.trial_config(point, BASE)
     assert trial.freeze_depth == point["freeze_depth"]
     assert trial.augmentation.model_dump() == {
@@ -170,6 +170,7 @@ def test_a_point_becomes_a_trial_and_leaves_the_rest_alone():
         "grad_clip_norm": point["grad_clip_norm"],
     }
     assert (trial.batch_size, trial.label_smoothing) == (point["batch_size"], point["label_smoothing"])
+    assert trial.head_init == point["head_init"]
     assert (trial.data, trial.backbone, trial.epochs, trial.seed) == (BASE.data, BASE.backbone, BASE.epochs, BASE.seed)
     assert apply_params({}, BASE) == BASE
 

@@ -1,0 +1,82 @@
+"""The first trials of a search, from what a linear probe says of each depth.
+
+In: the space, and the probe's accuracy by depth. Out: points, the cheapest first. Pure: whoever goes on with a sweep
+gets the same points from the same probe.
+
+A probe on cut d tells what a head on frozen stages 1 to d could reach; it cannot tell how much training the rest would
+add. So it does not replace common advice (only the head, the middle, everything): it adds the depth where frozen
+features are best and its shallower neighbours, whose tails start closest to something that works.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from search_spaces.space import COMMON_LR, Point, SearchSpace, distinct_points
+from search_spaces.spec import SearchSpec
+
+_NEIGHBOURS = 2
+"""Shallower depths that are tried beside the best one."""
+
+
+@dataclass(frozen=True)
+class ProbedDepth:
+    """What a probe found at one depth.
+
+    Attributes:
+        depth: Stages that are frozen, from 1.
+        accuracy: Share of pictures told right that the probe had not seen.
+        num_judged: Number of those pictures.
+    """
+
+    depth: int
+    accuracy: float
+    num_judged: int
+
+
+def should_probe(search: SearchSpec, space: SearchSpace, *, is_pretrained: bool) -> bool:
+    """Whether the search begins with a probe: see `SearchSpec.probe`."""
+    if search.probe != "auto":
+        return search.probe == "on"
+    return is_pretrained and len(space.depths) > 1
+
+
+def best_depth(probes: Sequence[ProbedDepth]) -> int:
+    """The deepest, so the cheapest, of the depths that are as good as the best within its standard error.
+
+    Raises:
+        ValueError: There are no probes.
+    """
+    best = max(probes, key=lambda probe: probe.accuracy)
+    error = math.sqrt(best.accuracy * (1 - best.accuracy) / max(1, best.num_judged))
+    return max(probe.depth for probe in probes if probe.accuracy >= best.accuracy - error)
+
+
+def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: int) -> list[Point]:
+    """Searched fields of the points to begin with; without a probe the rules of thumb as they are.
+
+    With it, the rules' depths and the best one come first in importance, its shallower neighbours after them as far as
+    there are trials; they run from the deepest, which costs next to nothing, to the shallowest. All heads start from
+    the probe where the space has that.
+
+    Args:
+        space: What may vary.
+        probes: By depth, in any order.
+        num_trials: Of the whole search.
+    """
+    allowed = [probe for probe in probes if probe.depth in space.depths]
+    if not allowed:
+        return space.rules_of_thumb()
+    best = best_depth(allowed)
+    wanted = [space.num_stages, space.num_stages // 2, 0, best, *(best - step for step in range(1, _NEIGHBOURS + 1))]
+    depths = [depth for depth in dict.fromkeys(wanted) if depth in space.depths][:num_trials]
+    return distinct_points(_point(space, depth) for depth in sorted(depths, reverse=True))
+
+
+def _point(space: SearchSpace, depth: int) -> Point | None:
+    if depth == 0:
+        return space.common_point(depth=0, lr=COMMON_LR / 10, ratio=1.0, head_init="probe")
+    ratio = 1.0 if depth == space.num_stages else 0.1
+    return space.common_point(depth=depth, lr=COMMON_LR, ratio=ratio, head_init="probe")

@@ -1,0 +1,148 @@
+"""What a frozen network's features say of the classes, depth by depth, and the head that follows from them.
+
+In: a run that freezes every stage, so that one pass over the pictures gives the features of every cut. Out: a ridge
+probe and a LogME score for each depth, and weights for a head to start from. Pictures are seen as evaluation sees
+them, and nothing is drawn at random: the same pictures and weights give the same bits in every process.
+
+Axes: N pictures, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+
+import numpy as np
+import torch
+
+from trainables.config import SplitName, TrialConfig
+from trainables.features.probes import ProbeResult, fit_probe, head_from_probe, pool, representative_rows
+from trainables.jobs import DepthProbe, Message, ProbeJob
+from trainables.loop import TrialRun, Workbench
+from trainables.ranks import Ranks
+
+# A fit takes N * D * D multiplications where pictures are many: as many as a core does in a few seconds.
+_MOST_WORK = 2e10
+_FEWEST_ROWS, _MOST_ROWS = 3_000, 50_000
+
+HeadWeights = tuple[torch.Tensor, torch.Tensor]
+"""Weight [K, D] and bias [K] of a linear layer, float32 on the CPU."""
+
+
+def run_probe(job: ProbeJob, bench: Workbench, ranks: Ranks) -> Message:
+    """Probes every depth in one pass over the training and the validation pictures; keeps the head that it finds.
+
+    With several ranks the first works alone, so that their number does not matter; only its answer counts.
+
+    Raises:
+        InputError: Features are not finite, or the pictures are of fewer than two classes.
+    """
+    if not ranks.is_first:
+        return {"kind": "probe"}
+    started = time.perf_counter()
+    with closing(TrialRun(job.config, bench, Ranks(ranks.device), job.cuts_to_keep)) as run:
+        stages, num_classes = run.stages, len(job.config.data.class_names)
+        cuts = range(1, len(stages) + 1)
+        train, val = (_collect(run, name, cuts) for name in ("train", "val"))
+    passed, probes = time.perf_counter(), list[DepthProbe]()
+    with _one_thread():
+        for depth, stage in zip(cuts, stages, strict=True):
+            began = time.perf_counter()
+            result = fit_probe(*train[depth], num_classes, validation=val.get(depth))
+            seconds = time.perf_counter() - began
+            probes.append(_describe(depth, stage.name, result, len(val[depth][1]) if depth in val else 0, seconds))
+    bench.heads[head_key(job.config)] = result
+    metrics = {"time/pass_s": passed - started, "time/fit_s": time.perf_counter() - passed}
+    return {"kind": "probe", "probes": probes, "metrics": metrics}
+
+
+def probed_head(config: TrialConfig, num_stages: int, bench: Workbench, ranks: Ranks) -> HeadWeights:
+    """The head as a ridge classifier on what stands in front of it (see `features.probes`).
+
+    Where only the head is trained, its outputs are scaled to calibrated logits. Where more is, they stay between -1 and
+    1: a head that is sure of every picture it was fitted on leaves the backbone nothing to learn, and with BatchNorm in
+    training its certainty turns into large gradients: both seen on 245 photos of ants and bees.
+
+    Fitted once per process, on the first rank; every rank must call this and gets the same bits.
+
+    Args:
+        config: Of a trial that freezes any depth.
+        num_stages: Of its backbone.
+        bench: Keeps the fit.
+        ranks: This process among the lane's workers.
+
+    Raises:
+        InputError: As `run_probe`.
+    """
+    key = head_key(config)
+    if ranks.is_first and key not in bench.heads:
+        with closing(TrialRun(ProbeJob.of(config, num_stages).config, bench, Ranks(ranks.device))) as run:
+            features_ND, labels_N = _collect(run, "train", [num_stages])[num_stages]
+        with _one_thread():
+            bench.heads[key] = fit_probe(features_ND, labels_N, len(config.data.class_names), with_logme=False)
+    is_whole = config.freeze_depth == num_stages
+    head: HeadWeights = ranks.agree(head_from_probe(bench.heads[key], as_logits=is_whole) if ranks.is_first else None)
+    return head
+
+
+def head_key(config: TrialConfig) -> str:
+    """Everything that decides the head's bits within a process, and nothing that does not."""
+    weights, compute = config.backbone.weights, config.compute
+    decisive = [
+        config.data.model_copy(update={"table": ""}).canonical_json(),
+        config.backbone.name,
+        f"seed {config.seed}" if weights is None else weights.sha256,
+        compute.prefix_precision,
+        compute.prefix_batch_size,
+        compute.channels_last,
+    ]
+    return json.dumps(decisive)
+
+
+def _describe(depth: int, stage: str, result: ProbeResult, num_val: int, seconds: float) -> DepthProbe:
+    num_train, right_of_val = result.num_pictures, (result.val_accuracy or 0.0) * num_val
+    return DepthProbe(
+        depth=depth,
+        stage=stage,
+        probe_accuracy=math.nan if result.val_accuracy is None else result.val_accuracy,
+        loo_accuracy=result.loo_accuracy,
+        accuracy=(result.loo_accuracy * num_train + right_of_val) / (num_train + num_val),
+        num_judged=num_train + num_val,
+        log_me=math.nan if result.logme is None else result.logme,
+        num_features=result.weight_KD.shape[1],
+        seconds=seconds,
+    )
+
+
+def _collect(run: TrialRun, name: SplitName, cuts: Collection[int]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Features [N, D] in float64 and labels [N] of one side's pictures, or of enough of them, for each cut."""
+    labels_N = torch.from_numpy(np.ascontiguousarray(run.side(name).labels))
+    chosen: dict[int, np.ndarray] = {}
+    pieces: dict[int, list[torch.Tensor]] = {cut: [] for cut in cuts}
+    for positions, features in run.visit(name, sorted(cuts)):
+        for cut, rows in features.items():
+            pooled_ND = pool(run.head_inputs(rows) if cut == len(run.stages) else rows)
+            if cut not in chosen:
+                chosen[cut] = representative_rows(labels_N, _num_rows(pooled_ND.shape[1])).numpy()
+            wanted = np.isin(positions, chosen[cut], assume_unique=True)
+            pieces[cut].append(pooled_ND[torch.from_numpy(wanted)])
+    return {cut: (torch.cat(pieces[cut]), labels_N[torch.from_numpy(rows)]) for cut, rows in chosen.items()}
+
+
+def _num_rows(num_features: int) -> int:
+    """Most pictures to fit a probe of so many features on."""
+    return min(max(int(_MOST_WORK / num_features**2), _FEWEST_ROWS), _MOST_ROWS)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads, and matrices this small gain little from a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
