@@ -75,6 +75,14 @@ def _foreign_seconds() -> float:
     return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
+def _processor() -> str:
+    """The processor's name, as the kernel or else the interpreter knows it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def median(values: Sequence[float]) -> float:
     """The middle one."""
     return statistics.median(values)
@@ -88,14 +96,19 @@ def span(values: Sequence[float], digits: int = 2) -> str:
 
 
 def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Prints a table."""
+    """Prints a table: drawn on a terminal, as Markdown elsewhere, ready for ``docs/performance.md``."""
+    if not sys.stdout.isatty():
+        lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+        print(f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        for note in notes:
+            print(note + "\n")
+        return
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width of its own, and a wrapped table cannot be read.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console()
     console.print(table)
     for note in notes:
         console.print(note, highlight=False)
@@ -104,6 +117,7 @@ def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], no
 def conclude(name: str, cases: Sequence[Mapping[str, Any]], *, is_met: bool, check: bool) -> int:
     """Prints the JSON line and returns the exit code."""
     machine = {
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

@@ -55,6 +55,7 @@ ABLATIONS = {
     "packed images": Ablation({}, ("packed_images",)),
     "bf16": Ablation({"compute.precision": "fp32", "compute.prefix_precision": "fp32"}),
     "store": Ablation({"features": "off"}),
+    "probes": Ablation({"search.probe": "off", "search.head_init": "random"}),
     "early stopping": Ablation({"early_stopping.scheduler": "none"}),
 }
 

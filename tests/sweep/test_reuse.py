@@ -78,7 +78,7 @@ def test_what_was_only_read_has_no_price() -> None:
     assert reuse.seconds_saved is None
     assert "reuse/seconds_saved" not in reuse.metrics()
     assert reuse.sentences() == [
-        "Frozen layers: of 200 pictures 200 (100%) were read from the store, 0 computed; that saved 0.008 TFLOPs."
+        "Frozen layers: of 200 pictures 200 (100%) were read from the store and 0 computed; that saved 0.008 TFLOPs."
     ]
 
 
