@@ -97,6 +97,18 @@ class Dimension:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
+    def values(self) -> tuple[Value, ...]:
+        """All of them.
+
+        Raises:
+            ValueError: They are real numbers of a range.
+        """
+        if self.choices is not None:
+            return self.choices
+        if not self.is_integer:
+            raise ValueError(f"from {self.low} to {self.high} there are more values than can be listed")
+        return tuple(range(int(self.low), int(self.high) + 1))
+
     def distribution(self) -> BaseDistribution:
         """The Optuna distribution that `suggest` draws from."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -132,6 +144,19 @@ class SearchSpace:
     def searched(self, point: Mapping[str, Any]) -> dict[str, BaseDistribution]:
         """The distributions of the fields that Optuna chose in this point."""
         return {name: self._dimensions[name].distribution() for name in point if not self._dimensions[name].is_fixed}
+
+    @property
+    def fixed(self) -> Point:
+        """The fields that have one value, whether or not they have an effect in a point."""
+        return {name: dim.choices[0] for name, dim in self._dimensions.items() if dim.choices and dim.is_fixed}
+
+    def values_of(self, name: str) -> tuple[Value, ...]:
+        """All values of a field that has finitely many.
+
+        Raises:
+            ValueError: It is a range of real numbers.
+        """
+        return self._dimensions[name].values()
 
     def contains(self, point: Mapping[str, Any]) -> bool:
         """Whether `suggest` could have given this point."""
