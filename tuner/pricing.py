@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 SideName = Literal["train", "val"]
 CutsToKeep = dict[SideName, tuple[int, ...]]
 
-FLOPS_PER_BYTE: dict[Literal["cpu", "cuda"], float] = {"cpu": 200.0, "cuda": 40_000.0}
+FLOPS_PER_BYTE: dict[Literal["cpu", "cuda"], float] = {"cpu": 200.0, "cuda": 10_000.0}
 """What a byte of the store costs, as FLOPs that the same machine could do meanwhile.
 
 Measured on 2 cores: a byte is written, with its checksum, at 0.9 GB/s and verified once at 1.5 GB/s, which makes
 1.8 ns; reading it again from the page cache, at 15 GB/s, adds little. Meanwhile resnet18 and mobilenet_v2 at 128 px
-compute 30 to 280 GFLOP/s, so 100 GFLOP/s x 2 ns. A GPU computes some 200 times as fast and reads the same disk; that
-factor is a data sheet's, not measured.
+compute 30 to 280 GFLOP/s, so 100 GFLOP/s x 2 ns. A GPU computes some 50 times as fast and reads the same disk; that
+factor is an assumption, not measured.
 """
 
 
@@ -250,7 +250,8 @@ class Pricing:
         # A policy that is no point's yet (its magnitude not drawn) has no companions.
         own = trials.setdefault(policy, {})
         own[depth] = own.get(depth, 0.0) + 1.0
-        views = {name: self._views_looked_at(name, sum(by_depth.values())) for name, by_depth in trials.items()}
+        # A cut is mostly read by the trials of its own depth.
+        views = {name: self._views_looked_at(name, max(by_depth.values())) for name, by_depth in trials.items()}
         *training, validation = sweep_demands(
             trials,
             num_views=views,
