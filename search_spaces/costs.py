@@ -7,7 +7,7 @@ looked up here, and neither torch nor Optuna is imported. What is worth storing 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -17,6 +17,9 @@ from trainables.errors import InputError
 ViewCount = int | Literal["unlimited"]
 HeldCut = tuple[int, int | Literal["val"]]
 """A stored cut: its depth, and the number of the training view or 'val' for the validation pictures."""
+
+Kept = Mapping[Literal["train", "val"], Collection[int]]
+"""The depths at which a trial stores what it has computed, by side; see `trainables.jobs.TrainJob.cuts_to_keep`."""
 
 # The gradient of a layer takes one pass for its input and one for its weights.
 _TRAINED_PASSES = 3
@@ -50,7 +53,7 @@ def trial_flops(
     stage_flops: Sequence[float],
     head_flops: float,
     held: Collection[HeldCut] = (),
-    keeps_features: bool = True,
+    kept: Kept | None = None,
 ) -> Cost:
     """Predicts what a trial of all its epochs computes.
 
@@ -63,7 +66,8 @@ def trial_flops(
         stage_flops: Forward FLOPs of each stage, for one picture.
         head_flops: Of the head.
         held: Cuts in the store, under the trial's policy. One below the trial's saves the stages in front of it.
-        keeps_features: What had to be computed is there in later epochs; else it is computed in each one anew.
+        kept: Depths whose features are there in later epochs, once an epoch has computed them; what lies between the
+            deepest of them and the trial's own depth is computed in each epoch anew. None: the trial's own depth.
 
     Raises:
         InputError: There is no such depth, or a count is below its least.
@@ -74,12 +78,16 @@ def trial_flops(
     tail = sum(stage_flops[freeze_depth:]) + head_flops
     depths = [0, *accumulate(stage_flops)]
 
-    def missing(view: int | Literal["val"], uses: int) -> float:
-        nearest = max((depth for depth, name in held if name == view and depth <= freeze_depth), default=0)
-        return (depths[freeze_depth] - depths[nearest]) * (min(uses, 1) if keeps_features else uses)
+    kept = {"train": (freeze_depth,), "val": (freeze_depth,)} if kept is None else kept
 
-    fill = num_val * missing("val", epochs)
-    fill += num_train * sum(missing(view, uses) for view, uses in _uses_of_views(num_views, epochs))
+    def missing(view: int | Literal["val"], uses: int, kept_depths: Collection[int]) -> float:
+        first = max((depth for depth, name in held if name == view and depth <= freeze_depth), default=0)
+        later = max((depth for depth in kept_depths if depth <= freeze_depth), default=0)
+        whole = depths[freeze_depth]
+        return min(uses, 1) * (whole - depths[first]) + max(uses - 1, 0) * (whole - depths[max(first, later)])
+
+    fill = num_val * missing("val", epochs, kept["val"])
+    fill += num_train * sum(missing(view, uses, kept["train"]) for view, uses in _uses_of_views(num_views, epochs))
     return Cost(epochs * tail * (_TRAINED_PASSES * num_train + num_val), fill)
 
 

@@ -54,7 +54,7 @@ def best_depth(probes: Sequence[ProbedDepth]) -> int:
     return max(probe.depth for probe in probes if probe.accuracy >= best.accuracy - error)
 
 
-def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: int) -> list[Point]:
+def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: int | None) -> list[Point]:
     """Searched fields of the points to begin with; without a probe the rules of thumb as they are.
 
     With it, the rules' depths and the best one come first in importance, its shallower neighbours after them as far as
@@ -64,7 +64,7 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
     Args:
         space: What may vary.
         probes: By depth, in any order.
-        num_trials: Of the whole search.
+        num_trials: Of the whole search; None: any number.
     """
     allowed = [probe for probe in probes if probe.depth in space.depths]
     if not allowed:

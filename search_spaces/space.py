@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,18 @@ class Dimension:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
+    def values(self) -> tuple[Value, ...]:
+        """All of them.
+
+        Raises:
+            ValueError: They are real numbers of a range.
+        """
+        if self.choices is not None:
+            return self.choices
+        if not self.is_integer:
+            raise ValueError(f"from {self.low} to {self.high} there are more values than can be listed")
+        return tuple(range(int(self.low), int(self.high) + 1))
+
     def distribution(self) -> BaseDistribution:
         """The Optuna distribution that `suggest` draws from."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -139,6 +152,19 @@ class SearchSpace:
         """The distributions of the fields that Optuna chose in this point."""
         return {name: self._dimensions[name].distribution() for name in point if not self._dimensions[name].is_fixed}
 
+    @property
+    def fixed(self) -> Point:
+        """The fields that have one value, whether or not they have an effect in a point."""
+        return {name: dim.choices[0] for name, dim in self._dimensions.items() if dim.choices and dim.is_fixed}
+
+    def values_of(self, name: str) -> tuple[Value, ...]:
+        """All values of a field that has finitely many.
+
+        Raises:
+            ValueError: It is a range of real numbers.
+        """
+        return self._dimensions[name].values()
+
     def contains(self, point: Mapping[str, Any]) -> bool:
         """Whether `suggest` could have given this point."""
         active = [name for name in self._dimensions if self._is_active(name, point)]
@@ -162,13 +188,18 @@ class SearchSpace:
 
         Args:
             depth: Stages to freeze; where it is not in the space there is no point.
-            lr: Rate of the head for AdamW; SGD gets ten times that.
+            lr: Rate of the head for AdamW; SGD gets ten times that. Where the space wants another ratio, the rate moves so
+                that the geometric mean of both rates stays.
             ratio: Of the backbone's rate to the head's.
             wanted: Values of other fields, where these differ from common advice.
         """
         if depth not in self._dimensions["freeze_depth"]:
             return None
         optimizer = self._dimensions["optimizer"].nearest(_COMMON["optimizer"])
+        if depth < self.num_stages:
+            nearest = self._dimensions["backbone_lr_ratio"].nearest((ratio,))
+            assert isinstance(nearest, (int, float))
+            lr *= math.sqrt(ratio / nearest)
         values: dict[str, tuple[Value, ...]] = {
             **_COMMON,
             **{name: (value, *_COMMON[name]) for name, value in wanted.items()},

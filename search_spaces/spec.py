@@ -45,6 +45,8 @@ MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "v
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
 OptimizerName = Literal["adamw", "sgd"]
 HeadInitName = Literal["auto", "probe", "random"]
+USUAL_NUM_TRIALS = 16
+_OLD_TIME = "time_budget_s"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
 
@@ -103,10 +105,24 @@ class BudgetSpec(ResourceSpec):
     """What the sweep may spend."""
 
     epochs: Count = Field(8, description="Most epochs of one trial.")
-    time_budget_s: Positive | None = Field(
-        None, description="No trial starts after this many seconds, and running ones end at their next epoch."
+    time_s: Positive | None = Field(
+        None,
+        description="No trial starts after this many seconds of searching, interruptions not counted, and running "
+        "ones end at their next epoch.",
+    )
+    flops: Positive | None = Field(
+        None, description="The same with computed FLOPs: what is read from the feature store is not computed."
     )
     concurrency: CountOrAuto = Field("auto", description="Trials that run side by side; 'auto': as many as fit.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_name_of_time_s(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or _OLD_TIME not in raw:
+            return raw
+        if raw.get("time_s") is not None:
+            raise ValueError(f"{_OLD_TIME} is the old name of time_s, and both are given; leave {_OLD_TIME} out")
+        return {**{name: value for name, value in raw.items() if name != _OLD_TIME}, "time_s": raw[_OLD_TIME]}
 
 
 class TrackingSpec(SpecPart):
@@ -188,7 +204,17 @@ class ModelSpec(SpecPart):
 class SearchSpec(SpecPart):
     """What varies from trial to trial: each field one value, a list of choices, or a range."""
 
-    num_trials: Count = Field(16, description="Trials in all, those that are stopped early included.")
+    num_trials: CountOrAuto = Field(
+        "auto",
+        description="Trials in all, those that are stopped early included. 'auto': "
+        f"{USUAL_NUM_TRIALS}; or as many as budget.flops or budget.time_s allows, where one is given.",
+    )
+    cost_aware: bool = Field(
+        False,
+        strict=True,
+        description="Whether proposals weigh what a trial should bring against what it computes: improvement per FLOP "
+        "at first, improvement alone at the end.",
+    )
     probe: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Whether a linear classifier on the features behind every stage is fitted first, in closed form; "
@@ -302,6 +328,14 @@ class SweepSpec(SpecPart):
     def is_pretrained(self) -> bool:
         """Whether the backbone starts from weights rather than at random."""
         return self.model.weights != "none"
+
+    @property
+    def most_trials(self) -> int | None:
+        """Trials in all; None where only the budget ends the search."""
+        if isinstance(self.search.num_trials, int):
+            return self.search.num_trials
+        is_bounded = self.budget.flops is not None or self.budget.time_s is not None
+        return None if is_bounded else USUAL_NUM_TRIALS
 
     @property
     def grace_period(self) -> int:

@@ -11,11 +11,13 @@ pass through the network suffices, so a cut costs what lies between it and the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Literal
 
-from search_spaces.costs import ViewCount, check_depth
+from search_spaces.costs import check_depth
 from trainables.errors import InputError
 
 VALIDATION = "val"
@@ -28,7 +30,7 @@ class Demand:
     Attributes:
         name: Of the policy, or `VALIDATION`.
         num_pictures: Pictures of the side.
-        num_views: Distinct views of each that a whole trial looks at; unlimited ones cannot be stored.
+        num_views: Distinct views of each that the trials look at, on average; unlimited ones cannot be stored.
         epochs: Epochs of a trial, on average: early stopping makes them fewer.
         trials_by_depth: Expected number of trials that freeze so many stages.
         held: Depths that are stored already, with all views.
@@ -36,7 +38,7 @@ class Demand:
 
     name: str
     num_pictures: int
-    num_views: ViewCount
+    num_views: float | Literal["unlimited"]
     epochs: float
     trials_by_depth: Mapping[int, float]
     held: frozenset[int] = frozenset()
@@ -50,14 +52,14 @@ class StoragePlan:
         depths: By name of the demand, ascending, without those that are held.
         flops_saved: Against storing nothing more, what filling costs taken off.
         fill_flops: What filling should cost; a cut that no trial comes to need is not filled.
-        num_bytes: What the chosen features take.
+        num_bytes: What the chosen features should take.
         prefix_flops: What the frozen parts would cost in all without storing more.
     """
 
     depths: Mapping[str, tuple[int, ...]]
     flops_saved: float
     fill_flops: float
-    num_bytes: int
+    num_bytes: float
     prefix_flops: float
 
     @property
@@ -69,7 +71,7 @@ class StoragePlan:
 def sweep_demands(
     trials: Mapping[str, Mapping[int, float]],
     *,
-    num_views: Mapping[str, ViewCount],
+    num_views: Mapping[str, float | Literal["unlimited"]],
     epochs: float,
     most_epochs: int,
     num_train: int,
@@ -80,7 +82,7 @@ def sweep_demands(
 
     Args:
         trials: Expected number of trials by policy and depth.
-        num_views: Of each policy; 1 for the one without augmentation.
+        num_views: Of each policy, that its trials look at; 1 for the one without augmentation.
         epochs: Of a trial, on average.
         most_epochs: Of a whole trial; views behind them are never looked at.
         num_train: Training pictures.
@@ -145,12 +147,45 @@ def what_to_store(
     )
 
 
+def worth_storing_now(
+    planned: Sequence[int],
+    depth: int,
+    stage_flops: Sequence[float],
+    feature_bytes: Sequence[int],
+    others: Mapping[int, float],
+    *,
+    flops_per_byte: float,
+) -> tuple[int, ...]:
+    """Which planned cuts a trial stores while it passes them on the way to its own depth.
+
+    A shallower cut can also be left to the first trial that needs it, which then computes it anew. With probability p
+    that one comes, and storing at once saves its computing; else the bytes are wasted. So a cut is stored ahead where
+    p times its FLOPs exceed 1 - p times the price of its bytes.
+
+    Args:
+        planned: Cuts worth storing in the sweep, ascending, none deeper than `depth`.
+        depth: Of the trial; its own cut, where it is planned, is stored.
+        stage_flops: Forward FLOPs of each stage, for one picture.
+        feature_bytes: Of each stage's result, for one picture.
+        others: Expected number of other trials by depth, under the same name; as many come as a Poisson variable says.
+        flops_per_byte: Price of a byte.
+    """
+    flops = [0, *accumulate(stage_flops)]
+    chosen: list[int] = []
+    for cut, following in pairwise((*(each for each in planned if each < depth), depth)):
+        comes = -math.expm1(-sum(number for each, number in others.items() if cut <= each < following))
+        anew = flops[cut] - flops[chosen[-1] if chosen else 0]
+        if comes * anew > (1.0 - comes) * flops_per_byte * feature_bytes[cut - 1]:
+            chosen.append(cut)
+    return (*chosen, *(each for each in planned if each == depth))
+
+
 @dataclass(frozen=True)
 class _Option:
     """One choice of cuts for one demand; `saved` is net of `fill`, `worth` also of the price of bytes."""
 
     depths: tuple[int, ...]
-    num_bytes: int
+    num_bytes: float
     prefix: float
     fill: float
     saved: float = 0.0

@@ -27,7 +27,9 @@ class TrainJob(Settings):
     mode: Literal["max", "min"] = "max"
     reported_epochs: int = Field(0, ge=0, description="Epochs whose results are already known to the asker.")
     cuts_to_keep: dict[Literal["train", "val"], tuple[int, ...]] | None = Field(
-        None, description="Behind how many stages features may be stored, by side; None: the trial's own depth."
+        None,
+        description="Depths whose features may be stored, by side; None: the trial's own depth on both. Decides speed, "
+        "never a number.",
     )
 
 

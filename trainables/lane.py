@@ -91,13 +91,14 @@ class _Line:
     def __init__(self, switchboard: Any, lane: int, ranks: Ranks) -> None:
         self._switchboard, self._lane, self._ranks = switchboard, lane, ranks
         self._last_number = -1
+        self._node = ray.get_runtime_context().get_node_id()
 
     def next_order(self) -> Order | None:
         """The next job, the same on every rank; None when the lane is to end."""
         answer = None
         if self._ranks.is_first:
             try:
-                answer = ray.get(self._switchboard.next_job.remote(self._lane, self._last_number))
+                answer = ray.get(self._switchboard.next_job.remote(self._lane, self._last_number, self._node))
             except ray.exceptions.RayActorError:
                 # Without a switchboard nobody can want anything of this lane: it ends like one that is told to.
                 logger.warning("the switchboard is gone; lane %s ends", self._lane)

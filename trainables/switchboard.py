@@ -27,6 +27,7 @@ class Order(NamedTuple):
 
 class _Mailbox:
     def __init__(self) -> None:
+        self.node = ""
         self.number = 0
         self.job: dict[str, Any] | None = None
         self.epoch = 0
@@ -52,14 +53,16 @@ class Switchboard:
         self._free: deque[int] = deque()
         self._lent: dict[str, int] = {}
         self._waiting: dict[str, object] = {}
+        self._served: dict[str, list[int]] = {}
         self._failure: str | None = None
         self._changed = asyncio.Condition()
 
     # --- the lanes' side -------------------------------------------------------------------------------------
 
-    async def next_job(self, lane: int, last_number: int) -> Order | None:
+    async def next_job(self, lane: int, last_number: int, node: str = "") -> Order | None:
         """Waits for a job other than ``last_number``; None when the lane is to end.
 
+        ``node`` names the machine whose features the lane reads; it may be another one after a restart.
         A lane that comes (back) with no last number gets the job under way, if there is one. One process asks for a
         lane at a time, so an earlier call that still waits is a dead worker's, and ends with None.
         """
@@ -68,6 +71,7 @@ class Switchboard:
             if box is None:
                 box = self._lanes[lane] = _Mailbox()
                 self._free.append(lane)
+            box.node = node
             box.num_askings += 1
             asking = box.num_askings
             self._changed.notify_all()
@@ -124,8 +128,14 @@ class Switchboard:
 
     # --- the clients' side -----------------------------------------------------------------------------------
 
-    async def borrow(self, client: str) -> int:
+    async def borrow(self, client: str, affinity: str | None = None) -> int:
         """Waits for a free lane and lends it; first come, first served. A client that holds one keeps it.
+
+        Args:
+            client: Who asks.
+            affinity: Names what the client will read. Of several free lanes it gets one that served this name before,
+                else one on the same node as such a lane, because what was read or stored there is there still. Nobody
+                waits for the sake of it.
 
         Raises:
             RuntimeError: No lane will come any more, or the client was given up while it waited.
@@ -146,8 +156,11 @@ class Switchboard:
                     raise RuntimeError(f"{client} was given up while it waited for a lane")
                 if self._failure:
                     raise RuntimeError(self._failure)
-                self._lent[client] = self._free.popleft()
-                return self._lent[client]
+                lane = self._lent[client] = self._nearest_free(affinity)
+                self._free.remove(lane)
+                if affinity is not None:
+                    self._served.setdefault(affinity, []).append(lane)
+                return lane
             finally:
                 if self._waiting.get(client) is ticket:
                     del self._waiting[client]
@@ -230,6 +243,12 @@ class Switchboard:
         async with self._changed:
             self._failure = reason
             self._changed.notify_all()
+
+    def _nearest_free(self, affinity: str | None) -> int:
+        """The free lane that served the name, or is on a node that did; else the one that is free for longest."""
+        served = self._served.get(affinity, []) if affinity is not None else []
+        nodes = {self._lanes[lane].node for lane in served if self._lanes[lane].node}
+        return max(self._free, key=lambda lane: (lane in served, self._lanes[lane].node in nodes))
 
     def _finish(self, box: _Mailbox, message: Message) -> None:
         box.job = None

@@ -1,7 +1,7 @@
 """Ray Tune's trial: borrows a lane, turns each epoch into one step, gives the lane back. No torch in here.
 
 The Tune configuration holds ``switchboard`` (actor name), ``namespace``, ``number`` (the trial's) and ``job`` (a
-``TrainJob`` as JSON values).
+``TrainJob`` as JSON values), ``affinity`` (what it reads of the feature store; none: nothing).
 The actor is reused from trial to trial; checkpoints are written by the lane, next to each other per trial, so Tune's
 own checkpoint only names the trial's directory.
 """
@@ -53,7 +53,7 @@ class LaneTrial(tune.Trainable):
         """
         if self._number is None:
             asked = time.monotonic()
-            ray.get(self._board.borrow.remote(self._client))
+            ray.get(self._board.borrow.remote(self._client, self._affinity))
             self._waited_s = time.monotonic() - asked
             self._number = ray.get(self._board.start.remote(self._client, self._job))
         message: Message = ray.get(self._board.message.remote(self._client, self._number))
@@ -91,7 +91,7 @@ class LaneTrial(tune.Trainable):
 
     def _take(self, config: dict[str, Any]) -> None:
         self._client = client_prefix(config["number"]) + uuid.uuid4().hex[:8]
-        self._job = config["job"]
+        self._job, self._affinity = config["job"], config.get("affinity")
         self._number = None
 
     def _release(self) -> None:

@@ -249,6 +249,7 @@ def _show_plan(spec: SweepSpec) -> None:
     from tuner.output import show_plan
     from tuner.paths import HomePaths
     from tuner.preparing import build_cuts, check_quickly, prepare_data, prepare_weights
+    from tuner.pricing import Material, Pricing
     from tuner.progress import Progress
 
     home = HomePaths.from_env()
@@ -256,7 +257,9 @@ def _show_plan(spec: SweepSpec) -> None:
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
     cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
-    SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
+    space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
     if isinstance(spec.model.weights, str):
         prepare_weights(spec.model.weights, spec.model.backbone, home, home.tracking_uri(spec.tracking.uri))
-    show_plan(data, cuts, dump_spec(spec), _console())
+    material = Material.of(cuts, data, spec.compute.prefix_precision)
+    pricing = Pricing(spec, space, material, "cuda" if spec.budget.device == "cuda" else "cpu")
+    show_plan(data, cuts, dump_spec(spec), pricing, _console())

@@ -25,7 +25,7 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "num_val": data.size("val"),
         "num_test": data.size("test"),
         "num_bad_files": len(data.report.bad_files),
-        "num_trials": spec.search.num_trials,
+        "num_trials": spec.most_trials or "by budget",
         "epochs": spec.budget.epochs,
         "metric": spec.metric,
         "seed": spec.seed,

@@ -9,7 +9,8 @@ Every record has ``event`` and ``time`` (Unix seconds). The events, and their ow
 sweep          name, params (flat), tags, note: a sweep begins, or goes on when there is an earlier one
 probe          probes (by depth, see `trainables.jobs.DepthProbe`), metrics (seconds), points (what the search begins
                with), reason (why there are no probes)
-trial          number, params (flat): a trial of the search begins, or goes on after an interruption
+search         first_points: the search begins, or goes on, and its clock runs; the points that it tries first
+trial          number, params (flat), metrics (what it should cost): a trial begins, or goes on after an interruption
 baseline       number, name, params: the same for a run beside the search (``head_only``...)
 epoch          number, epoch (from 1), metrics ``{"val/accuracy": ...}``
 end            number, outcome (see `Outcome`), reason, metrics: totals of the trial
@@ -37,7 +38,18 @@ from typing import IO, Any, Literal, get_args
 from trainables.errors import InputError
 
 Event = Literal[
-    "sweep", "probe", "trial", "baseline", "epoch", "end", "files", "champion", "totals", "finished", "interrupted"
+    "sweep",
+    "probe",
+    "search",
+    "trial",
+    "baseline",
+    "epoch",
+    "end",
+    "files",
+    "champion",
+    "totals",
+    "finished",
+    "interrupted",
 ]
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 Record = dict[str, Any]
@@ -58,6 +70,7 @@ class TrialRecord:
         outcome: How it ended; None while it is open: running, or cut off by an interruption.
         reason: Why, for an outcome that has a reason.
         metrics: Totals recorded at the end.
+        predicted: What it should cost, as reckoned when it first began.
     """
 
     number: int
@@ -66,6 +79,7 @@ class TrialRecord:
     outcome: str | None = None
     reason: str | None = None
     metrics: Mapping[str, float] | None = None
+    predicted: Mapping[str, float] | None = None
 
 
 class Journal:
@@ -183,7 +197,10 @@ def trials_of(records: list[Record]) -> list[TrialRecord]:
         number = record.get("number")
         if record["event"] == "trial":
             old = trials.get(record["number"], TrialRecord(record["number"], {}))
-            trials[record["number"]] = replace(old, params=record["params"], outcome=None, reason=None)
+            predicted = old.predicted or record.get("metrics")
+            trials[record["number"]] = replace(
+                old, params=record["params"], outcome=None, reason=None, predicted=predicted
+            )
         elif number not in trials:
             continue
         elif record["event"] == "epoch":

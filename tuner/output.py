@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from trainables.backbones.graph import CutGraph
     from tuner.preparing import PreparedData
+    from tuner.pricing import Pricing
 
 _MOST_ROWS = 8
-_SCORES = ("number", "outcome", "reason", "epochs", "best_epoch", "seconds")
+_SCORES = ("number", "outcome", "reason", "epochs", "best_epoch", "seconds", "gflops", "predicted_gflops")
 
 
 class Format(StrEnum):
@@ -108,8 +109,8 @@ def show_result(result: SweepResult, console: Console) -> None:
     console.print(f"{len(result.records)} trials in {result.seconds:.0f} s.", highlight=False)
 
 
-def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, console: Console) -> None:
-    """What ``--dry-run`` shows: the resolved spec, the pictures by side and class, the backbone's stages."""
+def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, pricing: Pricing, console: Console) -> None:
+    """What ``--dry-run`` shows: the spec, the pictures by side and class, the stages, what trials cost and store."""
     console.out(spec_text, highlight=False)
     counts = data.counts
     rows: list[list[Any]] = [
@@ -129,6 +130,30 @@ def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, console: Conso
     )
     title = "Stages; freeze_depth 1 freezes the first, and so on"
     console.print(build_table(["depth", "stage", "parameters", "MFLOPs", "output"], stages, title=title))
+    console.print(build_outlook_table(pricing))
+    if pricing.is_storing:
+        console.print("A cut that is not stored is computed from the deepest stored one in front of it.")
+
+
+def build_outlook_table(pricing: Pricing) -> Table:
+    """What a whole trial computes at each depth, what its features take, and which cuts it would store."""
+    columns = ["depth", "GFLOP, no store", "first trial", "later trials", "kB/picture", "MB/view", "MB validation"]
+    rows = [
+        [
+            outlook.depth,
+            outlook.gflops_alone,
+            outlook.gflops,
+            outlook.gflops_again,
+            outlook.bytes_per_picture / 1e3,
+            outlook.train_bytes / 1e6,
+            outlook.val_bytes / 1e6,
+            ", ".join(map(str, outlook.stores["train"])) or "none",
+            ", ".join(map(str, outlook.stores["val"])) or "none",
+        ]
+        for outlook in pricing.outlook()
+    ]
+    title = f"Cost of a whole trial by freeze_depth, with views of {pricing.usual_policy}; what is stored of its cuts"
+    return build_table([*columns, "stores", "of validation"], rows, title=title)
 
 
 def build_trials_table(result_rows: Sequence[Mapping[str, Any]], metric: str, title: str | None = None) -> Table:
@@ -148,11 +173,14 @@ def build_trials_table(result_rows: Sequence[Mapping[str, Any]], metric: str, ti
             row["epochs"],
             row.get(metric),
             row.get("seconds"),
+            row.get("gflops"),
+            row.get("predicted_gflops"),
             ", ".join(f"{name} {_shown(row[name])}" for name in varying if row.get(name) is not None),
         ]
         for row in result_rows
     ]
-    return build_table(["trial", "outcome", "epochs", metric, "seconds", "settings"], rows, title=title)
+    columns = ["trial", "outcome", "epochs", metric, "seconds", "GFLOP", "predicted", "settings"]
+    return build_table(columns, rows, title=title)
 
 
 def _standing_row(name: str, standing: Standing) -> list[Any]:

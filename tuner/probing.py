@@ -74,7 +74,7 @@ def run_probe_phase(
         record("probe", probes=[], metrics={}, points=points, reason=str(error))
         return points
     probes, metrics = message["probes"], message["metrics"]
-    points = first_points(space, as_depths(probes), spec.search.num_trials)
+    points = first_points(space, as_depths(probes), spec.most_trials)
     record("probe", probes=probes, metrics=metrics, points=points, reason=None)
     progress.note(describe(probes, metrics))
     content = {"backbone": spec.model.backbone, "probes": probes, "seconds": metrics, "first_trials": points}

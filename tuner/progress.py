@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.journal import Record
+from tuner.spending import Spending
 
 
 @dataclass
@@ -26,14 +27,16 @@ class SearchState:
     Attributes:
         metric: What decides.
         mode: ``max`` or ``min``.
-        num_trials: Trials in all.
+        num_trials: Trials in all; None where only the budget ends the search.
         max_epochs: Of one trial.
+        spending: Of the search's budget.
     """
 
     metric: str = "val/accuracy"
     mode: str = "max"
-    num_trials: int = 0
+    num_trials: int | None = 0
     max_epochs: int = 1
+    spending: Spending | None = None
     running: dict[int, int] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
@@ -67,11 +70,25 @@ class SearchState:
         return sum(count for outcome, count in self.outcomes.items() if outcome != "interrupted")
 
     def seconds_left(self, num_lanes: int) -> float | None:
-        """An estimate from the mean of the trials that ended; None before the first has."""
-        if not self.seconds:
-            return None
-        mean_s = sum(self.seconds) / len(self.seconds)
-        return max(0, self.num_trials - self.num_ended - len(self.running) / 2) * mean_s / max(1, num_lanes)
+        """An estimate from the mean of the trials that ended, or from the budget's share; None before there is one."""
+        estimates = [] if self.spending is None else [self.spending.seconds_left()]
+        if self.seconds and self.num_trials is not None:
+            mean_s = sum(self.seconds) / len(self.seconds)
+            num_left = max(0, self.num_trials - self.num_ended - len(self.running) / 2)
+            estimates.append(num_left * mean_s / max(1, num_lanes))
+        return min((estimate for estimate in estimates if estimate is not None), default=None)
+
+    def share_done(self) -> float:
+        """How much of the search is done, from 0 to 1, by what ends it first."""
+        shares = [] if self.num_trials is None else [self.num_ended / max(1, self.num_trials)]
+        spent = None if self.spending is None else self.spending.share
+        return max([*shares, spent or 0.0])
+
+    def described(self) -> str:
+        """How far the search is: trials of trials, and the share of the budget where there is one."""
+        of_all = "" if self.num_trials is None else f"/{self.num_trials}"
+        share = None if self.spending is None else self.spending.share
+        return f"{self.num_ended}{of_all} done" + ("" if share is None else f", {100 * share:.0f}% of the budget spent")
 
 
 class Progress:
@@ -137,7 +154,7 @@ class Progress:
         left = state.seconds_left(self.num_lanes)
         estimate = f", about {_clock(left)} left" if left else ""
         outcome = record["outcome"].replace("_", " ")
-        return f"trial {number} {outcome}{reached}{reason}: {state.num_ended}/{state.num_trials} done{best}{estimate}"
+        return f"trial {number} {outcome}{reached}{reason}: {state.described()}{best}{estimate}"
 
     def _line(self, text: str) -> None:
         self.note(f"[{_clock(time.monotonic() - self._started)}] {text}".replace("[", "\\[", 1))
@@ -145,16 +162,16 @@ class Progress:
     def _render(self) -> RenderableType:
         state = self.state
         elapsed = _clock(time.monotonic() - self._started)
-        if not state.num_trials or not (state.running or state.outcomes):
+        if state.num_trials == 0 or not (state.running or state.outcomes):
             fraction = [] if self._fraction is None else [ProgressBar(total=1, completed=self._fraction, width=40)]
             return Group(Text(f"{elapsed}  {self._phase}"), *fraction)
         left = state.seconds_left(self.num_lanes)
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(state.outcomes.items()))
         best = "none yet" if state.best is None else f"{state.best[0]:.4f} (trial {state.best[1]})"
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(ProgressBar(total=state.num_trials, completed=state.num_ended, width=40), f"{elapsed} elapsed")
+        grid.add_row(ProgressBar(total=1.0, completed=state.share_done(), width=40), f"{elapsed} elapsed")
         grid.add_row(
-            f"{state.num_ended} of {state.num_trials} trials ended" + (f": {counts}" if counts else ""),
+            f"trials: {state.described()}" + (f" ({counts})" if counts else ""),
             "" if left is None else f"about {_clock(left)} left",
         )
         grid.add_row(f"best {state.metric}: {best}")

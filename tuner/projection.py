@@ -142,6 +142,7 @@ class _Planner:
             update.status, update.end_ms = "RUNNING", None
         else:
             update.params |= {name: as_param(value) for name, value in record.get("params", {}).items()}
+            update.metrics += _points(record.get("metrics") or {}, time_ms, 0)
         self.states[key] = replace(self.states.get(key, RunState()), is_open=True)
 
     def _probe(self, record: Record, time_ms: int) -> None:

@@ -99,7 +99,10 @@ class SweepResult:
 
 
 def trial_rows(records: Sequence[TrialRecord], metric: str, mode: str) -> list[dict[str, Any]]:
-    """One mapping per trial: number, outcome, reason, epochs, seconds, the best epoch's scores, the parameters."""
+    """One mapping per trial: number, outcome, reason, epochs, seconds, FLOPs, the best epoch's scores, the parameters.
+
+    ``gflops`` is what was computed, ``predicted_gflops`` what a whole trial should have cost.
+    """
     rows = []
     for record in records:
         best = best_epoch(record, metric, mode) or {}
@@ -111,6 +114,8 @@ def trial_rows(records: Sequence[TrialRecord], metric: str, mode: str) -> list[d
                 "epochs": len(record.epochs),
                 "best_epoch": int(best["epoch"]) if best else None,
                 "seconds": (record.metrics or {}).get("time/trial_s"),
+                "gflops": (record.metrics or {}).get("compute/trial_gflops"),
+                "predicted_gflops": (record.predicted or {}).get("compute/predicted_gflops"),
                 **{name: best.get(name) for name in best if name.startswith("val/")},
                 **record.params,
             }

@@ -6,21 +6,26 @@ searcher or a scheduler remembers is rebuilt from the journal each time, so a se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search_spaces.space import Point, SearchSpace
+from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.jobs import TrainJob
+from tuner.cost_aware import Cooling
+from tuner.halving import ResumableASHA
 from tuner.interrupts import first_interrupt_calls
-from tuner.journal import TrialRecord, read_records, trials_of
+from tuner.journal import Record, TrialRecord, read_records, trials_of
 from tuner.lanes import LanePool
 from tuner.paths import HomePaths
+from tuner.pricing import Pricing
 from tuner.progress import Progress
-from tuner.searching import ResumableASHA, StudySearcher
+from tuner.searching import StudySearcher
+from tuner.spending import Spending
 from tuner.tuning import StopSwitch, run_tune
 
 
@@ -30,52 +35,61 @@ class SearchPhase:
     Args:
         spec: What to search.
         space: The same, as points.
+        pricing: What trials cost and may store.
         base: What every trial has in common.
         home: Where trials keep their checkpoints.
         record: Writes the journal.
         progress: Shows what happens.
         has_epochs: Whether any trial of this process has finished an epoch.
-        first_points: See `StudySearcher`.
+        first_points: Searched fields of the points to try first; None: common advice. A sweep that goes on takes those
+            that it began with.
     """
 
     def __init__(
         self,
         spec: SweepSpec,
         space: SearchSpace,
+        pricing: Pricing,
         base: TrialConfig,
         home: HomePaths,
         *,
         record: Callable[..., object],
         progress: Progress,
         has_epochs: Callable[[], bool],
-        first_points: Sequence[Point] | None = None,
+        first_points: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self._spec, self._space, self._base, self._home = spec, space, base, home
+        self._pricing, self._first_points = pricing, first_points
         self._paths = home.sweep(spec.name)
         self._record, self._progress, self._has_epochs = record, progress, has_epochs
-        self._first_points = first_points
 
     def run(self, pool: LanePool) -> bool:
         """Runs the trials that are left; False when the sweep was interrupted."""
-        spec, switch = self._spec, StopSwitch(self._spec.budget.time_budget_s)
-        self._close_overdue()
+        spec, budget = self._spec, self._spec.budget
+        records = read_records(self._paths.journal)
+        switch = StopSwitch(Spending(time_s=budget.time_s, flops=budget.flops, records=records))
+        self._close_overdue(switch.spending.reason)
         history = self._history()
-        if sum(trial.outcome is not None for trial in history) >= spec.search.num_trials:
+        if switch or _num_ended(history) >= (spec.most_trials or math.inf):
             return True
+        first_points = self._begin(records)
         searcher = StudySearcher(
             self._space,
             metric=spec.metric,
             mode=spec.mode,
-            num_trials=spec.search.num_trials,
+            num_trials=spec.most_trials,
             max_concurrent=pool.num_lanes,
             seed=spec.seed,
             make_config=self._config_maker(pool, history),
             history=history,
-            first_points=self._first_points,
+            first_points=first_points,
+            pricing=self._pricing,
+            cooling=self._cooling(pool) if spec.search.cost_aware else None,
         )
         state = self._progress.state
         state.metric, state.mode = spec.metric, spec.mode
-        state.num_trials, state.max_epochs = spec.search.num_trials, spec.budget.epochs
+        state.num_trials, state.max_epochs = spec.most_trials, spec.budget.epochs
+        state.spending = switch.spending
         self._progress.phase("waiting for the first lane")
 
         def interrupt() -> None:
@@ -96,11 +110,24 @@ class SearchPhase:
             )
         return not switch.is_interrupted
 
+    def _begin(self, records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:
+        """Starts the clock in the journal; returns the points to try first, those of the sweep's beginning."""
+        points = self._space.rules_of_thumb() if self._first_points is None else self._first_points
+        first_points = next((record["first_points"] for record in records if record["event"] == "search"), points)
+        self._record("search", first_points=first_points)
+        return list(first_points)
+
+    def _cooling(self, pool: LanePool) -> Cooling:
+        budget = self._spec.budget
+        lane_s = None if budget.time_s is None else budget.time_s * pool.num_lanes
+        return Cooling(self._spec.most_trials, budget.flops, lane_s)
+
     def _config_maker(self, pool: LanePool, history: Sequence[TrialRecord]) -> Callable[..., dict[str, Any]]:
         """What Tune hands to a trial, from its number and its point."""
         known_epochs = {trial.number: len(trial.epochs) for trial in history}
         # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
         spec, space, base, home, paths = self._spec, self._space, self._base, self._home, self._paths
+        pricing = self._pricing
         switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
 
         def make_config(number: int, params: dict[str, Any]) -> dict[str, Any]:
@@ -110,8 +137,10 @@ class SearchPhase:
                 metric=spec.metric,
                 mode=spec.mode,
                 reported_epochs=known_epochs.get(number, 0),
+                cuts_to_keep=pricing.cuts_to_keep(params),
             )
-            return {**switchboard, "params": params, "job": job.model_dump(mode="json")}
+            affinity = pricing.affinity(params)
+            return {**switchboard, "params": params, "job": job.model_dump(mode="json"), "affinity": affinity}
 
         return make_config
 
@@ -128,8 +157,8 @@ class SearchPhase:
             history=history,
         )
 
-    def _close_overdue(self) -> None:
-        """Ends what an interruption left open though its last epoch had decided it."""
+    def _close_overdue(self, spent: str | None) -> None:
+        """Ends what an interruption left open though its last epoch had decided it, or though the budget is spent."""
         history = self._history()
         scheduler = self._scheduler(history)
         for trial in history:
@@ -139,6 +168,12 @@ class SearchPhase:
                 self._record(
                     "end", number=trial.number, outcome="stopped_early", reason="decided before the interruption"
                 )
+            elif trial.outcome is None and spent is not None:
+                self._record("end", number=trial.number, outcome="stopped_early", reason=spent)
 
     def _history(self) -> list[TrialRecord]:
         return trials_of(read_records(self._paths.journal))
+
+
+def _num_ended(history: Sequence[TrialRecord]) -> int:
+    return sum(trial.outcome is not None for trial in history)

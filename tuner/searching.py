@@ -1,18 +1,17 @@
-"""Proposes trials and stops poor ones, for Ray Tune, in a way that an interruption does not disturb.
+"""Proposes trials for Ray Tune, in a way that an interruption does not disturb.
 
 In: the search space, the trials that the journal already knows, and what Tune reports. Out: configurations of new
-trials, and decisions to stop. Optuna's study lives in memory and ASHA's rungs live in the scheduler; both are rebuilt
-from the journal's trials, so that neither can disagree with it. Facts of Ray 2.60 that this rests on:
+trials. Optuna's study lives in memory and is rebuilt from the journal's trials, so that it cannot disagree with them.
+Facts of Ray 2.60 that this rests on:
 
 * Tune hands a trial's last result to `on_trial_complete` only: a result on which a trial stops, by itself or by the
   scheduler, never reaches the searcher's `on_trial_result`.
 * `suggest` may return None (ask again later) while a trial runs; with none running Tune waits in a loop of seconds.
-* Tune saves the searcher but not the scheduler, at times of its own.
+* Tune saves the searcher at times of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +20,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search_spaces.space import SearchSpace
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
+from tuner.cost_aware import Cooling, CostAwareTPE
+from tuner.pricing import Looked, Pricing
+from tuner.startup import NUM_STARTUP_TRIALS, seed_of, startup_points
 
 if TYPE_CHECKING:
     from tuner.journal import TrialRecord
 
 NUMBER = "number"
+COST = "cost"
+_SECONDS = ("time/train_s", "time/val_s")
+_MOST_FAILURES = 10
 _FAILED = ("diverged", "failed")
 
 Mode = Literal["min", "max"]
@@ -57,19 +61,22 @@ class StudySearcher(Searcher):
 
     The Parzen estimator is multivariate and grouped (Falkner et al., ICML 2018; the groups are those of the conditional
     fields), and seeded for each trial from the sweep's seed and the trial's number: the proposal for a number depends
-    on the trials before it and on nothing else, whether or not the sweep was interrupted between them.
+    on the trials before it and on nothing else, whether or not the sweep was interrupted between them. The first ones
+    need no trials before them: they are drawn together and run cheapest first (see `startup`).
 
     Args:
         space: What may vary.
         metric: The result's key to go by.
         mode: Whether a good trial has a small or a large metric.
-        num_trials: Trials in all, those of the history included.
+        num_trials: Trials in all, those of the history included. None: until `stop`, or until so many fail one behind
+            the other that no other end is in sight.
         max_concurrent: Trials that run side by side.
         seed: Of the proposals.
         history: The trials that the journal knows. Those without an outcome run again under their numbers, first.
         make_config: Tune's configuration of a trial, of its number and its point.
-        first_points: Searched fields of the first trials' points; None: the space's rules of thumb. The same each time
-            that a sweep goes on.
+        first_points: Searched fields of the points to try first; None: common advice.
+        pricing: What trials cost; None: nobody asks.
+        cooling: Weighs the proposals by that cost, less and less; None: by what they promise alone.
 
     Raises:
         InputError: A trial of the history is no point of the space.
@@ -81,12 +88,14 @@ class StudySearcher(Searcher):
         *,
         metric: str,
         mode: Mode,
-        num_trials: int,
+        num_trials: int | None,
         max_concurrent: int,
         seed: int,
         make_config: MakeConfig,
         history: Sequence[TrialRecord] = (),
         first_points: Sequence[Mapping[str, Any]] | None = None,
+        pricing: Pricing | None = None,
+        cooling: Cooling | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space = space
@@ -94,12 +103,16 @@ class StudySearcher(Searcher):
         self._max_concurrent = max_concurrent
         self._seed = seed
         self._make_config = make_config
+        self._first_points = space.rules_of_thumb() if first_points is None else first_points
+        self._pricing, self._cooling = pricing, cooling
+        self._points: dict[int, Mapping[str, Any]] = {}
+        self._seconds: dict[tuple[int, int], float] = {}
         self._is_stopped = False
         self._live: dict[str, _LiveTrial] = {}
         self._resumed = {record.number: record for record in history if record.outcome is None}
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its lines per study and trial would break the progress
         self._study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
-        self._rebuild(history, space.rules_of_thumb() if first_points is None else first_points)
+        self._rebuild(history)
 
     @property
     def study(self) -> optuna.Study:
@@ -111,23 +124,34 @@ class StudySearcher(Searcher):
         """Trials that have ended or run."""
         return len(self._study.get_trials(deepcopy=False)) - len(self._waiting())
 
+    def looked(self) -> list[Looked]:
+        """The trials that have ended or run, by number, with the epochs that they have."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [
+            Looked(self._points[trial.number], len(trial.intermediate_values))
+            for trial in trials
+            if trial.number in self._points
+        ]
+
     def stop(self) -> None:
         """Ends the proposals; trials that run go on."""
         self._is_stopped = True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration; None while as many run as may; `FINISHED` when there are no more."""
-        if self._is_stopped or self.num_handed_out >= self._num_trials:
+        if self._is_stopped or self._is_over():
             return str(Searcher.FINISHED)
         if len(self._live) >= self._max_concurrent:
             return None
         trial = self._ask()
         point = self._space.suggest(trial)
+        price = {} if self._pricing is None else {COST: self._pricing.figures(point, self.looked())}
+        self._points[trial.number] = point
         live = self._live[trial_id] = _LiveTrial(trial)
         if trial.number in self._resumed:
             for epoch, value in finite_values(self._resumed[trial.number], self.metric).items():
                 live.report(epoch, value)
-        return {**self._make_config(trial.number, dict(point)), NUMBER: trial.number}
+        return {**self._make_config(trial.number, dict(point)), **price, NUMBER: trial.number}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Notes an epoch after which the trial goes on."""
@@ -167,16 +191,34 @@ class StudySearcher(Searcher):
         """
         raise InputError(f"{checkpoint_path}: a sweep goes on from its journal; use `thaw resume`")
 
-    def _rebuild(self, history: Sequence[TrialRecord], first_points: Sequence[Mapping[str, Any]]) -> None:
+    def _rebuild(self, history: Sequence[TrialRecord]) -> None:
         """Fills the study so that each trial has its number; numbers that nobody holds are asked anew."""
         by_number = {record.number: record for record in history}
-        firsts = dict(enumerate(first_points))
-        for number in range(max([*by_number, *firsts], default=-1) + 1):
+        first = self._startup()
+        for number in range(max([*by_number, len(first) - 1], default=-1) + 1):
             record = by_number.get(number)
-            if record is None:
-                self._study.enqueue_trial(dict(firsts.get(number, {})))
-            else:
+            if record is not None:
                 self._add(record)
+            elif number < len(first):
+                self._study.enqueue_trial(self._searched(first[number]))
+            else:
+                self._study.enqueue_trial({})
+
+    def _startup(self) -> list[dict[str, Any]]:
+        """The points of the first trials; without a price in the order in which they were drawn."""
+        num_points = NUM_STARTUP_TRIALS if self._num_trials is None else min(NUM_STARTUP_TRIALS, self._num_trials)
+        num_points = max(num_points, min(len(self._first_points), self._num_trials or len(self._first_points)))
+        pricing = self._pricing
+        return startup_points(
+            self._space,
+            first_points=self._first_points,
+            num_points=num_points,
+            seed=self._seed,
+            price=lambda point: 0.0 if pricing is None else pricing.cost(point).total,
+        )
+
+    def _searched(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: point[name] for name in self._space.searched(point)}
 
     def _add(self, record: TrialRecord) -> None:
         if not self._space.contains(record.params):
@@ -185,10 +227,13 @@ class StudySearcher(Searcher):
                 "spec it began with, so give the changed one another name"
             )
         distributions = self._space.searched(record.params)
-        params = {name: record.params[name] for name in distributions}
+        params = self._searched(record.params)
+        for epoch in record.epochs:
+            self._note_seconds(record.number, int(epoch["epoch"]), epoch)
         if record.outcome is None:
             self._study.enqueue_trial(params)
             return
+        self._points[record.number] = record.params
         values = finite_values(record, self.metric)
         state, value = self._verdict(record.outcome, values)
         self._study.add_trial(
@@ -199,25 +244,44 @@ class StudySearcher(Searcher):
 
     def _ask(self) -> optuna.Trial:
         number = min(self._waiting(), default=len(self._study.get_trials(deepcopy=False)))
-        digest = hashlib.sha256(f"{self._seed}:{number}".encode()).digest()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
-            self._study.sampler = optuna.samplers.TPESampler(
-                multivariate=True,
-                group=True,
-                constant_liar=self._max_concurrent > 1,
-                seed=int.from_bytes(digest[:4]),
-            )
+            self._study.sampler = self._sampler(number)
         return self._study.ask()
+
+    def _sampler(self, number: int) -> optuna.samplers.TPESampler:
+        options: dict[str, Any] = {
+            "multivariate": True,
+            "group": True,
+            "constant_liar": self._max_concurrent > 1,
+            "n_startup_trials": NUM_STARTUP_TRIALS,
+            "seed": seed_of(self._seed, number),
+        }
+        if self._pricing is None or self._cooling is None:
+            return optuna.samplers.TPESampler(**options)
+        pricing, before = self._pricing, self.looked()
+        weight = self._cooling.weight(number, pricing.spent(before), sum(self._seconds.values()))
+        return CostAwareTPE(lambda point: pricing.cost(point, before).total, self._space.fixed, weight, **options)
+
+    def _is_over(self) -> bool:
+        if self._num_trials is not None:
+            return self.num_handed_out >= self._num_trials
+        ended = [trial.state for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        last = ended[-_MOST_FAILURES:]
+        return len(last) == _MOST_FAILURES and all(state == TrialState.FAIL for state in last)
 
     def _waiting(self) -> list[int]:
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         return [trial.number for trial in waiting]
 
     def _note(self, live: _LiveTrial, result: Mapping[str, Any]) -> None:
-        value = _finite(result.get(self.metric))
+        value = finite(result.get(self.metric))
         if value is not None and EPOCH in result:
             live.report(int(result[EPOCH]), value)
+            self._note_seconds(live.handle.number, int(result[EPOCH]), result)
+
+    def _note_seconds(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
+        self._seconds[number, epoch] = sum(finite(metrics.get(name)) or 0.0 for name in _SECONDS)
 
     def _verdict(self, outcome: str, values: Mapping[int, float]) -> tuple[TrialState, float | None]:
         """What Optuna is told; a whole trial counts by its best epoch, because that is the one that is kept."""
@@ -228,112 +292,13 @@ class StudySearcher(Searcher):
         return TrialState.PRUNED, values[max(values)] if values else None
 
 
-@dataclass(frozen=True)
-class _Numbered:
-    """A trial as ASHA sees it: by its number in the sweep, which outlives Tune's own ids."""
-
-    trial_id: str
-
-
-class ResumableASHA(ASHAScheduler):
-    """Asynchronous successive halving (Li et al., MLSys 2020) that an interruption does not make forget.
-
-    Ray Tune saves no scheduler, so after a restart its rungs would be empty, and the next trials would be judged
-    without those before. Here the rungs are filled from the journal, and a trial that goes on is known by its number:
-    it is not judged twice at a rung that it passed.
-
-    Args:
-        metric: The result's key to go by.
-        mode: Whether a good trial has a small or a large metric.
-        max_epochs: Epochs of a whole trial.
-        grace_period: Epochs before which no trial is stopped.
-        reduction_factor: At each rung about one trial in this many goes on.
-        history: The trials that the journal knows.
-
-    Attributes:
-        overdue: Numbers of trials of the history that have no outcome and whose last epoch ASHA stops: the sweep ended
-            before anybody acted on it. They want an outcome in the journal, not more epochs.
-    """
-
-    def __init__(
-        self,
-        *,
-        metric: str,
-        mode: Mode,
-        max_epochs: int,
-        grace_period: int,
-        reduction_factor: float,
-        history: Sequence[TrialRecord] = (),
-    ) -> None:
-        super().__init__(
-            time_attr=EPOCH,
-            metric=metric,
-            mode=mode,
-            max_t=max_epochs,
-            grace_period=grace_period,
-            reduction_factor=reduction_factor,
-        )
-        self._judged: dict[str, int] = {}
-        # Ended trials first: an open one was judged last, against them.
-        ordered = sorted(history, key=lambda record: (record.outcome is None, record.number))
-        self.overdue = tuple(record.number for record in ordered if self._replay(record) and record.outcome is None)
-
-    def rungs(self) -> dict[float, dict[int, float]]:
-        """For each rung, by its epoch, the metric of each trial that reached it, by number."""
-        sign = self._metric_op
-        return {
-            epoch: {int(number): sign * value for number, value in recorded.items()}
-            for epoch, recorded in self._brackets[0]._rungs
-        }
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Takes a trial in."""
-        super().on_trial_add(tune_controller, _numbered(trial))
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        """Decides whether the trial goes on; an epoch without a finite metric, or judged before, decides nothing."""
-        numbered = _numbered(trial)
-        if not self._is_news(numbered, result):
-            return str(TrialScheduler.CONTINUE)
-        if result[EPOCH] < self._max_t:
-            self._judged[numbered.trial_id] = result[EPOCH]
-        return str(super().on_trial_result(tune_controller, numbered, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
-        """Notes the last epoch of a trial that ended by itself."""
-        numbered = _numbered(trial)
-        if self._is_news(numbered, result):
-            super().on_trial_complete(tune_controller, numbered, result)
-        else:
-            self._trial_info.pop(numbered.trial_id, None)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Forgets a trial that never ran."""
-        super().on_trial_remove(tune_controller, _numbered(trial))
-
-    def _replay(self, record: TrialRecord) -> bool:
-        """Judges a trial's epochs anew; whether the last of them stops it."""
-        trial, action = _Numbered(str(record.number)), TrialScheduler.CONTINUE
-        for epoch, value in finite_values(record, self._metric).items():
-            action = self._brackets[0].on_result(trial, epoch, self._metric_op * value)
-            self._judged[trial.trial_id] = epoch
-        return bool(action == TrialScheduler.STOP)
-
-    def _is_news(self, trial: _Numbered, result: Mapping[str, Any]) -> bool:
-        has_value = _finite(result.get(self._metric)) is not None and EPOCH in result
-        return has_value and result[EPOCH] > self._judged.get(trial.trial_id, 0)
-
-
 def finite_values(record: TrialRecord, metric: str) -> dict[int, float]:
     """The metric by epoch, in order, without the epochs that have no finite value."""
-    values = {int(epoch["epoch"]): _finite(epoch.get(metric)) for epoch in record.epochs}
+    values = {int(epoch["epoch"]): finite(epoch.get(metric)) for epoch in record.epochs}
     return {epoch: value for epoch, value in sorted(values.items()) if value is not None}
 
 
-def _finite(value: Any) -> float | None:
-    is_finite = isinstance(value, (int, float)) and math.isfinite(value)
-    return float(value) if is_finite else None
-
-
-def _numbered(trial: Any) -> _Numbered:
-    return _Numbered(str(trial.config[NUMBER]))
+def finite(value: Any) -> float | None:
+    """A number that is one; None for NaN, infinities and anything else."""
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    return float(value) if is_number else None

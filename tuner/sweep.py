@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from search_spaces.loading import dump_spec, load_spec
 from search_spaces.space import SearchSpace
@@ -37,6 +37,7 @@ from tuner.preparing import (
     prepare_weights,
 )
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, prepare_pretraining, train_backbone
+from tuner.pricing import Material, Pricing
 from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
 from tuner.reuse import Reuse, bytes_held, reuse_of
@@ -107,11 +108,16 @@ def _refuse_used_name(name: str, home: HomePaths) -> None:
     raise InputError(f"name: sweep {name!r} exists and is unfinished; `thaw resume {name}`, or give another name")
 
 
+_MOST_LANES = 1024
+"""Lanes of a sweep that only its budget ends, where the cluster has room for so many."""
+
+
 class Prepared(NamedTuple):
     """What a sweep knows before its lanes are up; the weights are None while they are still to be pretrained."""
 
     data: PreparedData
     space: SearchSpace
+    material: Material
     pretraining: Pretraining | None
     weights: WeightsFile | None
 
@@ -145,7 +151,7 @@ class _Sweep:
                 open_lanes(
                     self.spec.budget,
                     concurrency=self.spec.budget.concurrency,
-                    most_lanes=self.spec.search.num_trials,
+                    most_lanes=self.spec.most_trials or _MOST_LANES,
                     storage=self.home.uri_of(self.paths.ray),
                     progress=self.progress,
                     features=feature_settings(self.spec, self.home),
@@ -153,14 +159,15 @@ class _Sweep:
                 )
             )
             are_lanes_starting.set()
-            data, space, pretraining, weights = preparing.result()
+            data, space, material, pretraining, weights = preparing.result()
             self._keep_spec(data)
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
             self._begin(data)
             if pretraining is not None:
                 weights = self._pretrain(pretraining, pool)
             base = base_trial(self.spec, data.config, weights)
-            is_whole = self._search(space, base, pool)
+            device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
+            is_whole = self._search(space, Pricing(self.spec, space, material, device), base, pool)
             if not is_whole:
                 return self._interrupted()
             return self._finish(space, base, data, pool)
@@ -185,7 +192,8 @@ class _Sweep:
             weights = prepare_weights(str(spec.model.weights), spec.model.backbone, self.home, self.tracking_uri)
         cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
         space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
-        return Prepared(data, space, pretraining, weights)
+        material = Material.of(cuts, data, spec.compute.prefix_precision)
+        return Prepared(data, space, material, pretraining, weights)
 
     def _keep_spec(self, data: PreparedData) -> None:
         """Writes what a resume needs before there is a journal to resume.
@@ -238,7 +246,7 @@ class _Sweep:
         self.pretrained = (pretraining, found)
         return found.weights
 
-    def _search(self, space: SearchSpace, base: TrialConfig, pool: LanePool) -> bool:
+    def _search(self, space: SearchSpace, pricing: Pricing, base: TrialConfig, pool: LanePool) -> bool:
         """Runs the trials that are left; False when the sweep was interrupted."""
         from tuner.probing import run_probe_phase
         from tuner.search_phase import SearchPhase
@@ -247,6 +255,7 @@ class _Sweep:
         phase = SearchPhase(
             self.spec,
             space,
+            pricing,
             base,
             self.home,
             record=self.record,

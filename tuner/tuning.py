@@ -6,7 +6,6 @@ truth; Tune's own experiment state is not used to resume.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +19,10 @@ from trainables.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_p
 from tuner.champion import totals_of
 from tuner.journal import Outcome, TrialRecord
 from tuner.lanes import LanePool
-from tuner.searching import StudySearcher
+from tuner.searching import COST, StudySearcher
+from tuner.spending import Spending
 
 Record = Callable[..., object]
-TIME_IS_UP = "the time budget is spent"
 ASHA_STOPPED = "ASHA: others were better after as many epochs"
 METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
 
@@ -32,25 +31,20 @@ class StopSwitch:
     """Whether the sweep is to end at the running trials' next epoch, and why.
 
     Args:
-        time_budget_s: Seconds that the search may take; None for any number.
+        spending: What the search has spent of its budget.
     """
 
-    def __init__(self, time_budget_s: float | None = None) -> None:
-        self._deadline = math.inf if time_budget_s is None else time.monotonic() + time_budget_s
+    def __init__(self, spending: Spending) -> None:
+        self.spending = spending
         self.is_interrupted = False
 
     def interrupt(self) -> None:
         """Asks for the end; running epochs are finished and kept. Safe in a signal handler."""
         self.is_interrupted = True
 
-    @property
-    def is_time_up(self) -> bool:
-        """Whether the time budget is spent."""
-        return time.monotonic() >= self._deadline
-
     def __bool__(self) -> bool:
         """Whether to stop, for either reason."""
-        return self.is_interrupted or self.is_time_up
+        return self.is_interrupted or self.spending.reason is not None
 
 
 class _NotKept:
@@ -65,6 +59,8 @@ class _SwitchStopper(_NotKept, tune.Stopper):
         self._switch, self._searcher = switch, searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        # Counted here, where it is decided, and not by the callback: that one hears of a result later.
+        self._switch.spending.see(trial_id, result[EPOCH], result)
         if self._switch:
             self._searcher.stop()
         return bool(self._switch)
@@ -104,7 +100,8 @@ class JournalCallback(_NotKept, tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins on an actor (new or reused)."""
         self._started[trial.trial_id] = time.monotonic()
-        self._record("trial", number=trial.config["number"], params=trial.config["params"])
+        config = trial.config
+        self._record("trial", number=config["number"], params=config["params"], metrics=config.get(COST, {}))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -123,7 +120,7 @@ class JournalCallback(_NotKept, tune.Callback):
         if outcome is None and self._switch.is_interrupted:
             outcome, reason = "interrupted", "the sweep was interrupted"
         elif outcome is None:
-            outcome, reason = "stopped_early", TIME_IS_UP if self._switch.is_time_up else ASHA_STOPPED
+            outcome, reason = "stopped_early", self._switch.spending.reason or ASHA_STOPPED
         self._end(trial, outcome, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from search_spaces.costs import (
     Cost,
+    Kept,
     best_for_its_price,
     cheapest_first,
     cooled_price_weight,
@@ -24,6 +25,7 @@ from trainables.errors import InputError
 
 STAGES = (100, 30, 20, 50)
 HEAD = 5
+NOTHING: Kept = {"train": (), "val": ()}
 
 
 def flops_of(depth: int, **changes: object) -> Cost:
@@ -46,7 +48,13 @@ def test_a_frozen_trial_fills_each_view_once() -> None:
 
 
 def test_a_trial_that_keeps_nothing_fills_in_every_epoch() -> None:
-    assert flops_of(2, keeps_features=False).fill_flops == 6 * 130 * 13
+    assert flops_of(2, kept=NOTHING).fill_flops == 6 * 130 * 13
+
+
+def test_a_trial_that_keeps_a_shallower_cut_computes_from_it() -> None:
+    first, later = 150 * 43, 20 * (2 * 10 + 5 * 3)
+    assert flops_of(3, kept={"train": (2,), "val": (2,)}).fill_flops == first + later
+    assert flops_of(3, kept={"train": (2,), "val": (3, 4)}).fill_flops == first + 20 * 2 * 10
 
 
 def test_held_cuts_save_the_stages_in_front_of_them() -> None:
@@ -57,7 +65,7 @@ def test_held_cuts_save_the_stages_in_front_of_them() -> None:
     partly = {(1, 0), (2, 0), (3, 0), (1, 3), (2, "val")}
     assert flops_of(2, held=partly).fill_flops == 10 * (0 + 130 + 130 + 30)
     # Of six epochs, views 0 and 1 are seen by two each.
-    assert flops_of(2, held=partly, keeps_features=False).fill_flops == 10 * (0 + 2 * 130 + 130 + 30)
+    assert flops_of(2, held=partly, kept=NOTHING).fill_flops == 10 * (0 + 2 * 130 + 130 + 30)
 
 
 @given(
@@ -65,10 +73,10 @@ def test_held_cuts_save_the_stages_in_front_of_them() -> None:
     epochs=st.integers(0, 7),
     num_views=st.one_of(st.integers(1, 9), st.just("unlimited")),
     held=st.frozensets(st.tuples(st.integers(1, 4), st.one_of(st.integers(0, 7), st.just("val")))),
-    keeps=st.booleans(),
+    kept=st.frozensets(st.integers(1, 4)),
 )
 def test_the_formula_is_what_the_epochs_add_up_to(
-    depth: int, epochs: int, num_views: object, held: frozenset[tuple[int, object]], keeps: bool
+    depth: int, epochs: int, num_views: object, held: frozenset[tuple[int, object]], kept: frozenset[int]
 ) -> None:
     store, filled, trained = set(held), 0, 0
     for epoch in range(epochs):
@@ -77,9 +85,8 @@ def test_the_formula_is_what_the_epochs_add_up_to(
             start = max((cut for cut, held_name in store if held_name == name and cut <= depth), default=0)
             filled += pictures * sum(STAGES[start:depth])
             trained += pictures * (sum(STAGES[depth:]) + HEAD) * (1 if name == "val" else 3)
-            if keeps:
-                store.add((depth, name))
-    cost = flops_of(depth, epochs=epochs, num_views=num_views, held=held, keeps_features=keeps)
+            store |= {(cut, name) for cut in kept if start < cut <= depth}
+    cost = flops_of(depth, epochs=epochs, num_views=num_views, held=held, kept={"train": kept, "val": kept})
     assert cost == Cost(trained, filled)
 
 

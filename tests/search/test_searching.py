@@ -21,8 +21,9 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SearchSpec
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
+from tuner.halving import ResumableASHA
 from tuner.journal import TrialRecord
-from tuner.searching import NUMBER, ResumableASHA, StudySearcher
+from tuner.searching import NUMBER, StudySearcher
 
 METRIC = "val/accuracy"
 EPOCHS = 8

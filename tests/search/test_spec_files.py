@@ -75,7 +75,7 @@ def test_overrides_set_fields_by_path_and_the_last_one_wins(write):
             "data.source=folder:a=b",
         ],
     )
-    assert (spec.search.num_trials, spec.search.freeze_depth, spec.budget.time_budget_s) == (41, (0, 2, "all"), 1000.0)
+    assert (spec.search.num_trials, spec.search.freeze_depth, spec.budget.time_s) == (41, (0, 2, "all"), 1000.0)
     assert (spec.data.exclude_classes, spec.data.source) == (("0", "1"), "folder:a=b")
 
 

@@ -139,6 +139,53 @@ def test_lanes_are_lent_first_come_first_served() -> None:
     play(scene)
 
 
+async def come_up(board: Switchboard, nodes: dict[int, str]) -> None:
+    for lane, node in nodes.items():
+        await begin(board.next_job(lane, -1, node))
+
+
+def test_of_several_free_lanes_a_client_gets_the_one_that_served_its_like() -> None:
+    async def scene(board: Switchboard) -> None:
+        await come_up(board, {0: "here", 1: "there", 2: "there"})
+        assert [await board.borrow(name, kind) for name, kind in (("a", "flip"), ("b", "none"))] == [0, 1]
+        for name in "ab":
+            await board.give_back(name)
+        assert await board.borrow("c", "none") == 1, "though lanes 2 and 0 have been free for longer"
+        assert await board.borrow("d", "none") == 2, "the same machine's store"
+        assert await board.borrow("e", "none") == 0, "nobody waits for the sake of it"
+
+    play(scene)
+
+
+def test_without_an_affinity_the_lane_that_is_free_for_longest_is_lent() -> None:
+    async def scene(board: Switchboard) -> None:
+        await come_up(board, {0: "", 1: ""})
+        assert await board.borrow("a", "flip") == 0
+        await board.give_back("a")
+        assert await board.borrow("b") == 1
+        await board.give_back("b")
+        assert await board.borrow("c", "none") == 0
+        await board.give_back("c")
+        # Lanes whose node is not known are not on the same one.
+        assert await board.borrow("d", "flip") == 0
+        assert await board.borrow("e", "flip") == 1
+
+    play(scene)
+
+
+def test_those_who_wait_are_served_in_their_order_whatever_they_prefer() -> None:
+    async def scene(board: Switchboard) -> None:
+        await come_up(board, {0: "here"})
+        await board.borrow("a", "flip")
+        waiting = [await begin(board.borrow(name, kind)) for name, kind in (("b", "none"), ("c", "flip"))]
+        await board.give_back("a")
+        assert await waiting[0] == 0
+        await board.give_back("b")
+        assert await waiting[1] == 0
+
+    play(scene)
+
+
 def test_a_client_holds_one_lane_however_often_it_asks() -> None:
     async def scene(board: Switchboard) -> None:
         await lend(board)

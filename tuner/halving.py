@@ -1,0 +1,119 @@
+"""Stops poor trials for Ray Tune, in a way that an interruption does not disturb.
+
+In: what Tune reports, and the trials that the journal already knows. Out: decisions to stop. Ray 2.60 saves
+the searcher but not the scheduler, so after a restart ASHA's rungs would be empty: here the journal fills them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from trainables.trial import EPOCH
+from tuner.searching import NUMBER, Mode, finite, finite_values
+
+if TYPE_CHECKING:
+    from tuner.journal import TrialRecord
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """A trial as ASHA sees it: by its number in the sweep, which outlives Tune's own ids."""
+
+    trial_id: str
+
+
+class ResumableASHA(ASHAScheduler):
+    """Asynchronous successive halving (Li et al., MLSys 2020) that an interruption does not make forget.
+
+    Ray Tune saves no scheduler, so after a restart its rungs would be empty, and the next trials would be judged
+    without those before. Here the rungs are filled from the journal, and a trial that goes on is known by its number:
+    it is not judged twice at a rung that it passed.
+
+    Args:
+        metric: The result's key to go by.
+        mode: Whether a good trial has a small or a large metric.
+        max_epochs: Epochs of a whole trial.
+        grace_period: Epochs before which no trial is stopped.
+        reduction_factor: At each rung about one trial in this many goes on.
+        history: The trials that the journal knows.
+
+    Attributes:
+        overdue: Numbers of trials of the history that have no outcome and whose last epoch ASHA stops: the sweep ended
+            before anybody acted on it. They want an outcome in the journal, not more epochs.
+    """
+
+    def __init__(
+        self,
+        *,
+        metric: str,
+        mode: Mode,
+        max_epochs: int,
+        grace_period: int,
+        reduction_factor: float,
+        history: Sequence[TrialRecord] = (),
+    ) -> None:
+        super().__init__(
+            time_attr=EPOCH,
+            metric=metric,
+            mode=mode,
+            max_t=max_epochs,
+            grace_period=grace_period,
+            reduction_factor=reduction_factor,
+        )
+        self._judged: dict[str, int] = {}
+        # Ended trials first: an open one was judged last, against them.
+        ordered = sorted(history, key=lambda record: (record.outcome is None, record.number))
+        self.overdue = tuple(record.number for record in ordered if self._replay(record) and record.outcome is None)
+
+    def rungs(self) -> dict[float, dict[int, float]]:
+        """For each rung, by its epoch, the metric of each trial that reached it, by number."""
+        sign = self._metric_op
+        return {
+            epoch: {int(number): sign * value for number, value in recorded.items()}
+            for epoch, recorded in self._brackets[0]._rungs
+        }
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Takes a trial in."""
+        super().on_trial_add(tune_controller, _numbered(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """Decides whether the trial goes on; an epoch without a finite metric, or judged before, decides nothing."""
+        numbered = _numbered(trial)
+        if not self._is_news(numbered, result):
+            return str(TrialScheduler.CONTINUE)
+        if result[EPOCH] < self._max_t:
+            self._judged[numbered.trial_id] = result[EPOCH]
+        return str(super().on_trial_result(tune_controller, numbered, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
+        """Notes the last epoch of a trial that ended by itself."""
+        numbered = _numbered(trial)
+        if self._is_news(numbered, result):
+            super().on_trial_complete(tune_controller, numbered, result)
+        else:
+            self._trial_info.pop(numbered.trial_id, None)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Forgets a trial that never ran."""
+        super().on_trial_remove(tune_controller, _numbered(trial))
+
+    def _replay(self, record: TrialRecord) -> bool:
+        """Judges a trial's epochs anew; whether the last of them stops it."""
+        trial, action = _Numbered(str(record.number)), TrialScheduler.CONTINUE
+        for epoch, value in finite_values(record, self._metric).items():
+            action = self._brackets[0].on_result(trial, epoch, self._metric_op * value)
+            self._judged[trial.trial_id] = epoch
+        return bool(action == TrialScheduler.STOP)
+
+    def _is_news(self, trial: _Numbered, result: Mapping[str, Any]) -> bool:
+        has_value = finite(result.get(self._metric)) is not None and EPOCH in result
+        return has_value and result[EPOCH] > self._judged.get(trial.trial_id, 0)
+
+
+def _numbered(trial: Any) -> _Numbered:
+    return _Numbered(str(trial.config[NUMBER]))

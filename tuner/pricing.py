@@ -1,0 +1,325 @@
+"""What each trial of a sweep will cost and may store, reckoned by the driver before it runs.
+
+In: the spec, the space, what the backbone's stages compute and give, how many pictures there are, and what the trials
+before have looked at. Out: FLOPs, and the cuts whose features a trial may store. Nothing here looks at a disk or a
+clock, so a sweep that goes on after an interruption reckons as it did before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from search_spaces.costs import Cost, HeldCut, trial_flops
+from search_spaces.expecting import (
+    distinct_views,
+    expected_trials,
+    policy_name,
+    shares_by_epoch,
+    views_of,
+)
+from search_spaces.space import Point, SearchSpace
+from search_spaces.spec import USUAL_NUM_TRIALS, SweepSpec
+from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
+from trainables.config import Precision
+from trainables.features.layout import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from trainables.backbones.graph import CutGraph
+    from tuner.preparing import PreparedData
+
+SideName = Literal["train", "val"]
+CutsToKeep = dict[SideName, tuple[int, ...]]
+
+FLOPS_PER_BYTE: dict[Literal["cpu", "cuda"], float] = {"cpu": 200.0, "cuda": 10_000.0}
+"""What a byte of the store costs, as FLOPs that the same machine could do meanwhile.
+
+Measured on 2 cores: a byte is written, with its checksum, at 0.9 GB/s and verified once at 1.5 GB/s, which makes
+1.8 ns; reading it again from the page cache, at 15 GB/s, adds little. Meanwhile resnet18 and mobilenet_v2 at 128 px
+compute 30 to 280 GFLOP/s, so 100 GFLOP/s x 2 ns. A GPU computes some 50 times as fast and reads the same disk; that
+factor is an assumption, not measured.
+"""
+
+
+class Looked(NamedTuple):
+    """What a trial before has done: its point, and how many epochs of it."""
+
+    point: Mapping[str, Any]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the arithmetic is about.
+
+    Attributes:
+        stage_flops: Forward FLOPs of each stage, for one picture.
+        head_flops: Of the head.
+        feature_bytes: Of each stage's result as it is stored, for one picture.
+        num_train: Training pictures.
+        num_val: Validation pictures.
+    """
+
+    stage_flops: tuple[int, ...]
+    head_flops: int
+    feature_bytes: tuple[int, ...]
+    num_train: int
+    num_val: int
+
+    @classmethod
+    def of(cls, cuts: CutGraph, data: PreparedData, precision: Precision) -> Material:
+        """Of a backbone and prepared pictures; `precision` is the frozen part's."""
+        return cls(
+            stage_flops=tuple(stage.flops for stage in cuts.stages),
+            head_flops=cuts.head.flops,
+            feature_bytes=tuple(math.prod(stage.output_shape) * ITEM_BYTES[precision] for stage in cuts.stages),
+            num_train=data.size("train"),
+            num_val=data.size("val"),
+        )
+
+
+@dataclass(frozen=True)
+class DepthOutlook:
+    """What `--dry-run` says of one freeze depth, under one policy.
+
+    Attributes:
+        depth: Stages that are frozen.
+        gflops_alone: Of a whole trial that computes everything anew.
+        gflops: With the store, nothing being there yet.
+        gflops_again: With the store, when a trial of the same depth and policy ran before.
+        bytes_per_picture: Of the features at this depth.
+        train_bytes: Of one view of all training pictures.
+        val_bytes: Of the validation pictures.
+        stores: Which cuts such a trial stores, by side.
+    """
+
+    depth: int
+    gflops_alone: float
+    gflops: float
+    gflops_again: float
+    bytes_per_picture: int
+    train_bytes: int
+    val_bytes: int
+    stores: CutsToKeep
+
+
+class Pricing:
+    """Reckons for one sweep.
+
+    Args:
+        spec: What is searched, with which budget.
+        space: The same, as points.
+        material: What stages compute and give.
+        device: What lanes compute on.
+    """
+
+    def __init__(
+        self, spec: SweepSpec, space: SearchSpace, material: Material, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> None:
+        self._material, self._space = material, space
+        self._features, self._epochs = spec.features, spec.budget.epochs
+        self._budget_bytes = spec.cache.budget_gb * 1e9
+        self._byte_price = FLOPS_PER_BYTE[device]
+        stops = spec.early_stopping.scheduler == "asha"
+        self._shares = shares_by_epoch(
+            self._epochs, spec.grace_period, spec.early_stopping.reduction_factor if stops else None
+        )
+        self._mean_epochs = sum(self._shares)
+        self._num_views = space.fixed.get("num_views", "unlimited")
+        self._kept: dict[tuple[str, int], CutsToKeep] = {}
+        self._expected = expected_trials(space, 1.0)
+        self.num_trials = float(spec.most_trials or self._trials_for(spec.budget.flops))
+
+    def cost(self, point: Mapping[str, Any], before: Iterable[Looked] = ()) -> Cost:
+        """What a whole trial at a point computes.
+
+        Args:
+            point: A point of the space; only its depth and its views count.
+            before: Trials that have run in this sweep, the features of which are there. What earlier sweeps left in the
+                store is not counted: it may be evicted at any time, and the same trials should come in every order.
+        """
+        kept = self.cuts_to_keep(point)
+        return self._cost(point, self._held_for(point, before), kept)
+
+    def figures(self, point: Mapping[str, Any], before: Iterable[Looked]) -> dict[str, float]:
+        """The prediction as the metrics that the journal and MLflow keep beside what was computed in the end."""
+        cost = self.cost(point, before)
+        return {"compute/predicted_gflops": cost.total / 1e9, "compute/predicted_fill_gflops": cost.fill_flops / 1e9}
+
+    def spent(self, trials: Sequence[Looked]) -> float:
+        """About what trials have computed, one behind the other: of each one's prediction the share of its epochs."""
+        return sum(
+            self.cost(trial.point, trials[:number]).total * trial.epochs / self._epochs
+            for number, trial in enumerate(trials)
+        )
+
+    def cuts_to_keep(self, point: Mapping[str, Any]) -> CutsToKeep:
+        """The depths whose features a trial at a point may store, ascending, none deeper than its own.
+
+        A trial's own cut counts as read by this trial and by those that are expected to share it. Validation pictures,
+        which every trial looks at, are stored wherever that saves anything.
+        """
+        depth, policy = int(point["freeze_depth"]), policy_name(point)
+        if depth == 0 or not self.is_storing:
+            return {"train": (), "val": ()}
+        if (policy, depth) not in self._kept:
+            plan = self._plan(point)
+            train = self._worth_now(plan.depths[policy], point)
+            val = _up_to(depth, plan.depths[VALIDATION])
+            if self._features == "required":
+                train, val = _with(depth, train), _with(depth, val)
+            if views_of(point) == "unlimited":
+                train = ()
+            self._kept[policy, depth] = {"train": train, "val": val}
+        return self._kept[policy, depth]
+
+    def affinity(self, point: Mapping[str, Any]) -> str | None:
+        """Names what the trial reads from the store: trials of one name are best trained where the first one was."""
+        if not any(self.cuts_to_keep(point).values()):
+            return None
+        return f"{policy_name(point)}, depth {point['freeze_depth']}"
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether features may be stored at all."""
+        return self._features != "off"
+
+    @property
+    def usual_policy(self) -> str:
+        """The first declared policy that augments, or the one that does not where it is the only one."""
+        policies = [str(policy) for policy in self._space.values_of("augmentation")]
+        return next((policy for policy in policies if policy != "none"), policies[0])
+
+    def outlook(self) -> tuple[DepthOutlook, ...]:
+        """What each depth of the space costs and stores under `usual_policy`."""
+        material = self._material
+        depths = sorted(int(depth) for depth in self._space.values_of("freeze_depth") if isinstance(depth, int))
+        rows: list[DepthOutlook] = []
+        for depth in depths:
+            point = self._point(depth)
+            num_bytes = material.feature_bytes[depth - 1] if depth else 0
+            nothing: CutsToKeep = {"train": (), "val": ()}
+            rows.append(
+                DepthOutlook(
+                    depth=depth,
+                    gflops_alone=self._cost(point, (), nothing).total / 1e9,
+                    gflops=self.cost(point).total / 1e9,
+                    gflops_again=self.cost(point, [Looked(point, self._epochs)]).total / 1e9,
+                    bytes_per_picture=num_bytes,
+                    train_bytes=num_bytes * material.num_train,
+                    val_bytes=num_bytes * material.num_val,
+                    stores=self.cuts_to_keep(point),
+                )
+            )
+        return tuple(rows)
+
+    def _cost(self, point: Mapping[str, Any], held: Iterable[HeldCut], kept: CutsToKeep) -> Cost:
+        material = self._material
+        return trial_flops(
+            freeze_depth=int(point["freeze_depth"]),
+            epochs=self._epochs,
+            num_train=material.num_train,
+            num_val=material.num_val,
+            num_views=views_of(point),
+            stage_flops=material.stage_flops,
+            head_flops=material.head_flops,
+            held=tuple(held),
+            kept=kept,
+        )
+
+    def _held_for(self, point: Mapping[str, Any], before: Iterable[Looked]) -> set[HeldCut]:
+        """What the trials before have stored of the pictures that a trial at a point looks at."""
+        held: set[HeldCut] = set()
+        policy = policy_name(point)
+        for other, epochs in before:
+            if not epochs:
+                continue
+            stored = self.cuts_to_keep(other)
+            held.update((depth, "val") for depth in stored["val"])
+            views = views_of(other)
+            if policy_name(other) == policy and views != "unlimited":
+                held.update((depth, view) for depth in stored["train"] for view in range(min(views, epochs)))
+        return held
+
+    def _plan(self, point: Mapping[str, Any]) -> StoragePlan:
+        """What is worth storing, given that a trial at this point comes."""
+        material, policy, depth = self._material, policy_name(point), int(point["freeze_depth"])
+        trials = self._others()
+        # A policy that is no point's yet (its magnitude not drawn) has no companions.
+        own = trials.setdefault(policy, {})
+        own[depth] = own.get(depth, 0.0) + 1.0
+        # A cut is mostly read by the trials of its own depth.
+        views = {name: self._views_looked_at(name, max(by_depth.values())) for name, by_depth in trials.items()}
+        *training, validation = sweep_demands(
+            trials,
+            num_views=views,
+            epochs=self._mean_epochs,
+            most_epochs=self._epochs,
+            num_train=material.num_train,
+            num_val=material.num_val,
+        )
+        sizes = (material.stage_flops, material.feature_bytes)
+        first = what_to_store(*sizes, [validation], self._budget_bytes)
+        rest = self._budget_bytes - first.num_bytes
+        second = what_to_store(*sizes, training, rest, least_flops_per_byte=self._byte_price)
+        return StoragePlan(
+            depths={**second.depths, **first.depths},
+            flops_saved=first.flops_saved + second.flops_saved,
+            fill_flops=first.fill_flops + second.fill_flops,
+            num_bytes=first.num_bytes + second.num_bytes,
+            prefix_flops=first.prefix_flops + second.prefix_flops,
+        )
+
+    def _others(self) -> dict[str, dict[int, float]]:
+        """Expected number of trials beside the one that is asked about."""
+        number = max(self.num_trials - 1.0, 0.0)
+        return {
+            name: {depth: number * share for depth, share in by_depth.items()}
+            for name, by_depth in self._expected.items()
+        }
+
+    def _worth_now(self, planned: tuple[int, ...], point: Mapping[str, Any]) -> tuple[int, ...]:
+        depth = int(point["freeze_depth"])
+        return worth_storing_now(
+            _up_to(depth, planned),
+            depth,
+            self._material.stage_flops,
+            self._material.feature_bytes,
+            self._others().get(policy_name(point), {}),
+            flops_per_byte=self._byte_price,
+        )
+
+    def _views_looked_at(self, policy: str, num_trials: float) -> float | Literal["unlimited"]:
+        views = 1 if policy == "none" else self._num_views
+        if not isinstance(views, int):
+            return "unlimited"
+        return distinct_views(self._shares, views, num_trials)
+
+    def _trials_for(self, budget_flops: float | None) -> float:
+        """About how many trials a budget of FLOPs pays for, each of the usual length, nothing being stored."""
+        if budget_flops is None:  # seconds alone: how many FLOPs they are worth, nobody knows here
+            return USUAL_NUM_TRIALS
+        depths = [int(depth) for depth in self._space.values_of("freeze_depth") if isinstance(depth, int)]
+        nothing: CutsToKeep = {"train": (), "val": ()}
+        mean = sum(self._cost(self._point(depth), (), nothing).total for depth in depths) / len(depths)
+        return max(1.0, budget_flops / (mean * self._mean_epochs / self._epochs))
+
+    def _point(self, depth: int) -> Point:
+        # One of RandAugment's magnitudes is as rare as another.
+        magnitude = self._space.values_of("magnitude")[0]
+        return {
+            "freeze_depth": depth,
+            "augmentation": self.usual_policy,
+            "magnitude": magnitude,
+            "num_views": self._num_views,
+        }
+
+
+def _up_to(depth: int, depths: Iterable[int]) -> tuple[int, ...]:
+    return tuple(each for each in depths if each <= depth)
+
+
+def _with(depth: int, depths: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({*depths, depth}))
