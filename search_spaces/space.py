@@ -188,8 +188,8 @@ class SearchSpace:
 
         Args:
             depth: Stages to freeze; where it is not in the space there is no point.
-            lr: Rate of the head for AdamW; SGD gets ten times that. Where the space wants another ratio, the rate moves so
-                that the geometric mean of both rates stays.
+            lr: Rate of the head for AdamW; SGD gets ten times that. Where the space wants another ratio, the rate moves
+                so that the geometric mean of both rates stays.
             ratio: Of the backbone's rate to the head's.
             wanted: Values of other fields, where these differ from common advice.
         """
