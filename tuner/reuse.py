@@ -66,8 +66,9 @@ class Reuse:
         if self.seconds_saved is not None:
             saved = f"about {self.seconds_saved:,.0f} s and {saved}"
         read = f"{self.images_read:,} ({self.rate:.0%}) were read from the store"
-        computed = f"{self.images_computed:,} computed"
-        lines = [f"Frozen layers: of {num_images:,} pictures {read} and {computed}; that saved {saved}."]
+        lines = [
+            f"Frozen layers: of {num_images:,} pictures {read}, {self.images_computed:,} computed; that saved {saved}."
+        ]
         if self.images_read and len(self.rate_by_depth) > 1:
             rates = ", ".join(f"depth {depth} {rate:.0%}" for depth, rate in self.rate_by_depth.items())
             lines.append(f"Read, by depth: {rates}.")

@@ -78,7 +78,7 @@ def test_what_was_only_read_has_no_price() -> None:
     assert reuse.seconds_saved is None
     assert "reuse/seconds_saved" not in reuse.metrics()
     assert reuse.sentences() == [
-        "Frozen layers: of 200 pictures 200 (100%) were read from the store and 0 computed; that saved 0.008 TFLOPs."
+        "Frozen layers: of 200 pictures 200 (100%) were read from the store, 0 computed; that saved 0.008 TFLOPs."
     ]
 
 
@@ -97,7 +97,7 @@ def test_a_filling_that_only_others_read_saves_nothing_yet() -> None:
 
 def test_sentences_name_the_depths_and_the_store() -> None:
     first, depths, store = reuse_of(TRIALS, bytes_held=1_234_000_000).sentences()
-    assert first.startswith("Frozen layers: of 600 pictures 450 (75%) were read from the store and 150 computed")
+    assert first.startswith("Frozen layers: of 600 pictures 450 (75%) were read from the store, 150 computed")
     assert depths == "Read, by depth: depth 3 62%, depth 5 100%."
     assert store.startswith("The store holds 1.23 GB")
 
