@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 WORDS: dict[Precision, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
 _ARROW = {"fp32": pa.float32(), "bf16": pa.uint16()}
 _CHUNK_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 18
 PAGE_BYTES = 4096
 
 _verified: set[tuple[int, int, int, int, str]] = set()
@@ -159,12 +160,14 @@ class _HashingSink:
 
     def write(self, data: Any) -> int:
         content = memoryview(data).cast("B")
-        self.digest.update(content)
-        done = 0
-        while done < len(content):
-            done += os.write(self._descriptor, content[done:])
-        self.num_bytes += done
-        return done
+        # Piece by piece: what was hashed is still in the processor's cache, and some kernels are slow with large writes.
+        for first in range(0, len(content), _PIECE_BYTES):
+            piece = content[first : first + _PIECE_BYTES]
+            self.digest.update(piece)
+            while len(piece):
+                piece = piece[os.write(self._descriptor, piece) :]
+        self.num_bytes += len(content)
+        return len(content)
 
     def finish(self, path: Path) -> None:
         self._path.rename(path)
