@@ -18,17 +18,24 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from search_spaces.space import SearchSpace
-from search_spaces.spec import SearchSpec
+from search_spaces.spec import SearchSpec, SweepSpec
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
+from tuner.cost_aware import Cooling
 from tuner.halving import ResumableASHA
 from tuner.journal import TrialRecord
-from tuner.searching import NUMBER, StudySearcher
+from tuner.pricing import Material, Pricing
+from tuner.searching import COST, NUMBER, StudySearcher
 
 METRIC = "val/accuracy"
 EPOCHS = 8
 NUM_TRIALS = 20
 SPACE = SearchSpace(SearchSpec(), num_stages=6)
+PRICING = Pricing(
+    SweepSpec.model_validate({"name": "a", "data": {"source": "x"}, "model": {"backbone": "b"}}),
+    SPACE,
+    Material((10**7,) * 6, 10**3, (10**4,) * 6, num_train=100, num_val=20),
+)
 
 
 def curve(point, epoch):
@@ -47,7 +54,8 @@ class Loop:
     scheduled: bool = True
     diverging: tuple[int, ...] = ()
     failing: tuple[int, ...] = ()
-    num_trials: int = NUM_TRIALS
+    num_trials: int | None = NUM_TRIALS
+    options: dict = field(default_factory=dict)
     records: dict[int, TrialRecord] = field(default_factory=dict)
     ids: itertools.count = field(default_factory=itertools.count)
 
@@ -62,6 +70,7 @@ class Loop:
             seed=0,
             history=history,
             make_config=lambda number, point: {"point": point},
+            **self.options,
         )
         self.asha = ResumableASHA(
             metric=METRIC, mode=self.mode, max_epochs=EPOCHS, grace_period=1, reduction_factor=3, history=history
@@ -353,3 +362,76 @@ def test_constant_liar_counts_running_trials_only_where_trials_run_side_by_side(
         assert isinstance(sampler, optuna.samplers.TPESampler)
         liars[concurrency] = sampler._constant_liar
     assert liars == {1: False, 2: True}
+
+
+# --- the price of trials -------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "first_points": [{"freeze_depth": 0, "lr": 0.001}, {"freeze_depth": 5}],
+    "pricing": PRICING,
+    "cooling": Cooling(num_trials=NUM_TRIALS, flops=1e13),
+}
+
+
+@pytest.fixture(scope="module")
+def priced():
+    return Loop(diverging=(1,), failing=(7,), options=OPTIONS).start().run()
+
+
+def test_startup_trials_run_cheapest_first_behind_the_given_ones(priced):
+    points = [priced.records[number].params for number in range(10)]
+    assert [point["freeze_depth"] for point in points[:2]] == [5, 0]
+    assert points[1]["lr"] == 0.001
+    costs = [PRICING.cost(point).total for point in points[2:]]
+    assert costs == sorted(costs)
+    # The same trials in another order: the price proposes nothing before TPE does.
+    plain = Loop(options={"first_points": OPTIONS["first_points"]}).start()
+    plain.run()
+    unsorted = [plain.records[number].params for number in range(10)]
+    assert sorted(map(str, unsorted)) == sorted(map(str, points))
+    assert unsorted != points
+
+
+@pytest.mark.parametrize("steps", range(3, 90, 9))
+def test_a_priced_sweep_that_is_broken_off_ends_like_one_that_is_not(priced, steps):
+    loop = Loop(diverging=(1,), failing=(7,), options=OPTIONS).start().run(steps)
+    loop.start().run(7)
+    loop.start().run()
+    assert loop.records == priced.records
+    assert told(loop.searcher) == told(priced.searcher)
+
+
+def test_the_price_changes_what_is_proposed(priced):
+    plain = Loop(diverging=(1,), failing=(7,), options={**OPTIONS, "cooling": None}).start().run()
+    assert [plain.records[number].params for number in range(10)] == [
+        priced.records[number].params for number in range(10)
+    ]
+    assert plain.records != priced.records
+
+
+def test_a_trial_carries_its_price_given_the_trials_before():
+    loop = Loop(options=OPTIONS).start()
+    loop.fill()
+    first = loop.running[0].config
+    assert first[COST] == PRICING.figures(first["point"], [])
+    loop.run(EPOCHS)
+    loop.fill()
+    second = loop.running[0].config
+    assert [looked.epochs for looked in loop.searcher.looked()] == [len(loop.records[0].epochs), 0]
+    assert second[COST] == PRICING.figures(second["point"], loop.searcher.looked()[:1])
+    assert COST not in Loop().start().searcher.suggest("without prices")
+
+
+def test_without_a_number_trials_come_until_they_are_stopped():
+    loop = Loop(num_trials=None).start().run(300)
+    assert len(loop.records) > NUM_TRIALS
+    loop.searcher.stop()
+    loop.run()
+    assert loop.searcher.suggest("one more") == Searcher.FINISHED
+
+
+def test_without_a_number_a_sweep_of_failures_alone_ends():
+    failing = Loop(num_trials=None, scheduled=False, failing=tuple(range(2, 100))).start().run(200)
+    assert sorted(failing.records) == list(range(12))
+    again = replace(failing).start()
+    assert again.searcher.suggest("one more") == Searcher.FINISHED

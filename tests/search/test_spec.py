@@ -138,6 +138,25 @@ def test_fields_that_contradict_each_other_are_refused_with_what_to_change(overr
     assert refusal(*overrides) == f"digits: {line}"
 
 
+def test_a_budget_ends_a_search_of_which_no_number_of_trials_is_given():
+    assert spec_with().most_trials == 16
+    assert spec_with(budget={"flops": 1e15}).most_trials is None
+    assert spec_with(budget={"time_s": 60.0}).most_trials is None
+    assert spec_with(budget={"time_s": 60.0}, search={"num_trials": 5}).most_trials == 5
+    assert "search.num_trials: 'many' is not a whole number or 'auto'" in refusal("search.num_trials=many")
+    assert "budget.flops: 0.0 is not allowed: it should be greater than 0" in refusal("budget.flops=0.0")
+    assert "search.cost_aware: 1 is not allowed: it should be a valid boolean" in refusal("search.cost_aware=1")
+
+
+def test_the_old_name_of_a_budget_of_seconds_is_read():
+    spec = load_spec("digits", ["budget.time_budget_s=60.0"])
+    assert (spec.budget.time_s, "time_budget_s" in dump_spec(spec)) == (60.0, False)
+    assert refusal("budget.time_budget_s=60.0", "budget.time_s=1.0") == (
+        "digits: budget: time_budget_s is the old name of time_s, and both are given; leave time_budget_s out"
+    )
+    assert "budget.time_s: -1.0 is not allowed" in refusal("budget.time_budget_s=-1.0")
+
+
 def test_every_mistake_has_a_line_of_its_own():
     lines = refusal("sed=1", "search.lr.low=2", "budget.epochs=0").splitlines()
     assert [line.split(": ")[1] for line in sorted(lines)] == ["budget.epochs", "search.lr", "sed"]

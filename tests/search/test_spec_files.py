@@ -70,7 +70,7 @@ def test_overrides_set_fields_by_path_and_the_last_one_wins(write):
             "search.num_trials=40",
             "search.num_trials=41",
             "search.freeze_depth=[0, 2, all]",
-            "budget.time_budget_s=1e3",
+            "budget.time_s=1e3",
             "data.exclude_classes=[0, 1]",
             "data.source=folder:a=b",
         ],

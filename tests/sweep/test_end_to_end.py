@@ -87,6 +87,7 @@ def test_mlflow_holds_the_sweep_and_its_model(whole: tuple[HomePaths, str, str])
         assert run.data.tags["thaw.outcome"] in ("completed", "stopped_early")
         assert "freeze_depth" in run.data.params
         assert client.get_metric_history(run.info.run_id, "val/accuracy")
+        assert ("compute/predicted_gflops" in run.data.metrics) == ("thaw.baseline" not in run.data.tags)
     assert client.get_model_version_by_alias("tiny", "champion").version in ("1", 1)
     assert {item.path for item in client.list_artifacts(parents[0].info.run_id, "report")} >= {
         "report/confusion.png",
@@ -177,6 +178,54 @@ def test_killed_and_resumed_equals_uninterrupted(
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert numbers_of(read_trials(journal)) == numbers_of(read_trials(whole[0].sweep("tiny").journal))
+
+
+def test_a_budget_of_flops_bounds_a_sweep_over_an_interruption(
+    whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
+) -> None:
+    trials = read_trials(whole[0].sweep("tiny").journal)
+    # About what the first three trials of the whole sweep computed.
+    budget = 1e9 * sum((trial.metrics or {})["compute/trial_gflops"] for trial in trials[:3])
+    home = HomePaths.at(tmp_path / "home")
+    journal = home.sweep("tiny").journal
+    overrides = ["--set", f"budget.flops={budget:.6e}", "--set", "search.num_trials=auto", "--set", "baselines=[]"]
+    process = start_thaw(Path(home.root), "sweep", str(tiny_spec), *overrides)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and sum(record["event"] == "epoch" for record in read_records(journal)) >= 3:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    process = start_thaw(Path(home.root), "resume", "tiny")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "% of the budget spent" in err
+    spent = 1e9 * sum(
+        record["metrics"]["compute/gflops"] for record in read_records(journal) if record["event"] == "epoch"
+    )
+    most_of_an_epoch = 1e9 * max(
+        record["metrics"]["compute/gflops"] for record in read_records(journal) if record["event"] == "epoch"
+    )
+    assert budget <= spent < budget + 2 * most_of_an_epoch
+    bounded = read_trials(journal)
+    assert bounded[-1].outcome in ("stopped_early", "completed")
+    if bounded[-1].outcome == "stopped_early":
+        assert bounded[-1].reason == "the budget of FLOPs is spent"
+
+
+def test_trials_have_a_price_and_the_cheapest_of_the_first_run_first(whole: tuple[HomePaths, str, str]) -> None:
+    trials = read_trials(whole[0].sweep("tiny").journal)
+    assert all(trial.predicted for trial in trials)
+    depths = [trial.params["freeze_depth"] for trial in trials]
+    # Of five trials, three are given and two drawn; deeper is cheaper.
+    assert depths[:3] == sorted(depths[:3], reverse=True)
+    # Nothing ran before the first trial, so what it should compute is what it does compute, epoch by epoch.
+    first = trials[0]
+    assert first.outcome == "completed"
+    assert (first.metrics or {})["compute/trial_gflops"] == pytest.approx(
+        (first.predicted or {})["compute/predicted_gflops"]
+    )
 
 
 def test_when_every_trial_fails_the_sweep_says_why(tiny_spec: Path, tmp_path: Path) -> None:

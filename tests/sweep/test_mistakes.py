@@ -6,6 +6,8 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -159,6 +161,9 @@ def test_the_dry_run_shows_the_plan_and_trains_nothing(
     assert "block1" in out
     assert "32 x 4 x 4" in out
     assert out.count("182") >= 1  # pictures of the digit 5
+    assert "Cost of a whole trial by freeze_depth, with views of none" in out
+    (whole, *_) = re.findall(r"^ +0 +([\d.e+]+) +([\d.e+]+) +([\d.e+]+) ", out, re.M)
+    assert len(set(whole)) == 1, "with nothing frozen the store is of no use"
     assert HomePaths.at(tmp_path / "home").sweep_names() == []
 
 

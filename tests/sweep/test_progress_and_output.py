@@ -16,6 +16,7 @@ from tuner.output import Format, build_trials_table, clean_rows, write_rows
 from tuner.picture import compose, draw
 from tuner.progress import Progress, SearchState
 from tuner.result import Champion, Standing, trials_frame
+from tuner.spending import Spending
 
 
 def trial(number: int, accuracies: list[float], outcome: str = "completed") -> TrialRecord:
@@ -45,6 +46,24 @@ def test_search_state_counts_and_estimates(tmp_path: Path) -> None:
     assert (state.num_ended, state.outcomes) == (1, {"stopped_early": 1})
     # Two and a half trials of ten seconds are left on two lanes.
     assert state.seconds_left(2) == pytest.approx(2.5 * 10 / 2)
+
+
+def test_a_budget_shows_its_share_and_the_nearest_end_is_the_estimate(tmp_path: Path) -> None:
+    now = [0.0]
+    spending = Spending(flops=8e9, clock=lambda: now[0])
+    state = SearchState(num_trials=None, spending=spending)
+    assert (state.described(), state.seconds_left(1), state.share_done()) == ("0 done, 0% of the budget spent", None, 0)
+    now[0] = 6.0
+    spending.see("a", 1, {"compute/gflops": 2.0})
+    assert (state.described(), state.seconds_left(1)) == ("0 done, 25% of the budget spent", 18.0)
+    both = SearchState(num_trials=4, spending=spending)
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        for number in range(2):
+            both.see(journal.append("trial", number=number, params={}))
+            both.see(journal.append("end", number=number, outcome="completed", metrics={"time/trial_s": 3.0}))
+    assert both.described() == "2/4 done, 25% of the budget spent"
+    assert both.seconds_left(1) == pytest.approx(6.0)
+    assert both.share_done() == 0.5
 
 
 def test_smaller_is_better_for_a_loss(tmp_path: Path) -> None:

@@ -68,6 +68,21 @@ def test_a_resumed_trial_keeps_its_parameters_and_its_first_reports() -> None:
     assert states["1"] == RunState(4, True)
 
 
+def test_a_trials_price_is_told_once_beside_what_it_came_to() -> None:
+    price = {"compute/predicted_gflops": 12.5}
+    begun, states = plan([_record("trial", 2.0, number=1, params={}, metrics=price)], {}, "s")
+    assert [(point.name, point.value, point.step) for point in begun[0].metrics] == [
+        ("compute/predicted_gflops", 12.5, 0)
+    ]
+    again = [
+        _record("sweep", 3.0, name="s", params={}),
+        _record("search", 3.0, first_points=[]),
+        _record("trial", 4.0, number=1, params={}, metrics={"compute/predicted_gflops": 2.0}),
+    ]
+    updates, _ = plan(again, states, "s")
+    assert [point for update in updates for point in update.metrics] == []
+
+
 def test_the_end_of_a_sweep_closes_what_is_open() -> None:
     states = {"sweep": RunState(), "1": RunState(2, False), "2": RunState(1, True)}
     updates, after = plan([_record("interrupted", 8.0, reason="Ctrl-C")], states, "s")
