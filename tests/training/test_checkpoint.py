@@ -120,7 +120,8 @@ def test_a_head_only_delta_is_kilobytes(config: Callable[..., TrialConfig], tmp_
     run.run_epoch()
     delta = save_checkpoint(str(tmp_path / "best"), run.checkpoint(weights_only=True))
     state = save_checkpoint(str(tmp_path / "last"), run.checkpoint())
-    whole = sum(tensor.nbytes for tensor in run._network.prefix.state_dict().values())
+    backbone = load_backbone("resnet18", None, num_classes=5, input_size_px=32, seed=0)
+    whole = sum(tensor.nbytes for tensor in backbone.model.state_dict().values())
     assert whole > 40e6
     assert delta < 16e3  # 5 x 512 weights and 5 biases are 10 kB, the configuration 1 kB
     assert state < 48e3  # and AdamW's two moments
