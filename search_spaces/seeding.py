@@ -59,12 +59,12 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
 
     With it, the rules' depths and the best one come first in importance, its shallower neighbours after them as far as
     there are trials; they run from the deepest, which costs next to nothing, to the shallowest. All heads start from
-    the probe where the space has that.
+    the probe where the space has that (see `SearchSpace.common_point`).
 
     Args:
         space: What may vary.
         probes: By depth, in any order.
-        num_trials: Of the whole search; None: any number.
+        num_trials: Of the whole search; None: as many as it takes.
     """
     allowed = [probe for probe in probes if probe.depth in space.depths]
     if not allowed:
@@ -76,7 +76,15 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
 
 
 def _point(space: SearchSpace, depth: int) -> Point | None:
+    """The rule of thumb for a depth, or what proved itself on tails of a stage or two.
+
+    Such tails take few steps of few pictures, so they may learn faster than common advice has it; pictures as they are
+    have features in the store already, which the probe has put there.
+    """
+    if depth == space.num_stages:
+        return space.common_point(depth=depth, lr=COMMON_LR, ratio=1.0)
     if depth == 0:
-        return space.common_point(depth=0, lr=COMMON_LR / 10, ratio=1.0, head_init="probe")
-    ratio = 1.0 if depth == space.num_stages else 0.1
-    return space.common_point(depth=depth, lr=COMMON_LR, ratio=ratio, head_init="probe")
+        return space.common_point(depth=depth, lr=COMMON_LR / 10, ratio=1.0)
+    if depth == space.num_stages // 2:
+        return space.common_point(depth=depth, lr=COMMON_LR, ratio=0.1)
+    return space.common_point(depth=depth, lr=3 * COMMON_LR, ratio=0.3, augmentation="none")

@@ -28,6 +28,11 @@ from trainables.ranks import Ranks
 _MOST_WORK = 2e10
 _FEWEST_ROWS, _MOST_ROWS = 3_000, 50_000
 
+# Weights on features that hardly stir grow large, and then explode once the trained part moves those features.
+LEAST_STD = 1.0
+# A head that is sure of every picture leaves a trained part nothing to learn; see `probed_head`.
+MODEST_OUTPUT = 0.5
+
 HeadWeights = tuple[torch.Tensor, torch.Tensor]
 """Weight [K, D] and bias [K] of a linear layer, float32 on the CPU."""
 
@@ -51,7 +56,7 @@ def run_probe(job: ProbeJob, bench: Workbench, ranks: Ranks) -> Message:
     with _one_thread():
         for depth, stage in zip(cuts, stages, strict=True):
             began = time.perf_counter()
-            result = fit_probe(*train[depth], num_classes, validation=val.get(depth))
+            result = fit_probe(*train[depth], num_classes, validation=val.get(depth), least_std=LEAST_STD)
             seconds = time.perf_counter() - began
             probes.append(_describe(depth, stage.name, result, len(val[depth][1]) if depth in val else 0, seconds))
     bench.heads[head_key(job.config)] = result
@@ -62,9 +67,11 @@ def run_probe(job: ProbeJob, bench: Workbench, ranks: Ranks) -> Message:
 def probed_head(config: TrialConfig, num_stages: int, bench: Workbench, ranks: Ranks) -> HeadWeights:
     """The head as a ridge classifier on what stands in front of it (see `features.probes`).
 
-    Where only the head is trained, its outputs are scaled to calibrated logits. Where more is, they stay between -1 and
-    1: a head that is sure of every picture it was fitted on leaves the backbone nothing to learn, and with BatchNorm in
-    training its certainty turns into large gradients: both seen on 245 photos of ants and bees.
+    Where only the head is trained, its outputs are scaled to calibrated logits. Where more is, they lie between plus
+    and minus `MODEST_OUTPUT`: a sure head gives the backbone no gradient to learn from, and large ones once BatchNorm
+    in training changes what it stands on. Measured with mobilenet_v2 on photos of ants and bees and on magnetic tiles,
+    2 depths, 3 pairs of rates, 2 seeds: 4 points more accuracy than a random head after the first epoch, as much in the
+    end; calibrated logits there end 2 to 20 points lower.
 
     Fitted once per process, on the first rank; every rank must call this and gets the same bits.
 
@@ -82,10 +89,19 @@ def probed_head(config: TrialConfig, num_stages: int, bench: Workbench, ranks: R
         with closing(TrialRun(ProbeJob.of(config, num_stages).config, bench, Ranks(ranks.device))) as run:
             features_ND, labels_N = _collect(run, "train", [num_stages])[num_stages]
         with _one_thread():
-            bench.heads[key] = fit_probe(features_ND, labels_N, len(config.data.class_names), with_logme=False)
+            bench.heads[key] = fit_probe(
+                features_ND, labels_N, len(config.data.class_names), least_std=LEAST_STD, with_logme=False
+            )
     is_whole = config.freeze_depth == num_stages
-    head: HeadWeights = ranks.agree(head_from_probe(bench.heads[key], as_logits=is_whole) if ranks.is_first else None)
+    head: HeadWeights = ranks.agree(_head_of(bench.heads[key], is_whole) if ranks.is_first else None)
     return head
+
+
+def _head_of(result: ProbeResult, is_all_that_learns: bool) -> HeadWeights:
+    if is_all_that_learns:
+        return head_from_probe(result)
+    weight_KD, bias_K = head_from_probe(result, as_logits=False)
+    return MODEST_OUTPUT * weight_KD, MODEST_OUTPUT * bias_K
 
 
 def head_key(config: TrialConfig) -> str:

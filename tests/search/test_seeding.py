@@ -52,12 +52,24 @@ def test_seeds_run_from_the_cheapest_to_the_dearest(accuracies, num_trials, expe
     points = first_points(space_of(), probes_of(accuracies), num_trials)
     assert depths(points) == expected
     assert {point["head_init"] for point in points} == {"probe"}
+    assert first_points(space_of(), probes_of(accuracies)[::-1], num_trials) == points
+
+
+def test_beside_the_rules_a_short_tail_learns_faster_from_what_is_stored_already():
+    head, best, neighbour, *_ = first_points(space_of(), probes_of(PEAKED), 16)
+    assert head["augmentation"] == "flip_crop"
+    for point in (best, neighbour):
+        if point["freeze_depth"] != STAGES // 2:
+            assert point["augmentation"] == "none"
+            assert point["lr"] > head["lr"]
+            assert point["backbone_lr_ratio"] > 0.1
 
 
 def test_common_advice_is_among_the_seeds():
     space = space_of()
     seeds = first_points(space, probes_of(PEAKED), 16)
     assert all(rule in seeds for rule in space.rules_of_thumb())
+    assert first_points(space, probes_of(PEAKED), None) == seeds
 
 
 @pytest.mark.parametrize(

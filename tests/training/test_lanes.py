@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from training_support import CPU, numbers, train
+from training_support import CPU, num_stages, numbers, train
 
 from trainables.checkpoint import load_checkpoint
 from trainables.config import SplitConfig, TrialConfig
-from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ScoreJob, TrainJob
+from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob
 from trainables.loop import TrialRun, Workbench
+from trainables.probing import run_probe
 from trainables.ranks import Ranks
 from tuner.lanes import LaneError, LanePool, LaneShape
 
@@ -116,6 +117,20 @@ def test_two_workers_give_the_numbers_of_one(lanes: Lanes, config: Callable[...,
     assert first == again
     for found, expected in zip(first, train(wanted)[0], strict=True):
         assert found == pytest.approx(expected, rel=1e-4)  # see test_two_ranks
+
+
+@pytest.mark.parametrize("workers", ["one", "two"])
+def test_a_lane_answers_a_probe_and_trains_on(
+    lanes: Lanes, config: Callable[..., TrialConfig], tmp_path: Path, workers: str
+) -> None:
+    pool = getattr(lanes, workers)
+    job = ProbeJob.of(config("lenet"), num_stages("lenet", 16))
+    (answer,) = pool.run(job)
+    expected = run_probe(job, Workbench(), Ranks(CPU))["probes"]
+    assert [{**probe, "seconds": 0} for probe in answer["probes"]] == [{**probe, "seconds": 0} for probe in expected]
+    wanted = config("lenet", 2, head_init="probe", epochs=1)
+    (epoch,) = epochs_of(run(pool, wanted, tmp_path))
+    assert epoch == pytest.approx(train(wanted)[0][0], rel=1e-4)  # see test_two_ranks
 
 
 @pytest.mark.parametrize("workers", ["one", "two"])

@@ -17,7 +17,7 @@ from trainables.data.packing import PackReport
 from trainables.features.probes import fit_probe, head_from_probe
 from trainables.jobs import ProbeJob, parse_job
 from trainables.loop import TrialRun, Workbench
-from trainables.probing import head_key, probed_head, run_probe
+from trainables.probing import LEAST_STD, MODEST_OUTPUT, head_key, probed_head, run_probe
 from trainables.ranks import Ranks
 
 MORE = SplitConfig(train=0.4, val=0.3, test=0.3)
@@ -48,7 +48,7 @@ def test_each_depth_is_what_a_probe_of_its_features_says(config: Callable[..., T
     frozen = ProbeJob.of(trial, len(stages)).config
     for found, stage in zip(message["probes"], stages, strict=True):
         train_side, val_side = (by_hand(frozen, name, found["depth"]) for name in ("train", "val"))
-        expected = fit_probe(*train_side, 5, validation=val_side)
+        expected = fit_probe(*train_side, 5, validation=val_side, least_std=LEAST_STD)
         assert found["stage"] == stage.name
         assert found["num_features"] == stage.output_shape[0]
         assert (found["probe_accuracy"], found["loo_accuracy"]) == (expected.val_accuracy, expected.loo_accuracy)
@@ -58,6 +58,17 @@ def test_each_depth_is_what_a_probe_of_its_features_says(config: Callable[..., T
         assert found["accuracy"] == pytest.approx(right / (num_train + num_val))
         assert found["num_judged"] == num_train + num_val
     assert set(message["metrics"]) == {"time/pass_s", "time/fit_s"}
+
+
+def test_a_feature_that_hardly_stirs_gets_no_large_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    told = torch.randn(60, 4, generator=generator).double() + labels[:, None]
+    still = 1e-3 * torch.randn(60, 1, generator=generator).double()
+    features = torch.cat([told, still], dim=1)
+    free, bound = (fit_probe(features, labels, 2, least_std=least).weight_KD for least in (0.0, LEAST_STD))
+    assert free[:, 4].abs().max() > 10 * free[:, :4].abs().max(), "what the bound is for"
+    assert bound[:, 4].abs().max() < bound[:, :4].abs().max()
 
 
 @pytest.mark.parametrize("backbone", HEADS)
@@ -97,8 +108,18 @@ def test_the_head_is_the_same_from_pictures_from_the_store_and_at_every_depth(
     head_only = TrialRun(trial.model_copy(update={"freeze_depth": deepest}), after_probe, Ranks(CPU))
     logits = head_only.checkpoint().tail["classifier.1.weight"]
     scale = after_probe.heads[head_key(trial)].scale
-    torch.testing.assert_close(logits, scale * fitted)
+    torch.testing.assert_close(logits, scale / MODEST_OUTPUT * fitted)
     assert scale > 1
+
+
+def test_later_trials_begin_with_what_the_probe_stored(config: Callable[..., TrialConfig], tmp_path: Path) -> None:
+    bench = Workbench(features=FeatureSettings(directory=str(tmp_path)))
+    probe(config("lenet"), bench, cuts_to_keep={"train": (2, 4), "val": (1, 2, 3, 4)})
+    as_is = {"augmentation": {"policy": "none"}, "head_init": "probe", "epochs": 1}
+    for depth, num_read in ((4, 71), (2, 71), (3, 25)):
+        run = TrialRun(config("lenet", depth, **as_is), bench, Ranks(CPU), {"train": (), "val": ()})
+        assert run.run_epoch()["compute/images_from_store"] == num_read, "46 pictures to learn from, 25 to judge by"
+        run.close()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -248,7 +269,9 @@ def test_the_first_rank_answers_for_all(
 def test_the_head_is_the_ridge_on_what_stands_in_front_of_it(config: Callable[..., TrialConfig]) -> None:
     trial = ProbeJob.of(config("alexnet", size_px=64, split=MORE), num_stages("alexnet", 64)).config
     features, labels = by_hand(trial, "train", trial.freeze_depth)
-    weight, bias = head_from_probe(fit_probe(features, labels, 5))  # as logits: nothing else is trained
+    weight, bias = head_from_probe(
+        fit_probe(features, labels, 5, least_std=LEAST_STD)
+    )  # as logits: nothing else is trained
     found_weight, found_bias = probed_head(trial, trial.freeze_depth, Workbench(), Ranks(CPU))
     assert torch.equal(found_weight, weight)
     assert torch.equal(found_bias, bias)

@@ -59,6 +59,7 @@ def fit_probe(
     *,
     validation: tuple[torch.Tensor, torch.Tensor] | None = None,
     alphas: Sequence[float] | None = None,
+    least_std: float = 0.0,
     with_logme: bool = True,
 ) -> ProbeResult:
     """Fits a one-versus-rest ridge classifier in closed form.
@@ -73,6 +74,8 @@ def fit_probe(
         num_classes: Rows of the result; a class without pictures gets zero weights.
         validation: Features and labels of other pictures, to take the accuracy on.
         alphas: Strengths to choose from, on standardised features; by default a grid over nine decades.
+        least_std: Features whose standard deviation is below this share of their root mean square are not scaled up to
+            one unit of variance: a weight on what hardly ever stirs is large, and noise elsewhere.
         with_logme: Also compute `log_me`, which takes a second decomposition.
 
     Raises:
@@ -80,7 +83,7 @@ def fit_probe(
     """
     pooled_ND = pool(features)
     labels_N = _checked(pooled_ND, labels_N, num_classes)
-    mean_D, std_D = _moments(pooled_ND)
+    mean_D, std_D = _moments(pooled_ND, least_std)
     targets_NK = 2.0 * _one_hot(labels_N, num_classes) - 1.0
     ridge = _Ridge((pooled_ND - mean_D) / std_D, targets_NK)
     alpha, loo_NK = _choose(ridge, alphas or [len(pooled_ND) * value for value in _ALPHAS_PER_PICTURE])
@@ -304,11 +307,12 @@ def _evidence(
     return -0.5 * (num_rows * torch.log(2 * math.pi * noise_K) + error_K / noise_K + log_det_K)
 
 
-def _moments(pooled_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(pooled_ND: torch.Tensor, least_std: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation [D]; of a constant feature infinity, so that it has no part in anything."""
     mean_D, std_D = pooled_ND.mean(0), pooled_ND.std(0, correction=0)
     is_constant_D = std_D <= _CONSTANT * pooled_ND.abs().amax(0)
-    return mean_D, std_D.masked_fill(is_constant_D, math.inf)
+    floored_D = std_D.clamp(min=least_std * float(std_D.square().mean().sqrt()))
+    return mean_D, floored_D.masked_fill(is_constant_D, math.inf)
 
 
 def _checked(pooled_ND: torch.Tensor, labels_N: torch.Tensor, num_classes: int, *, to_fit: bool = True) -> torch.Tensor:
