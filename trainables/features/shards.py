@@ -160,7 +160,7 @@ class _HashingSink:
 
     def write(self, data: Any) -> int:
         content = memoryview(data).cast("B")
-        # Piece by piece: what was hashed is still in the cache, and some kernels are slow with large writes.
+        # Piece by piece: what was hashed is still in the processor's cache, and large writes are slow on some machines.
         for first in range(0, len(content), _PIECE_BYTES):
             piece = content[first : first + _PIECE_BYTES]
             self.digest.update(piece)
