@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
-
-import re
 
 import pytest
 import torch
