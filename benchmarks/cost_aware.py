@@ -117,8 +117,7 @@ def measure(seed: int, flops: float, folder: Path, home: HomePaths) -> dict[str,
 
 
 def parse_options() -> argparse.Namespace:
-    options = parser(__doc__, repeats=1)
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the sweeps (default 0 to 4)")
+    options = parser(__doc__, repeats=5)  # one seed each
     options.add_argument(
         "--whole-trials", type=float, default=12.0, help="the budget, in whole trials of full fine-tuning (default 12)"
     )
@@ -134,7 +133,7 @@ def main() -> int:
         folder = Path(name)
         home = HomePaths.at(folder / "home")
         flops = options.whole_trials * whole_flops(spec_for(0, 1.0, False, folder), home)
-        results += [measure(seed, flops, folder, home) for seed in options.seeds]
+        results += [measure(seed, flops, folder, home) for seed in range(options.repeats)]
     rows = [
         [
             str(result["seed"]),

@@ -231,17 +231,21 @@ class Pricing:
 
     def _held_for(self, point: Mapping[str, Any], before: Iterable[Looked]) -> set[HeldCut]:
         """What the trials before have stored of the pictures that a trial at a point looks at."""
-        held: set[HeldCut] = set()
+        held: dict[int | Literal["val"], set[int]] = {}
         policy = policy_name(point)
         for other, epochs in before:
             if not epochs:
                 continue
-            stored = self.cuts_to_keep(other)
-            held.update((depth, "val") for depth in stored["val"])
-            views = views_of(other)
-            if policy_name(other) == policy and views != "unlimited":
-                held.update((depth, view) for depth in stored["train"] for view in range(min(views, epochs)))
-        return held
+            stored, views = self.cuts_to_keep(other), views_of(other)
+            held.setdefault("val", set()).update(stored["val"])
+            if policy_name(other) != policy or views == "unlimited":
+                continue
+            for view in range(min(views, epochs)):
+                cuts = held.setdefault(view, set())
+                # A pass stores what lies on its way, and that begins at what is held.
+                start = max((cut for cut in cuts if cut <= other["freeze_depth"]), default=0)
+                cuts.update(cut for cut in stored["train"] if cut > start)
+        return {(cut, view) for view, cuts in held.items() for cut in cuts}
 
     def _plan(self, point: Mapping[str, Any]) -> StoragePlan:
         """What is worth storing, given that a trial at this point comes."""

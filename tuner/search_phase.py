@@ -129,6 +129,9 @@ class SearchPhase:
         spec, space, base, home, paths = self._spec, self._space, self._base, self._home, self._paths
         pricing = self._pricing
         switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
+        # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
+        spec, space, base, home, paths = self._spec, self._space, self._base, self._home, self._paths
+        pricing = self._pricing
 
         def make_config(number: int, params: dict[str, Any]) -> dict[str, Any]:
             job = TrainJob(

@@ -135,6 +135,17 @@ def test_a_trial_is_cheaper_when_its_features_are_there() -> None:
     assert rates.cost(point(4), [Looked(point(3), 8)]).fill_flops == 1e7 * (4 * 100 + 20)
 
 
+def test_a_pass_that_begins_at_what_is_held_stores_nothing_in_front_of_it() -> None:
+    rates = pricing(search={"num_trials": 60})
+    assert rates.cuts_to_keep(point(4))["train"] == (2, 3, 4)
+    assert rates.cuts_to_keep(point(3))["train"] == (2, 3)
+    kept = {"train": (3,), "val": ()}
+    rates._kept["flip", 3] = kept  # type: ignore[assignment]
+    before = [Looked(point(3), 8), Looked(point(4), 8)]
+    assert rates.cost(point(4), before).fill_flops == 0
+    assert rates.cost(point(2), before).fill_flops == 2e7 * 4 * 100
+
+
 def test_without_a_store_every_epoch_fills_anew() -> None:
     alone = pricing(features="off").cost(point(3), [Looked(point(3), 8)])
     assert alone.fill_flops == 8 * 3e7 * 120
