@@ -33,7 +33,7 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """What the numbers were made with: this machine, and the versions that decide them."""
-    packages = ("thaw", "torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "pillow", "torchmetrics", "numpy")
+    packages = ("thaw", "torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "pillow", "numpy")
     versions = {name: metadata.version(name) for name in packages}
     return {"python": platform.python_version(), "machine": platform.platform(), **versions}
 

@@ -99,14 +99,16 @@ class SearchPhase:
     def _config_maker(self, pool: LanePool, history: Sequence[TrialRecord]) -> Callable[..., dict[str, Any]]:
         """What Tune hands to a trial, from its number and its point."""
         known_epochs = {trial.number: len(trial.epochs) for trial in history}
+        # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
+        spec, space, base, home, paths = self._spec, self._space, self._base, self._home, self._paths
         switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
 
         def make_config(number: int, params: dict[str, Any]) -> dict[str, Any]:
             job = TrainJob(
-                config=self._space.trial_config(params, self._base),
-                directory=self._home.uri_of(self._paths.trial(number).root),
-                metric=self._spec.metric,
-                mode=self._spec.mode,
+                config=space.trial_config(params, base),
+                directory=home.uri_of(paths.trial(number).root),
+                metric=spec.metric,
+                mode=spec.mode,
                 reported_epochs=known_epochs.get(number, 0),
             )
             return {**switchboard, "params": params, "job": job.model_dump(mode="json")}

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from torchmetrics.functional import classification as tm
 from training_support import CPU
 
 from trainables.config import SplitConfig, TrialConfig
@@ -44,6 +45,23 @@ def test_rates_are_those_of_scikit_learn_even_for_classes_without_pictures(
     confusion = sum(parts).numpy()
     assert np.array_equal(confusion, sk.confusion_matrix(labels, predicted, labels=range(5)))
     assert rates(confusion) == pytest.approx(sklearn_rates(labels, predicted), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_rates_are_those_of_torchmetrics(num_classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, num_classes, generator=generator)
+    labels = torch.randint(num_classes, (200,), generator=generator)
+    confusion = count_confusion(logits, labels)
+    assert torch.equal(confusion, tm.multiclass_confusion_matrix(logits, labels, num_classes))
+    assert rates(confusion.numpy()) == pytest.approx(
+        {
+            "accuracy": tm.multiclass_accuracy(logits, labels, num_classes, average="micro").item(),
+            "balanced_accuracy": tm.multiclass_accuracy(logits, labels, num_classes, average="macro").item(),
+            "macro_f1": tm.multiclass_f1_score(logits, labels, num_classes, average="macro").item(),
+        },
+        abs=1e-6,
+    )
 
 
 def test_a_side_without_pictures_scores_nothing() -> None:
