@@ -1,8 +1,9 @@
 """Ray Train's side of a lane: workers that stay up and train job after job.
 
-``lane_loop`` is the training function of one long ``TorchTrainer.fit()``. Rank 0 talks to the switchboard and tells
-the others; all train. A job's own failure is reported and the lane goes on; with several ranks the group is restarted
-after one, because the other ranks may be waiting in a collective that will never complete.
+``lane_loop`` is the training function of one long ``TorchTrainer.fit()``, reached by way of ``entry.run_lane``. Rank 0
+talks to the switchboard and tells the others; all train. A job's own failure is reported and the lane goes on; with
+several ranks the group is restarted after one, because the other ranks may be waiting in a collective that will never
+complete.
 """
 
 from __future__ import annotations

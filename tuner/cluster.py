@@ -44,19 +44,40 @@ def start_ray() -> bool:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
         return False
+    # The only machine gives no notice of its end, and the watcher's process would start when workers need the cores.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init("local", include_dashboard=False, **options)
+    _start_coordinator()
     return True
 
 
+def _start_coordinator() -> None:
+    """Starts the actor that Ray Train's controller waits for before it asks for workers.
+
+    The controller would start it itself, and sit idle for the second and a half that its process takes.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    get_or_create_autoscaling_coordinator()
+
+
+def import_ray() -> None:
+    """Imports Ray's core, so that it is not slowed down by what another thread imports meanwhile."""
+    import ray
+
+    del ray
+
+
 def import_torch() -> None:
-    """Imports what takes seconds and does not belong to Ray; meant for a thread beside ``start_ray``.
+    """Imports torch, which takes seconds; meant for a thread beside ``start_ray``.
 
     Ray's own packages import each other in circles, which two threads at once can break: they stay with the main one.
     """
     import torch
-    import torchvision.models
 
-    del torch, torchvision
+    del torch
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainables.config import FeatureSettings
+from trainables.entry import run_lane
 from trainables.jobs import LAST_WORDS, AnyJob, Message
 
 logger = logging.getLogger(__name__)
@@ -188,13 +189,11 @@ class LanePool:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        from trainables.lane import lane_loop
-
         resources = {"CPU": self.shape.cpus_per_worker}
         if self.shape.gpus_per_worker:
             resources["GPU"] = self.shape.gpus_per_worker
         TorchTrainer(
-            lane_loop,
+            run_lane,
             train_loop_config={
                 "switchboard": board,
                 "lane": lane,

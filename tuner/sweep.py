@@ -7,6 +7,7 @@ from its journal by ``resume_sweep``.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.storage import write_bytes
 from tuner.champion import choose_champion, why_none
-from tuner.cluster import import_torch, open_lanes
+from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, flat, note, summary
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LanePool
@@ -133,9 +134,12 @@ class _Sweep:
         """All phases."""
         check_quickly(self.spec, self.home)
         with ExitStack() as stack:
-            executor = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="prepare"))
-            executor.submit(import_torch)
-            preparing = executor.submit(self._prepare)
+            # One thread: until Ray is up, each further one would take its turns of the interpreter from Ray's start.
+            executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="prepare"))
+            import_ray()
+            are_lanes_starting = threading.Event()
+            stack.callback(are_lanes_starting.set)
+            preparing = executor.submit(self._prepare, are_lanes_starting)
             pool = stack.enter_context(
                 open_lanes(
                     self.spec.budget,
@@ -147,6 +151,7 @@ class _Sweep:
                     check=lambda: preparing.result() if preparing.done() else None,
                 )
             )
+            are_lanes_starting.set()
             data, space, pretraining, weights = preparing.result()
             self._keep_spec(data)
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
@@ -161,10 +166,16 @@ class _Sweep:
 
     # --- before ----------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> Prepared:
-        """Packs pictures, checks weights and the space: all that needs no lane."""
+    def _prepare(self, are_lanes_starting: threading.Event) -> Prepared:
+        """Packs pictures, checks weights and the space: all that needs no lane.
+
+        What it takes to start lanes (torch) is imported first; what takes as long again and can be done while they
+        come up (torchvision and its networks) waits for them.
+        """
         spec = self.spec
+        import_torch()
         data = prepare_data(spec.data, self.home, self.progress.counted)
+        are_lanes_starting.wait()
         pretrain = spec.pretrain_spec()
         pretraining, weights = None, None
         if pretrain is not None:
