@@ -57,8 +57,8 @@ def best_depth(probes: Sequence[ProbedDepth]) -> int:
 def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: int | None) -> list[Point]:
     """Searched fields of the points to begin with; without a probe the rules of thumb as they are.
 
-    With it, the rules' depths and the best one come first in importance, its shallower neighbours after them as far as
-    there are trials; they run from the deepest, which costs next to nothing, to the shallowest. All heads start from
+    With it, the rules' depths and the best one count most, its shallower neighbours are added as far as there are
+    trials; they run from the deepest, which costs next to nothing, to the shallowest. All heads start from
     the probe where the space has that (see `SearchSpace.common_point`).
 
     Args:
@@ -78,11 +78,11 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
 def _point(space: SearchSpace, depth: int) -> Point | None:
     """The rule of thumb for a depth, or what proved itself on tails of a stage or two.
 
-    Such tails take few steps of few pictures, so they may learn faster than common advice has it; pictures as they are
-    have features in the store already, which the probe has put there.
+    Such tails take few steps of few pictures, so they may learn faster than common advice has it. They and the lone
+    head look at pictures as they are, whose features the probe has put into the store.
     """
     if depth == space.num_stages:
-        return space.common_point(depth=depth, lr=COMMON_LR, ratio=1.0)
+        return space.common_point(depth=depth, lr=COMMON_LR, ratio=1.0, augmentation="none")
     if depth == 0:
         return space.common_point(depth=depth, lr=COMMON_LR / 10, ratio=1.0)
     if depth == space.num_stages // 2:

@@ -125,9 +125,6 @@ class SearchPhase:
     def _config_maker(self, pool: LanePool, history: Sequence[TrialRecord]) -> Callable[..., dict[str, Any]]:
         """What Tune hands to a trial, from its number and its point."""
         known_epochs = {trial.number: len(trial.epochs) for trial in history}
-        # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
-        spec, space, base, home, paths = self._spec, self._space, self._base, self._home, self._paths
-        pricing = self._pricing
         switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
         # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
         spec, space, base, home, paths = self._spec, self._space, self._base, self._home, self._paths

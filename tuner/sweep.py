@@ -249,7 +249,7 @@ class _Sweep:
     def _search(self, space: SearchSpace, pricing: Pricing, base: TrialConfig, pool: LanePool) -> bool:
         """Runs the trials that are left; False when the sweep was interrupted."""
         from tuner.probing import run_probe_phase
-        from tuner.search_phase import SearchPhase
+        from tuner.search_phase import SearchPhase  # and Ray Tune: before the probe waits for a lane, not after
 
         points = run_probe_phase(self.spec, space, base, pool, self.paths, record=self.record, progress=self.progress)
         phase = SearchPhase(

@@ -17,6 +17,8 @@ data:
 model: {backbone: lenet, weights: none}
 search:
   num_trials: 5
+  probe: on
+  head_init: [probe, random]
   lr: {low: 1.0e-3, high: 3.0e-2, log: true}
   augmentation: [none, flip_crop]
   batch_size: [16, 32]

@@ -59,6 +59,7 @@ def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePat
     assert "were read from the store" in out
     assert "The store holds" in out
     assert "5/5 done" in err
+    assert re.search(r"^probe: depth \d of 4 is best, [\d.]+% of \d+ pictures", err, re.M)
 
     events = [record["event"] for record in read_records(home.sweep("tiny").journal)]
     assert events[-1] == "finished"
@@ -92,7 +93,11 @@ def test_mlflow_holds_the_sweep_and_its_model(whole: tuple[HomePaths, str, str])
     assert {item.path for item in client.list_artifacts(parents[0].info.run_id, "report")} >= {
         "report/confusion.png",
         "report/confusion.csv",
+        "report/probe.json",
+        "report/probe.png",
     }
+    probed = client.get_metric_history(parents[0].info.run_id, "probe/accuracy")
+    assert [point.step for point in sorted(probed, key=lambda point: point.step)] == [1, 2, 3, 4]
 
 
 def test_predict_uses_the_champion(whole: tuple[HomePaths, str, str], tmp_path: Path) -> None:
