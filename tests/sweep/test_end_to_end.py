@@ -225,12 +225,13 @@ def test_trials_have_a_price_and_the_cheapest_of_the_first_run_first(whole: tupl
     depths = [trial.params["freeze_depth"] for trial in trials]
     # Of five trials, three are given and two drawn; deeper is cheaper.
     assert depths[:3] == sorted(depths[:3], reverse=True)
-    # Nothing ran before the first trial, so what it should compute is what it does compute, epoch by epoch.
+    # Nothing ran before the first trial. A lane may store a cut that the plan does not count on, here the hidden layer
+    # (128 FLOPs per byte, 0.9% of the trial), and then computes less; never more.
     first = trials[0]
     assert first.outcome == "completed"
-    assert (first.metrics or {})["compute/trial_gflops"] == pytest.approx(
-        (first.predicted or {})["compute/predicted_gflops"]
-    )
+    computed = (first.metrics or {})["compute/trial_gflops"]
+    predicted = (first.predicted or {})["compute/predicted_gflops"]
+    assert 0.98 * predicted < computed < predicted * (1 + 1e-9)
 
 
 def test_when_every_trial_fails_the_sweep_says_why(tiny_spec: Path, tmp_path: Path) -> None:
