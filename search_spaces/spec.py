@@ -239,8 +239,8 @@ class SearchSpec(SpecPart):
     head_init: Chosen[HeadInitName] = Field(
         "auto",
         description="What the head starts from: 'probe', a linear classifier fitted in closed form on the frozen "
-        "network's features, so that no epoch goes into finding one and no large gradient of a random head disturbs "
-        "the backbone; or 'random'. 'auto': [probe, random] where weights are pretrained, else random.",
+        "network's features, or 'random'. A probe is ahead in the first epochs and not always at the end, so 'auto' "
+        "tries both where weights are pretrained; else it is random.",
     )
     augmentation: Chosen[PolicyName] = Field(
         ("none", "flip", "flip_crop", "randaugment"),

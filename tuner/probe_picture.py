@@ -72,7 +72,7 @@ def draw_probe(picture: ProbePicture) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10, 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     figure.suptitle(picture.title, fontweight="bold")
@@ -106,15 +106,21 @@ def _draw_accuracies(axes: Axes, picture: ProbePicture) -> None:
         f"{top:.1f}%",
         (picture.best, top),
         textcoords="offset points",
-        xytext=(0, -18),
+        xytext=(0, 12),
         ha="center",
         color=_COLOURS["best"],
         fontweight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
-    axes.set(xlabel="freeze depth", ylabel="accuracy, %", title="A linear probe on frozen features, by depth")
+    axes.set(
+        xlabel="freeze depth",
+        ylabel="accuracy, %",
+        title="A linear probe on frozen features; trials that train the rest",
+    )
     axes.set_xlim(-0.3 if any(depth == 0 for depth, _ in picture.trials) else 0.7, len(picture.stages) + 0.3)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.12)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _draw_evidence(axes: Axes, picture: ProbePicture) -> None:
