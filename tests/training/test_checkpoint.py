@@ -120,7 +120,7 @@ def test_a_head_only_delta_is_kilobytes(config: Callable[..., TrialConfig], tmp_
     run.run_epoch()
     delta = save_checkpoint(str(tmp_path / "best"), run.checkpoint(weights_only=True))
     state = save_checkpoint(str(tmp_path / "last"), run.checkpoint())
-    whole = sum(tensor.nbytes for tensor in run._network.prefix.state_dict().values())
+    whole = sum(tensor.nbytes for stage in run._prefix._stages for tensor in stage.state_dict().values())
     assert whole > 40e6
     assert delta < 16e3  # 5 x 512 weights and 5 biases are 10 kB, the configuration 1 kB
     assert state < 48e3  # and AdamW's two moments
