@@ -54,7 +54,7 @@ CASES: tuple[tuple[str, Precision, tuple[int, ...], int], ...] = (
     ("50 kB fp32, 600 rows", "fp32", (64, 14, 14), 600),
 )
 BAR_CASES = 2  # the first ones; the others are information
-NUM_PICTURES, SIZE_PX = 512, 128
+NUM_PICTURES, SIZE_PX = 384, 128
 # Network, precision, which cuts are stored in one pass, and whether the bar counts for them. One alone is what a
 # trial stores by default; to store the first one saves little and takes much, so the cost model leaves it out.
 FILL_CASES: tuple[tuple[str, Precision, str, bool], ...] = (

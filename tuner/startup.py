@@ -34,7 +34,7 @@ def startup_points(
         first_points: Searched fields of points that go first, in whole or in part; what is left out is drawn.
         num_points: How many points in all; of `first_points` no more than that are taken, the foremost.
         seed: Of what is drawn.
-        price: By which the given points, and behind them the random ones, are sorted; equal ones keep their order.
+        price: By which all of them are sorted; equal ones keep their order.
 
     Raises:
         ValueError: A given point does not lie in the space.
@@ -49,8 +49,7 @@ def startup_points(
         if not space.contains(point):
             raise ValueError(f"first point {number}, {given}, does not lie in the space")
         points.append(point)
-    num_given = min(len(first_points), num_points)
-    return [*sorted(points[:num_given], key=price), *sorted(points[num_given:], key=price)]
+    return sorted(points, key=price)
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -23,12 +23,12 @@ def draw(**changes: Any) -> list[Any]:
     return startup_points(SPACE, **{"first_points": RULES, "num_points": 10, "seed": 0, "price": price, **changes})
 
 
-def test_given_points_go_first_then_random_ones_each_by_price() -> None:
+def test_given_points_and_random_ones_go_by_price() -> None:
     points = draw()
-    assert [point["freeze_depth"] for point in points[:3]] == [6, 3, 0]
-    depths = [point["freeze_depth"] for point in points[3:]]
+    depths = [point["freeze_depth"] for point in points]
     assert depths == sorted(depths, reverse=True)
     assert len(set(depths)) > 2
+    assert all(any(rule.items() <= point.items() for point in points) for rule in RULES)
     assert all(SPACE.contains(point) for point in points)
 
 

@@ -35,4 +35,8 @@ class PageBudget:
         if sum(num_bytes for _, num_bytes in self._mapped.values()) + touched > self._limit_bytes:
             for held, _ in self._mapped.values():
                 held.release()
-            self._mapped.clear()
+            self.forget()
+
+    def forget(self) -> None:
+        """Lets go of all entries, which are closed; their maps end with the last tensor on them."""
+        self._mapped.clear()

@@ -99,6 +99,7 @@ class StoredFeatures:
     def close(self) -> None:
         """Lets the store evict what this trial read."""
         self._open.clear()
+        self._pages.forget()
         self._stack.close()
 
     def kept(self, images: ImageBatches, depth: int) -> set[int]:
@@ -128,8 +129,9 @@ class StoredFeatures:
             FeaturesRequiredError: The own cut cannot be stored, and the spec demands it.
         """
         held = self.held(images, view_index, [self.depth])
-        if self.depth not in held:
-            num_filled = self._fill(images, prefix, view_index, self.to_fill(images, view_index, [self.depth], held))
+        to_fill = [] if self.depth in held else self.to_fill(images, view_index, [self.depth], held)
+        if to_fill:
+            num_filled = self._fill(images, prefix, view_index, to_fill)
             held = self.held(images, view_index, [self.depth])
             if self.depth in held:
                 # Read back by this very epoch, or another rank's: they were not saved anything.
@@ -167,8 +169,8 @@ class StoredFeatures:
         key = self._key(images, view_index, cut)
         digest = key.digest()
         if digest not in self._open:
-            # Another lane may have stored it meanwhile; what lies behind a network is asked once.
-            is_worth_asking = cut == self.depth or digest not in self._asked or self._store.has(key)
+            # A shared store, which may be far away, is asked once; another lane may store it here at any time.
+            is_worth_asking = digest not in self._asked or self._store.has(key)
             self._asked.add(digest)
             found = self._store.open(key) if is_worth_asking else None
             if found is None:
@@ -198,8 +200,6 @@ class StoredFeatures:
 
     def _fill(self, images: ImageBatches, prefix: FrozenPrefix, view_index: int, cuts: Collection[int]) -> int:
         """Stores some cuts; returns how many rows of the trial's own were computed here."""
-        if not cuts:
-            return 0
         num_filled = 0
         held = self.held(images, view_index, cuts)
         with ExitStack() as stack:
