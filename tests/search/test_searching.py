@@ -378,12 +378,12 @@ def priced():
     return Loop(diverging=(1,), failing=(7,), options=OPTIONS).start().run()
 
 
-def test_startup_trials_run_cheapest_first_behind_the_given_ones(priced):
+def test_startup_trials_run_cheapest_first(priced):
     points = [priced.records[number].params for number in range(10)]
-    assert [point["freeze_depth"] for point in points[:2]] == [5, 0]
-    assert points[1]["lr"] == 0.001
-    costs = [PRICING.cost(point).total for point in points[2:]]
+    costs = [PRICING.cost(point).total for point in points]
     assert costs == sorted(costs)
+    assert any(point["freeze_depth"] == 0 and point["lr"] == 0.001 for point in points)
+    assert any(point["freeze_depth"] == 5 for point in points)
     # The same trials in another order: the price proposes nothing before TPE does.
     plain = Loop(options={"first_points": OPTIONS["first_points"]}).start()
     plain.run()

@@ -222,9 +222,10 @@ def test_a_budget_of_flops_bounds_a_sweep_over_an_interruption(
 def test_trials_have_a_price_and_the_cheapest_of_the_first_run_first(whole: tuple[HomePaths, str, str]) -> None:
     trials = read_trials(whole[0].sweep("tiny").journal)
     assert all(trial.predicted for trial in trials)
+    # Everything drawn before there are results goes by its price; deeper is cheaper.
     depths = [trial.params["freeze_depth"] for trial in trials]
-    # Of five trials, three are given and two drawn; deeper is cheaper.
-    assert depths[:3] == sorted(depths[:3], reverse=True)
+    assert depths[0] == max(depths)
+    assert depths[-1] == min(depths)
     # Nothing ran before the first trial. A lane may store a cut that the plan does not count on, here the hidden layer
     # (128 FLOPs per byte, 0.9% of the trial), and then computes less; never more.
     first = trials[0]
