@@ -6,7 +6,7 @@ the searcher but not the scheduler, so after a restart ASHA's rungs would be emp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,9 @@ class ResumableASHA(ASHAScheduler):
         grace_period: Epochs before which no trial is stopped.
         reduction_factor: At each rung about one trial in this many goes on.
         history: The trials that the journal knows.
+        is_exempt: Whether a trial, by its parameters, runs to its end whatever the others do, and says nothing about
+            them. Made for those that train the head alone: from stored features they cost next to nothing, and they
+            are near their end after one epoch, when deeper trials have hardly begun.
 
     Attributes:
         overdue: Numbers of trials of the history that have no outcome and whose last epoch ASHA stops: the sweep ended
@@ -55,6 +58,7 @@ class ResumableASHA(ASHAScheduler):
         grace_period: int,
         reduction_factor: float,
         history: Sequence[TrialRecord] = (),
+        is_exempt: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         super().__init__(
             time_attr=EPOCH,
@@ -65,6 +69,7 @@ class ResumableASHA(ASHAScheduler):
             reduction_factor=reduction_factor,
         )
         self._judged: dict[str, int] = {}
+        self._is_exempt = is_exempt or (lambda _: False)
         # Ended trials first: an open one was judged last, against them.
         ordered = sorted(history, key=lambda record: (record.outcome is None, record.number))
         self.overdue = tuple(record.number for record in ordered if self._replay(record) and record.outcome is None)
@@ -84,7 +89,7 @@ class ResumableASHA(ASHAScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """Decides whether the trial goes on; an epoch without a finite metric, or judged before, decides nothing."""
         numbered = _numbered(trial)
-        if not self._is_news(numbered, result):
+        if self._is_exempt(trial.config.get("params", {})) or not self._is_news(numbered, result):
             return str(TrialScheduler.CONTINUE)
         if result[EPOCH] < self._max_t:
             self._judged[numbered.trial_id] = result[EPOCH]
@@ -93,7 +98,7 @@ class ResumableASHA(ASHAScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
         """Notes the last epoch of a trial that ended by itself."""
         numbered = _numbered(trial)
-        if self._is_news(numbered, result):
+        if not self._is_exempt(trial.config.get("params", {})) and self._is_news(numbered, result):
             super().on_trial_complete(tune_controller, numbered, result)
         else:
             self._trial_info.pop(numbered.trial_id, None)
@@ -104,6 +109,8 @@ class ResumableASHA(ASHAScheduler):
 
     def _replay(self, record: TrialRecord) -> bool:
         """Judges a trial's epochs anew; whether the last of them stops it."""
+        if self._is_exempt(record.params):
+            return False
         trial, action = _Numbered(str(record.number)), TrialScheduler.CONTINUE
         for epoch, value in finite_values(record, self._metric).items():
             action = self._brackets[0].on_result(trial, epoch, self._metric_op * value)

@@ -148,6 +148,7 @@ class SearchPhase:
         spec = self._spec
         if spec.early_stopping.scheduler == "none":
             return FIFOScheduler()
+        num_stages = self._space.num_stages
         return ResumableASHA(
             metric=spec.metric,
             mode=spec.mode,
@@ -155,6 +156,7 @@ class SearchPhase:
             grace_period=spec.grace_period,
             reduction_factor=spec.early_stopping.reduction_factor,
             history=history,
+            is_exempt=lambda params: params.get("freeze_depth") == num_stages,
         )
 
     def _close_overdue(self, spent: str | None) -> None:
