@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ def test_least_recently_used_goes_first(tmp_path: Path) -> None:
     for index in range(3):
         fill(store, view_key(index))
     for index in (1, 2, 0):
+        time.sleep(0.02)  # times of files come in ticks of some milliseconds
         all_rows(store, view_key(index))
     one = max(entry.num_bytes for entry in store.entries())
     report = store.prune(2 * one)
