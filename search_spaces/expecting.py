@@ -65,13 +65,12 @@ def distinct_views(shares: Sequence[float], num_views: ViewCount, num_trials: fl
 
 def expected_trials(space: SearchSpace, num_trials: float) -> dict[str, dict[int, float]]:
     """Expected number of trials by policy (see `policy_name`) and freeze depth, all values being equally likely."""
-    depths = [int(depth) for depth in space.values_of("freeze_depth") if isinstance(depth, int)]
     policies = space.values_of("augmentation")
-    each = num_trials / (len(depths) * len(policies))
+    each = num_trials / (len(space.depths) * len(policies))
     expected: dict[str, dict[int, float]] = {}
     for policy in policies:
         magnitudes = space.values_of("magnitude") if policy == _RANDAUGMENT else (None,)
         for magnitude in magnitudes:
             name = policy_name({"augmentation": policy, "magnitude": magnitude})
-            expected[name] = dict.fromkeys(depths, each / len(magnitudes))
+            expected[name] = dict.fromkeys(space.depths, each / len(magnitudes))
     return expected

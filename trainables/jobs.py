@@ -15,6 +15,8 @@ from trainables.config import AugmentationConfig, Settings, SplitName, TrialConf
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
+CutsToKeep = dict[Literal["train", "val"], tuple[int, ...]]
+"""Depths whose features a job may store, by side."""
 
 
 class TrainJob(Settings):
@@ -26,7 +28,7 @@ class TrainJob(Settings):
     metric: str = Field("val/accuracy", description="Decides which epoch is the trial's best.")
     mode: Literal["max", "min"] = "max"
     reported_epochs: int = Field(0, ge=0, description="Epochs whose results are already known to the asker.")
-    cuts_to_keep: dict[Literal["train", "val"], tuple[int, ...]] | None = Field(
+    cuts_to_keep: CutsToKeep | None = Field(
         None,
         description="Depths whose features may be stored, by side; None: the trial's own depth on both. Decides speed, "
         "never a number.",
@@ -47,7 +49,7 @@ class ProbeJob(Settings):
 
     kind: Literal["probe"] = "probe"
     config: TrialConfig = Field(description="Of a trial that freezes every stage and sees pictures as they are.")
-    cuts_to_keep: dict[Literal["train", "val"], tuple[int, ...]] | None = Field(
+    cuts_to_keep: CutsToKeep | None = Field(
         None, description="Cuts whose features the pass may store; None: the last one on both sides."
     )
 
@@ -56,7 +58,7 @@ class ProbeJob(Settings):
         cls,
         config: TrialConfig,
         num_stages: int,
-        cuts_to_keep: dict[Literal["train", "val"], tuple[int, ...]] | None = None,
+        cuts_to_keep: CutsToKeep | None = None,
     ) -> ProbeJob:
         """The probe of the network that ``config``, of whatever depth, stands on."""
         as_is = AugmentationConfig(policy="none", num_views=1)

@@ -43,7 +43,7 @@ from trainables.errors import InputError
 from trainables.features.probes import ProbeResult
 from trainables.features.source import FeatureBatches, StoredFeatures, visit
 from trainables.features.store import FeatureStore
-from trainables.node_cache import cache_root
+from trainables.node_cache import features_root
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.scores import Evaluation, count_confusion, rates
 
@@ -74,7 +74,7 @@ class Workbench:
         self.features = features
         self.store: FeatureStore | None = None
         if features is not None:
-            directory = features.directory or str(cache_root() / "features")
+            directory = features_root(features.directory)
             self.store = FeatureStore(directory, features.budget_bytes, features.shared_uri)
         self._tables: dict[tuple[str, str], ImageTable] = {}
         self._sides: dict[tuple[object, ...], Side] = {}

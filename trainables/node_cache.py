@@ -37,6 +37,15 @@ def cache_root(environ: Mapping[str, str] | None = None) -> Path:
     return root
 
 
+def features_root(given: str | Path | None) -> Path:
+    """Where this node keeps features: the folder given, else one in its cache.
+
+    Raises:
+        InputError: See `cache_root`.
+    """
+    return Path(given) if given else cache_root() / "features"
+
+
 def fetch_once(
     name: str,
     fetch: Callable[[Path], None],

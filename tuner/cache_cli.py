@@ -72,11 +72,10 @@ def clear() -> None:
 def _store() -> FeatureStore:
     from search_spaces.spec import CacheSpec
     from trainables.features.store import FeatureStore
-    from trainables.node_cache import cache_root
+    from trainables.node_cache import features_root
     from tuner.paths import HomePaths
 
-    home = HomePaths.from_env()
-    directory = cache_root() / "features" if home.is_shared else home.features
+    directory = features_root(HomePaths.from_env().features)
     return FeatureStore(directory, round(CacheSpec().budget_gb * _GB))
 
 

@@ -162,9 +162,9 @@ class HomePaths:
         return self.local / "weights"
 
     @property
-    def features(self) -> Path:
-        """What frozen layers computed."""
-        return self.local / "features"
+    def features(self) -> str | None:
+        """What frozen layers computed; None where the home is shared: then each machine has a cache of its own."""
+        return None if self.is_shared else str(self.local / "features")
 
     @property
     def downloads(self) -> Path:

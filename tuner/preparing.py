@@ -140,10 +140,9 @@ def feature_settings(spec: SweepSpec, home: HomePaths) -> FeatureSettings | None
     if spec.features == "off":
         return None
     cache = spec.cache
-    directory = cache.directory or (None if home.is_shared else str(home.features))
     return FeatureSettings(
         mode=spec.features,
-        directory=directory,
+        directory=cache.directory or home.features,
         budget_bytes=round(cache.budget_gb * 1e9),
         shared_uri=cache.shared_uri,
     )

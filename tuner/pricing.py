@@ -25,13 +25,12 @@ from search_spaces.spec import USUAL_NUM_TRIALS, SweepSpec
 from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
 from trainables.config import Precision
 from trainables.features.layout import ITEM_BYTES
+from trainables.jobs import CutsToKeep
 
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
     from tuner.preparing import PreparedData
 
-SideName = Literal["train", "val"]
-CutsToKeep = dict[SideName, tuple[int, ...]]
 
 FLOPS_PER_BYTE: dict[Literal["cpu", "cuda"], float] = {"cpu": 200.0, "cuda": 10_000.0}
 """What a byte of the store costs, as FLOPs that the same machine could do meanwhile.
@@ -195,9 +194,8 @@ class Pricing:
     def outlook(self) -> tuple[DepthOutlook, ...]:
         """What each depth of the space costs and stores under `usual_policy`."""
         material = self._material
-        depths = sorted(int(depth) for depth in self._space.values_of("freeze_depth") if isinstance(depth, int))
         rows: list[DepthOutlook] = []
-        for depth in depths:
+        for depth in self._space.depths:
             point = self._point(depth)
             num_bytes = material.feature_bytes[depth - 1] if depth else 0
             nothing: CutsToKeep = {"train": (), "val": ()}
@@ -305,7 +303,7 @@ class Pricing:
         """About how many trials a budget of FLOPs pays for, each of the usual length, nothing being stored."""
         if budget_flops is None:  # seconds alone: how many FLOPs they are worth, nobody knows here
             return USUAL_NUM_TRIALS
-        depths = [int(depth) for depth in self._space.values_of("freeze_depth") if isinstance(depth, int)]
+        depths = self._space.depths
         nothing: CutsToKeep = {"train": (), "val": ()}
         mean = sum(self._cost(self._point(depth), (), nothing).total for depth in depths) / len(depths)
         return max(1.0, budget_flops / (mean * self._mean_epochs / self._epochs))

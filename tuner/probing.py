@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from search_spaces.seeding import ProbedDepth, best_depth, first_points, should_probe
 from search_spaces.space import Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
-from trainables.jobs import DepthProbe, ProbeJob
+from trainables.jobs import CutsToKeep, DepthProbe, ProbeJob
 from trainables.storage import write_bytes
 from tuner.journal import Record, read_records
 from tuner.lanes import LaneError, LanePool
@@ -23,7 +23,6 @@ from tuner.paths import SweepPaths
 from tuner.progress import Progress
 
 TABLE_NAME = "probe.json"
-Kept = dict[Literal["train", "val"], tuple[int, ...]]
 
 
 def probe_record(records: Sequence[Record]) -> Record | None:
@@ -40,7 +39,6 @@ def run_probe_phase(
     *,
     record: Callable[..., object],
     progress: Progress,
-    cuts_to_keep: Kept | None = None,
 ) -> list[Point] | None:
     """Runs the probe unless the journal has it; a probe that fails costs the search its seeds and nothing else.
 
@@ -52,7 +50,6 @@ def run_probe_phase(
         paths: Of the sweep.
         record: Writes the journal.
         progress: Shows what happens.
-        cuts_to_keep: Cuts whose features the pass may store; None: all that trials can come to read.
 
     Returns:
         The points that the search begins with; None where it has no probe to begin with.
@@ -65,7 +62,7 @@ def run_probe_phase(
     if is_under_way or not should_probe(spec.search, space, is_pretrained=spec.is_pretrained):
         return None
     progress.phase("probing the frozen network")
-    job = ProbeJob.of(base, space.num_stages, cuts_to_keep or cuts_worth_keeping(spec, space))
+    job = ProbeJob.of(base, space.num_stages, cuts_worth_keeping(spec, space))
     try:
         (message,) = pool.run(job)
     except LaneError as error:
@@ -83,7 +80,7 @@ def run_probe_phase(
     return points
 
 
-def cuts_worth_keeping(spec: SweepSpec, space: SearchSpace) -> Kept:
+def cuts_worth_keeping(spec: SweepSpec, space: SearchSpace) -> CutsToKeep:
     """Cuts that a trial may read: of validation pictures all, of training pictures where they are seen as they are.
 
     The last one is what every head is fitted on.

@@ -118,7 +118,7 @@ def _rank(
 
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Workbench(features=FeatureSettings(directory=_features(home), budget_bytes=_BUDGET_BYTES))
+    bench = Workbench(features=FeatureSettings(directory=home.features, budget_bytes=_BUDGET_BYTES))
     try:
         config = TrialConfig(
             data=data.config,
@@ -132,10 +132,6 @@ def _rank(
         # One that needs larger pictures, or whose weights cannot be had, says nothing about the others.
         return Ranking(name, wanted, seconds=time.perf_counter() - started, problem=str(error))
     return Ranking(name, wanted, tuple(message["probes"]), time.perf_counter() - started)
-
-
-def _features(home: HomePaths) -> str | None:
-    return None if home.is_shared else str(home.features)
 
 
 def read_weights(backbones: Sequence[str], given: Sequence[str]) -> dict[str, str]:

@@ -136,10 +136,8 @@ def bytes_held(settings: FeatureSettings | None) -> int | None:
     """What the store has on this machine's disk; None where features are not stored."""
     if settings is None:
         return None
-    from pathlib import Path
-
     from trainables.features.inventory import list_entries
-    from trainables.node_cache import cache_root
+    from trainables.node_cache import features_root
 
-    directory = Path(settings.directory) if settings.directory else cache_root() / "features"
+    directory = features_root(settings.directory)
     return sum(entry.num_bytes for entry in list_entries(directory)) if directory.is_dir() else 0

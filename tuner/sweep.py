@@ -273,7 +273,7 @@ class _Sweep:
     def _interrupted(self) -> SweepResult:
         self.record("interrupted", reason="interrupted by the user")
         untold = self.tracking.close(MLFLOW_PATIENCE_S)
-        return self._result(None, [], is_finished=False, untold=untold)
+        return self._result(None, [], self._reuse(), is_finished=False, untold=untold)
 
     def _finish(self, space: SearchSpace, base: TrialConfig, data: PreparedData, pool: LanePool) -> SweepResult:
         from tuner.finale import (
@@ -313,7 +313,7 @@ class _Sweep:
         else:
             self.record("finished", outcome="completed", reason=None)
         untold = self.tracking.close(MLFLOW_PATIENCE_S)
-        return self._result(champion, baselines, is_finished=champion.model_uri is not None, untold=untold)
+        return self._result(champion, baselines, reuse, is_finished=champion.model_uri is not None, untold=untold)
 
     def _register(self, closing: Any, champion: Champion) -> Champion:
         from tuner.finale import register_champion
@@ -338,7 +338,7 @@ class _Sweep:
         return reuse_of(trials_of(self._records()), bytes_held(feature_settings(self.spec, self.home)))
 
     def _result(
-        self, champion: Champion | None, baselines: list[Standing], *, is_finished: bool, untold: int
+        self, champion: Champion | None, baselines: list[Standing], reuse: Reuse, *, is_finished: bool, untold: int
     ) -> SweepResult:
         return SweepResult(
             name=self.spec.name,
@@ -352,5 +352,5 @@ class _Sweep:
             is_finished=is_finished,
             untold=untold,
             seconds=time.monotonic() - self.started,
-            reuse=self._reuse(),
+            reuse=reuse,
         )

@@ -90,7 +90,6 @@ class StoredFeatures:
         self._shapes = ((), *(stage.output_shape for stage in stages))
         self._frozen: dict[int, FrozenPart] = {}
         self._machine = describe_machine(ranks.device)
-        self._rows: dict[int, tuple[Side, str]] = {}
         self._open: dict[str, Features] = {}
         self._asked: set[str] = set()
         self._pages = PageBudget(resident_bytes)
