@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import conclude, median, parser, report, span
+from neighbours import processes_below
 
 BAR = 1.2
 SPEC = """\
@@ -116,26 +117,13 @@ class ProcessWatch:
 
 
 def _descendants(root: int) -> Iterator[tuple[str, int]]:
-    """Title and start (in clock ticks since boot) of every process under ``root``."""
-    table: dict[int, tuple[int, int]] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
+    """Title and start (in clock ticks since boot) of ``root`` and every process under it."""
+    for process in processes_below(root):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            title = Path(f"/proc/{process.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        table[int(folder.name)] = (int(fields[1]), int(fields[19]))
-    for pid, (parent, start) in table.items():
-        ancestor = parent
-        while ancestor in table and ancestor != root:
-            ancestor = table[ancestor][0]
-        if ancestor != root:
-            continue
-        try:
-            yield Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"), start
-        except OSError:
-            continue
+        yield title, process.start
 
 
 def time_bare(workers: int, folder: Path) -> dict[str, float]:

@@ -15,7 +15,6 @@ bar is a number.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from contextlib import closing
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loop_efficiency import CALM, CPU, MOST_TRIES, prepare_data
-from measuring import Disturbance, conclude, median, parser, report
+from loop_efficiency import CALM, CPU, MOST_TRIES, parse_options, prepare_data
+from measuring import Disturbance, conclude, median, report
 
 from trainables.backbones.weights import resolve_weights
 from trainables.backbones.zoo import load_backbone
@@ -126,21 +125,8 @@ def measure_backbone(
     return cases
 
 
-def parse_options() -> argparse.Namespace:
-    options = parser(__doc__, repeats=3)
-    options.add_argument("--images", type=Path, help="folder of pictures (default: made-up ones)")
-    options.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="default: random")
-    options.add_argument("--backbones", nargs="+", default=["resnet18", "mobilenet_v2"])
-    options.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    options.add_argument("--num-pictures", type=int, default=192, help="made-up ones to train on")
-    options.add_argument("--px", type=int, default=128)
-    options.add_argument("--batch-size", type=int, default=32)
-    options.add_argument("--threads", type=int, default=os.cpu_count())
-    return options.parse_args()
-
-
 def main() -> int:
-    options = parse_options()
+    options = parse_options(__doc__, repeats=3, num_pictures=192)
     torch.set_num_threads(options.threads)
     cases = []
     with tempfile.TemporaryDirectory(prefix="thaw-benchmark-") as name:

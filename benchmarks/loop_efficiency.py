@@ -178,13 +178,14 @@ def prepare_data(options: argparse.Namespace, folder: Path) -> DataConfig:
     )
 
 
-def parse_options() -> argparse.Namespace:
-    options = parser(__doc__, repeats=5)
+def parse_options(description: str | None, repeats: int, num_pictures: int) -> argparse.Namespace:
+    """The options of a benchmark that trains in this process."""
+    options = parser(description, repeats)
     options.add_argument("--images", type=Path, help="folder of pictures (default: made-up ones)")
     options.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="default: random")
     options.add_argument("--backbones", nargs="+", default=["resnet18", "mobilenet_v2"])
     options.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    options.add_argument("--num-pictures", type=int, default=128, help="made-up ones to train on")
+    options.add_argument("--num-pictures", type=int, default=num_pictures, help="made-up ones to train on")
     options.add_argument("--px", type=int, default=128)
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--threads", type=int, default=os.cpu_count())
@@ -192,7 +193,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> int:
-    options = parse_options()
+    options = parse_options(__doc__, repeats=5, num_pictures=128)
     torch.set_num_threads(options.threads)
     results = []
     with tempfile.TemporaryDirectory(prefix="thaw-benchmark-") as name:

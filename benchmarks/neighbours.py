@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _EVERY_S = 2.0
 
@@ -59,8 +61,21 @@ def _busy_ticks() -> int:
 
 def _ticks_below(root: int) -> dict[tuple[int, int], int]:
     """Ticks of ``root`` and everything alive under it, by process and its start."""
+    return {(process.pid, process.start): process.used for process in processes_below(root)}
+
+
+class Process(NamedTuple):
+    """One process that is alive: its start since boot and the processor time that it used, both in clock ticks."""
+
+    pid: int
+    start: int
+    used: int
+
+
+def processes_below(root: int) -> Iterator[Process]:
+    """``root`` and everything alive under it."""
     parents: dict[int, int] = {}
-    ticks: dict[int, tuple[int, int]] = {}
+    found: list[Process] = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -68,13 +83,12 @@ def _ticks_below(root: int) -> dict[tuple[int, int], int]:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        parents[int(folder.name)] = int(fields[1])
-        ticks[int(folder.name)] = (int(fields[19]), int(fields[11]) + int(fields[12]))
-    below = {}
-    for pid, (start, used) in ticks.items():
-        ancestor = pid
+        process = Process(int(folder.name), start=int(fields[19]), used=int(fields[11]) + int(fields[12]))
+        parents[process.pid] = int(fields[1])
+        found.append(process)
+    for process in found:
+        ancestor = process.pid
         while ancestor in parents and ancestor != root:
             ancestor = parents[ancestor]
         if ancestor == root:
-            below[pid, start] = used
-    return below
+            yield process

@@ -6,7 +6,7 @@ First a typed record of what will be drawn, then the drawing: tests compare the 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,13 +99,22 @@ def _bar(label: str, standing: Standing) -> Bar:
 
 def draw(picture: SweepPicture) -> bytes:
     """The picture as PNG."""
+    return two_panes(
+        picture.title, 3.8, lambda axes: _draw_curves(axes, picture), lambda axes: _draw_bars(axes, picture)
+    )
+
+
+def two_panes(
+    title: str, height_in: float, draw_left: Callable[[Axes], None], draw_right: Callable[[Axes], None]
+) -> bytes:
+    """A PNG of two plots side by side, ten inches wide."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.8), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10, height_in), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.suptitle(picture.title, fontweight="bold")
-    _draw_curves(left, picture)
-    _draw_bars(right, picture)
+    figure.suptitle(title, fontweight="bold")
+    draw_left(left)
+    draw_right(right)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize(10)

@@ -5,7 +5,6 @@ First a typed record of what will be drawn, then the drawing: tests compare the 
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.seeding import best_depth
 from tuner.champion import best_epoch
 from tuner.journal import TrialRecord
+from tuner.picture import two_panes
 from tuner.probing import as_depths
 
 if TYPE_CHECKING:
@@ -69,21 +69,9 @@ def compose_probe(title: str, probes: Sequence[Mapping[str, Any]], trials: Seque
 
 def draw_probe(picture: ProbePicture) -> bytes:
     """The picture as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.suptitle(picture.title, fontweight="bold")
-    _draw_accuracies(left, picture)
-    _draw_evidence(right, picture)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.title.set_fontsize(10)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return two_panes(
+        picture.title, 4.6, lambda axes: _draw_accuracies(axes, picture), lambda axes: _draw_evidence(axes, picture)
+    )
 
 
 def _draw_accuracies(axes: Axes, picture: ProbePicture) -> None:
