@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from family_sizes import SIZES_PX
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -15,25 +16,6 @@ from trainables.backbones.families import build_model
 from trainables.backbones.graph import CutGraph, build_graph
 from trainables.errors import InputError
 
-# With the side of a small picture that leaves something to pool.
-SIZES_PX = {
-    "lenet": 16,
-    "resnet18": 32,
-    "mobilenet_v2": 32,
-    "mobilenet_v3_small": 32,
-    "efficientnet_b0": 32,
-    "convnext_tiny": 32,
-    "densenet121": 32,
-    "squeezenet1_1": 32,
-    "shufflenet_v2_x0_5": 32,
-    "mnasnet0_5": 32,
-    "regnet_y_400mf": 32,
-    "googlenet": 32,
-    "inception_v3": 80,
-    "alexnet": 64,
-    "vgg11": 32,
-    "vgg11_bn": 32,
-}
 HEAVY = ("alexnet", "vgg11", "vgg11_bn")  # hundreds of megabytes, most of them in linear layers
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in SIZES_PX]
 

@@ -136,17 +136,22 @@ def test_trials_are_listed_in_every_format(whole: tuple[HomePaths, str, str]) ->
     assert len(re.findall(r"^\s+\d ", outputs["table"], re.M)) == 5
 
 
+def await_epochs(process: subprocess.Popen[str], journal: Path, number: int) -> None:
+    """Returns when so many epochs are in the journal, or the process has ended, or after two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and sum(record["event"] == "epoch" for record in read_records(journal)) >= number:
+            break
+        time.sleep(0.02)
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(
     whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
 ) -> None:
     home = HomePaths.at(tmp_path / "home")
-    process = start_thaw(Path(home.root), "sweep", str(tiny_spec))
     journal = home.sweep("tiny").journal
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and sum(record["event"] == "epoch" for record in read_records(journal)) >= 3:
-            break
-        time.sleep(0.02)
+    process = start_thaw(Path(home.root), "sweep", str(tiny_spec))
+    await_epochs(process, journal, 3)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -170,13 +175,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
 ) -> None:
     home = HomePaths.at(tmp_path / "home")
-    process = start_thaw(Path(home.root), "sweep", str(tiny_spec))
     journal = home.sweep("tiny").journal
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and sum(record["event"] == "epoch" for record in read_records(journal)) >= 7:
-            break
-        time.sleep(0.02)
+    process = start_thaw(Path(home.root), "sweep", str(tiny_spec))
+    await_epochs(process, journal, 7)
     process.kill()
     process.communicate(timeout=60)
     process = start_thaw(Path(home.root), "resume", "tiny")
@@ -195,11 +196,7 @@ def test_a_budget_of_flops_bounds_a_sweep_over_an_interruption(
     journal = home.sweep("tiny").journal
     overrides = ["--set", f"budget.flops={budget:.6e}", "--set", "search.num_trials=auto", "--set", "baselines=[]"]
     process = start_thaw(Path(home.root), "sweep", str(tiny_spec), *overrides)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and sum(record["event"] == "epoch" for record in read_records(journal)) >= 3:
-            break
-        time.sleep(0.02)
+    await_epochs(process, journal, 3)
     process.kill()
     process.communicate(timeout=60)
     process = start_thaw(Path(home.root), "resume", "tiny")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_sizes import SIZES_PX
 from training_support import CPU, RankGroup, assert_same_bits, copied, finish, num_stages
 
 from trainables.config import FeatureSettings, Precision, TrialConfig
@@ -18,25 +19,11 @@ from trainables.features.source import StoredFeatures, visit
 from trainables.loop import TrialRun, Workbench
 from trainables.ranks import Ranks
 
-# Where batch statistics cannot be had of a lone value nothing is trained here, so pictures may be small.
-SIZES_PX = {
-    "lenet": 16,
-    "squeezenet1_1": 32,
-    "resnet18": 32,
-    "mobilenet_v2": 32,
-    "mobilenet_v3_small": 32,
-    "efficientnet_b0": 32,
-    "convnext_tiny": 32,
-    "densenet121": 32,
-    "shufflenet_v2_x0_5": 32,
-    "mnasnet0_5": 32,
-    "regnet_y_400mf": 32,
-    "googlenet": 32,
-    "inception_v3": 80,
-    "vgg11_bn": 32,
-}
+TOO_LARGE = ("alexnet", "vgg11")  # vgg11_bn stands for them
 FAST = ("lenet", "squeezenet1_1", "shufflenet_v2_x0_5")
-FAMILIES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in SIZES_PX]
+FAMILIES = [
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in SIZES_PX if name not in TOO_LARGE
+]
 Kept = dict[str, Collection[int]]
 
 
