@@ -97,7 +97,7 @@ class ComputeConfig(Settings):
     prefix_precision: Precision = Field("fp32", description="Of the frozen part; bf16 is autocast.")
     channels_last: bool = Field(True, description="Memory layout of pictures and weights.")
     prefix_batch_size: int = Field(
-        64, ge=1, description="The frozen part always runs in batches of this size, the last one padded."
+        32, ge=1, description="The frozen part always runs in batches of this size, the last one padded."
     )
 
 

@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from trainables.backbones.families import build_model
 from trainables.backbones.graph import CutGraph, build_graph
+from trainables.config import ComputeConfig
 from trainables.errors import InputError
 
 HEAVY = ("alexnet", "vgg11", "vgg11_bn")  # hundreds of megabytes, most of them in linear layers
@@ -184,11 +185,11 @@ def test_dropout_before_the_head_is_trained_with_the_head(subject: Subject) -> N
 
 @torch.no_grad()
 def test_a_pictures_features_do_not_depend_on_its_company(subject: Subject) -> None:
-    """In the canonical batch of 64, as the frozen prefix runs: other neighbours, another place, zero padding."""
+    """In the canonical batch, as the frozen prefix runs: other neighbours, another place, zero padding."""
     generator = torch.Generator().manual_seed(2)
-    side = SIZES_PX[subject.name]
-    batch = torch.randn(64, 3, side, side, generator=generator)
-    company = torch.randn(64, 3, side, side, generator=generator)
+    shape = (ComputeConfig().prefix_batch_size, 3, SIZES_PX[subject.name], SIZES_PX[subject.name])
+    batch = torch.randn(shape, generator=generator)
+    company = torch.randn(shape, generator=generator)
     padded = torch.zeros_like(batch)
     company[7], padded[:5] = batch[0], batch[:5]
     prefix, _ = subject.graph.split(subject.graph.num_stages)

@@ -126,7 +126,7 @@ def test_what_decides_no_bit_does_not_change_the_digest(update: dict[str, Any]) 
         {"augmentation": CONFIG.augmentation.model_copy(update={"seed": 4})},
         {"augmentation": CONFIG.augmentation.model_copy(update={"policy": "flip_crop"})},
         {"compute": ComputeConfig(prefix_precision="bf16")},
-        {"compute": ComputeConfig(prefix_batch_size=32)},
+        {"compute": ComputeConfig(prefix_batch_size=16)},
         {"compute": ComputeConfig(channels_last=False)},
     ],
 )

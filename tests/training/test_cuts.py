@@ -70,13 +70,14 @@ def test_every_cut_has_the_same_bits_however_it_is_come_by(
     config: Callable[..., TrialConfig], backbone: str, precision: Precision, tmp_path: Path
 ) -> None:
     size_px, depth = SIZES_PX[backbone], num_stages(backbone, SIZES_PX[backbone])
-    trial = config(backbone, depth, size_px=size_px, compute={"prefix_precision": precision, "prefix_batch_size": 32})
+    trial = config(backbone, depth, size_px=size_px, compute={"prefix_precision": precision})
     plain = Subject(trial, Workbench())
     cuts = plain.cuts
     expected = plain.visit(cuts)
     assert {value.dtype for value in expected.values()} == {torch.float32 if precision == "fp32" else torch.bfloat16}
     alone = plain.prefix.between(next(iter_images(plain)), 0, [cuts[-1]])
-    assert torch.equal(alone[cuts[-1]], expected[cuts[-1]][:32]), "cuts that are wanted on the way change nothing"
+    first = expected[cuts[-1]][: trial.compute.prefix_batch_size]
+    assert torch.equal(alone[cuts[-1]], first), "cuts that are wanted on the way change nothing"
 
     bench = bench_at(tmp_path / "all")
     filling_all = Subject(trial, bench, cuts)

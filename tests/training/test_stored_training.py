@@ -94,7 +94,7 @@ def test_later_epochs_and_trials_read_what_the_first_stored(config: Callable[...
         {"augmentation": {"policy": "flip_crop", "num_views": 1, "seed": 1}},
         {"size_px": 20},
         {"compute": {"prefix_precision": "bf16"}},
-        {"compute": {"prefix_batch_size": 32}},
+        {"compute": {"prefix_batch_size": 16}},
         {"depth": 1},
         {"seed": 5},  # without weights, the frozen part is drawn from the seed
     ],
