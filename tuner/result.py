@@ -124,13 +124,16 @@ def trial_rows(records: Sequence[TrialRecord], metric: str, mode: str) -> list[d
 
 
 def trials_frame(records: Sequence[TrialRecord], metric: str, mode: str) -> pd.DataFrame:
-    """The rows of ``trial_rows`` as a DataFrame, best trial first."""
+    """The rows of ``trial_rows`` as a DataFrame in the order of ``choose_champion``, those that cannot win last."""
     import pandas as pd
 
     frame = pd.DataFrame(trial_rows(records, metric, mode))
     if metric not in frame:
         return frame
-    return frame.sort_values([metric, "number"], ascending=[mode == "min", True], na_position="last", ignore_index=True)
+    order = {"unfit": True, metric: mode == "min", "val/loss": True, "number": True}
+    ranked = frame.assign(unfit=frame["outcome"].isin(("diverged", "failed")))
+    ranked = ranked.sort_values(list(order), ascending=list(order.values()), na_position="last", ignore_index=True)
+    return ranked.drop(columns="unfit")
 
 
 def read_result(home: HomePaths, name: str) -> tuple[list[Record], list[TrialRecord]]:

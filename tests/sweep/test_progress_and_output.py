@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tuner.champion import choose_champion
 from tuner.journal import Journal, TrialRecord
 from tuner.output import Format, build_trials_table, clean_rows, write_rows
 from tuner.picture import compose, draw
@@ -100,6 +101,16 @@ def test_trials_frame_is_sorted_and_whole() -> None:
     assert frame.loc[0, "best_epoch"] == 2
     assert frame.loc[0, "val/accuracy"] == 0.9
     assert math.isnan(frame.loc[3, "val/accuracy"])
+
+
+def test_the_first_of_the_frame_is_the_champion() -> None:
+    def equal(number: int, loss: float, outcome: str = "completed") -> TrialRecord:
+        return TrialRecord(number, {}, ({"epoch": 1, "val/accuracy": 0.9, "val/loss": loss},), outcome)
+
+    records = [equal(0, 0.4), equal(1, 0.2, "stopped_early"), equal(2, 0.1, "diverged"), trial(3, [0.3])]
+    champion = choose_champion(records, "val/accuracy", "max")
+    assert champion is not None and champion.number == 1
+    assert list(trials_frame(records, "val/accuracy", "max")["number"]) == [1, 0, 3, 2]
 
 
 def test_formats_agree() -> None:
