@@ -109,7 +109,8 @@ def test_the_first_of_the_frame_is_the_champion() -> None:
 
     records = [equal(0, 0.4), equal(1, 0.2, "stopped_early"), equal(2, 0.1, "diverged"), trial(3, [0.3])]
     champion = choose_champion(records, "val/accuracy", "max")
-    assert champion is not None and champion.number == 1
+    assert champion is not None
+    assert champion.number == 1
     assert list(trials_frame(records, "val/accuracy", "max")["number"]) == [1, 0, 3, 2]
 
 
