@@ -64,8 +64,8 @@ def build_optimizer(tail: nn.Module, head_name: str, config: OptimizerConfig) ->
     """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum over the tail's parameters."""
     groups = parameter_groups(tail, head_name, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def lr_scale(step: int, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> float:
