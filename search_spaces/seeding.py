@@ -4,8 +4,9 @@ In: the space, and the probe's accuracy by depth. Out: points, the cheapest firs
 gets the same points from the same probe.
 
 A probe on cut d tells what a head on frozen stages 1 to d could reach; it cannot tell how much training the rest would
-add. So it does not replace common advice (only the head, the middle, everything): it adds the depth where frozen
-features are best and its shallower neighbours, whose tails start closest to something that works.
+add. So it does not replace common advice (only the head, the middle, everything): it adds a staircase from the depth
+where frozen features are best by its shallower neighbours down to the middle. Their heads start from the probe, so they
+may learn faster than common advice has it, and they see pictures as they are, whose features the probe has stored.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def best_depth(probes: Sequence[ProbedDepth]) -> int:
 def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: int | None) -> list[Point]:
     """Searched fields of the points to begin with; without a probe the rules of thumb as they are.
 
-    With it, the rules' depths and the best one count most, its shallower neighbours are added as far as there are
-    trials; they run from the deepest, which costs next to nothing, to the shallowest. All heads start from
+    With it, the rules of thumb and the best depth count most, the other steps of the staircase are added as far as
+    there are trials; they run from the deepest, which costs next to nothing, to the shallowest. All heads start from
     the probe where the space has that (see `SearchSpace.common_point`).
 
     Args:
@@ -70,21 +71,17 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
     if not allowed:
         return space.rules_of_thumb()
     best = best_depth(allowed)
-    wanted = [space.num_stages, space.num_stages // 2, 0, best, *(best - step for step in range(1, _NEIGHBOURS + 1))]
-    depths = [depth for depth in dict.fromkeys(wanted) if depth in space.depths][:num_trials]
-    return distinct_points(_point(space, depth) for depth in sorted(depths, reverse=True))
+    middle = space.num_stages // 2
+    rules = space.rules_of_thumb(augmentation="none")
+    depths = [best, middle, *(best - step for step in range(1, _NEIGHBOURS + 1))]
+    stairs = [
+        space.common_point(depth=depth, lr=3 * COMMON_LR, ratio=0.3, augmentation="none")
+        for depth in depths
+        if depth < space.num_stages
+    ]
+    return sorted(distinct_points([*rules, *stairs])[:num_trials], key=_price_rank)
 
 
-def _point(space: SearchSpace, depth: int) -> Point | None:
-    """The rule of thumb for a depth, or what proved itself on tails of a stage or two.
-
-    Such tails take few steps of few pictures, so they may learn faster than common advice has it. They and the lone
-    head look at pictures as they are, whose features the probe has put into the store.
-    """
-    if depth == space.num_stages:
-        return space.common_point(depth=depth, lr=COMMON_LR, ratio=1.0, augmentation="none")
-    if depth == 0:
-        return space.common_point(depth=depth, lr=COMMON_LR / 10, ratio=1.0)
-    if depth == space.num_stages // 2:
-        return space.common_point(depth=depth, lr=COMMON_LR, ratio=0.1)
-    return space.common_point(depth=depth, lr=3 * COMMON_LR, ratio=0.3, augmentation="none")
+def _price_rank(point: Point) -> tuple[int, bool]:
+    """Sorts the deepest first, and of equal depths the one whose frozen part sees one view of each picture."""
+    return -int(point.get("freeze_depth") or 0), point.get("augmentation") != "none"

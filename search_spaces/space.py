@@ -170,14 +170,17 @@ class SearchSpace:
         active = [name for name in self._dimensions if self._is_active(name, point)]
         return set(active) == set(point) and all(point[name] in self._dimensions[name] for name in active)
 
-    def rules_of_thumb(self) -> list[Point]:
+    def rules_of_thumb(self, **of_head: Value) -> list[Point]:
         """Searched fields of the points that common advice would try first.
 
         Only the head; half of the backbone, at a tenth of the head's rate; everything, at a tenth of the rate. Values
         are moved into the declared space, and a depth that is not in it takes its rule away.
+
+        Args:
+            of_head: What the first of them has instead of the common values.
         """
         rules = [
-            self.common_point(depth=self.num_stages, lr=COMMON_LR, ratio=1.0),
+            self.common_point(depth=self.num_stages, lr=COMMON_LR, ratio=1.0, **of_head),
             self.common_point(depth=self.num_stages // 2, lr=COMMON_LR, ratio=0.1),
             self.common_point(depth=0, lr=COMMON_LR / 10, ratio=1.0),
         ]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 
 from search_spaces.costs import best_for_its_price, cooled_price_weight
+from tuner.sampling import BestEpochTPE
 
 if TYPE_CHECKING:
     from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
@@ -48,7 +48,7 @@ class Cooling:
         return cooled_price_weight(max(shares), 1.0)
 
 
-class CostAwareTPE(optuna.samplers.TPESampler):
+class CostAwareTPE(BestEpochTPE):
     """TPE whose acquisition is improvement per ``cost ** price_weight``.
 
     Of the candidates that TPE draws where good trials are dense, it takes the one with the largest ratio of densities.

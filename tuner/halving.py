@@ -6,11 +6,12 @@ the searcher but not the scheduler, so after a restart ASHA's rungs would be emp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler, async_hyperband
 
 from trainables.trial import EPOCH
 from tuner.searching import NUMBER, Mode, finite, finite_values
@@ -24,6 +25,23 @@ class _Numbered:
     """A trial as ASHA sees it: by its number in the sweep, which outlives Tune's own ids."""
 
     trial_id: str
+
+
+class _Bracket(async_hyperband._Bracket):
+    """Rungs that judge gently while they hold few trials.
+
+    Ray's own let the first trial pass and the second one only if it beats the first. But the trials of a sweep run from
+    the deepest freeze, which is near its end after an epoch, to those that train much, start slowly and may end higher:
+    nearly all of these would be stopped. Here a trial goes on while it is among the best third (or whatever the
+    reduction factor says), and one more, of those that reached the rung.
+    """
+
+    def cutoff(self, recorded: Mapping[str, float]) -> float | None:
+        """What the next trial must reach."""
+        num_passing = math.ceil((len(recorded) + 1) / self.rf) + 1
+        if len(recorded) < num_passing:
+            return None
+        return sorted(recorded.values(), reverse=True)[num_passing - 1]
 
 
 class ResumableASHA(ASHAScheduler):
@@ -68,6 +86,7 @@ class ResumableASHA(ASHAScheduler):
             grace_period=grace_period,
             reduction_factor=reduction_factor,
         )
+        self._brackets = [_Bracket(grace_period, max_epochs, reduction_factor, 0)]
         self._judged: dict[str, int] = {}
         self._is_exempt = is_exempt or (lambda _: False)
         # Ended trials first: an open one was judged last, against them.

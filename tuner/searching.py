@@ -27,7 +27,8 @@ from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
 from tuner.cost_aware import Cooling, CostAwareTPE
 from tuner.pricing import Looked, Pricing
-from tuner.startup import NUM_STARTUP_TRIALS, seed_of, startup_points
+from tuner.sampling import BestEpochTPE
+from tuner.startup import num_startup_trials, seed_of, startup_points
 
 if TYPE_CHECKING:
     from tuner.journal import TrialRecord
@@ -104,6 +105,7 @@ class StudySearcher(Searcher):
         self._seed = seed
         self._make_config = make_config
         self._first_points = space.rules_of_thumb() if first_points is None else first_points
+        self._num_startup = num_startup_trials(len(self._first_points))
         self._pricing, self._cooling = pricing, cooling
         self._points: dict[int, Mapping[str, Any]] = {}
         self._seconds: dict[tuple[int, int], float] = {}
@@ -206,13 +208,11 @@ class StudySearcher(Searcher):
 
     def _startup(self) -> list[dict[str, Any]]:
         """The points of the first trials; without a price in the order in which they were drawn."""
-        num_points = NUM_STARTUP_TRIALS if self._num_trials is None else min(NUM_STARTUP_TRIALS, self._num_trials)
-        num_points = max(num_points, min(len(self._first_points), self._num_trials or len(self._first_points)))
         pricing = self._pricing
         return startup_points(
             self._space,
             first_points=self._first_points,
-            num_points=num_points,
+            num_points=self._num_startup if self._num_trials is None else min(self._num_startup, self._num_trials),
             seed=self._seed,
             price=lambda point: 0.0 if pricing is None else pricing.cost(point).total,
         )
@@ -249,16 +249,16 @@ class StudySearcher(Searcher):
             self._study.sampler = self._sampler(number)
         return self._study.ask()
 
-    def _sampler(self, number: int) -> optuna.samplers.TPESampler:
+    def _sampler(self, number: int) -> BestEpochTPE:
         options: dict[str, Any] = {
             "multivariate": True,
             "group": True,
             "constant_liar": self._max_concurrent > 1,
-            "n_startup_trials": NUM_STARTUP_TRIALS,
+            "n_startup_trials": self._num_startup,
             "seed": seed_of(self._seed, number),
         }
         if self._pricing is None or self._cooling is None:
-            return optuna.samplers.TPESampler(**options)
+            return BestEpochTPE(**options)
         pricing, before = self._pricing, self.looked()
         weight = self._cooling.weight(number, pricing.spent(before), sum(self._seconds.values()))
         return CostAwareTPE(lambda point: pricing.cost(point, before).total, self._space.fixed, weight, **options)

@@ -1,9 +1,9 @@
 """The first trials of a sweep, drawn before any result is known: given points and random ones, cheapest first.
 
 In: the space, points worth trying, a seed, a price. Out: the points of trials 0, 1, 2... Optuna's TPE proposes at
-random until it has seen `NUM_STARTUP_TRIALS` trials, so nothing is lost by drawing these together, and then the cheap
-ones can go first: the sweep has its first results, and successive halving its first comparisons, sooner. They are
-sorted before they are numbered, so a number means the same trial whether or not a sweep was interrupted.
+random until it has seen some trials, so nothing is lost by drawing these together, and then the cheap ones can go
+first: the sweep has its first results, and successive halving its first comparisons, sooner. They are sorted before
+they are numbered, so a number means the same trial whether or not a sweep was interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ import optuna
 
 from search_spaces.space import Point, SearchSpace
 
-NUM_STARTUP_TRIALS = 10
+_LEAST_TRIALS = 8
+_LEAST_DRAWN = 2
+
+
+def num_startup_trials(num_given: int) -> int:
+    """How many trials of a sweep run before results decide; some are drawn, because given points agree in much.
+
+    The sweep's length is no matter, so that one which is extended equals one that was longer from the start.
+    """
+    return max(_LEAST_TRIALS, num_given + _LEAST_DRAWN)
 
 
 def startup_points(

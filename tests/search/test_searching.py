@@ -379,7 +379,7 @@ def priced():
 
 
 def test_startup_trials_run_cheapest_first(priced):
-    points = [priced.records[number].params for number in range(10)]
+    points = [priced.records[number].params for number in range(8)]
     costs = [PRICING.cost(point).total for point in points]
     assert costs == sorted(costs)
     assert any(point["freeze_depth"] == 0 and point["lr"] == 0.001 for point in points)
@@ -387,7 +387,7 @@ def test_startup_trials_run_cheapest_first(priced):
     # The same trials in another order: the price proposes nothing before TPE does.
     plain = Loop(options={"first_points": OPTIONS["first_points"]}).start()
     plain.run()
-    unsorted = [plain.records[number].params for number in range(10)]
+    unsorted = [plain.records[number].params for number in range(8)]
     assert sorted(map(str, unsorted)) == sorted(map(str, points))
     assert unsorted != points
 
@@ -403,9 +403,8 @@ def test_a_priced_sweep_that_is_broken_off_ends_like_one_that_is_not(priced, ste
 
 def test_the_price_changes_what_is_proposed(priced):
     plain = Loop(diverging=(1,), failing=(7,), options={**OPTIONS, "cooling": None}).start().run()
-    assert [plain.records[number].params for number in range(10)] == [
-        priced.records[number].params for number in range(10)
-    ]
+    first_of_both = [[loop.records[number].params for number in range(8)] for loop in (plain, priced)]
+    assert first_of_both[0] == first_of_both[1]
     assert plain.records != priced.records
 
 

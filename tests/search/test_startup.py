@@ -9,7 +9,7 @@ import pytest
 
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SearchSpec
-from tuner.startup import seed_of, startup_points
+from tuner.startup import num_startup_trials, seed_of, startup_points
 
 SPACE = SearchSpace(SearchSpec(), num_stages=6)
 RULES = SPACE.rules_of_thumb()
@@ -51,6 +51,11 @@ def test_what_a_given_point_leaves_out_is_drawn() -> None:
     (point,) = draw(first_points=[{"freeze_depth": 2}], num_points=1)
     assert point["freeze_depth"] == 2
     assert SPACE.contains(point)
+
+
+@pytest.mark.parametrize(("num_given", "expected"), [(0, 8), (3, 8), (6, 8), (7, 9), (12, 14)])
+def test_beside_given_points_some_are_drawn(num_given: int, expected: int) -> None:
+    assert num_startup_trials(num_given) == expected
 
 
 def test_of_too_many_given_points_the_foremost_are_taken() -> None:

@@ -1,0 +1,65 @@
+"""A stopped trial is worth its best epoch to the sampler, and what the study says of it stays."""
+
+from __future__ import annotations
+
+import warnings
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from tuner.sampling import BestEpochTPE, num_good
+
+X = {"x": FloatDistribution(0.0, 1.0)}
+
+
+def study_of(direction: str, stopped_at: float, stopped_values: dict[int, float]) -> optuna.Study:
+    """Nine whole trials at x from 0 to 0.4, all mediocre, and one stopped."""
+    study = optuna.create_study(direction=direction)
+    for number in range(9):
+        study.add_trial(create_trial(params={"x": number / 20}, distributions=X, value=0.5))
+    study.add_trial(
+        create_trial(
+            state=TrialState.PRUNED, params={"x": stopped_at}, distributions=X, intermediate_values=stopped_values
+        )
+    )
+    return study
+
+
+def proposals(study: optuna.Study, kind: type[optuna.samplers.TPESampler], number: int = 20) -> list[float]:
+    points = []
+    for seed in range(number):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = kind(multivariate=True, group=True, n_startup_trials=5, seed=seed)
+        trial = study.ask()
+        points.append(trial.suggest_float("x", 0.0, 1.0))
+        study.tell(trial, state=TrialState.FAIL)
+    return points
+
+
+@pytest.mark.parametrize(("direction", "best", "later"), [("maximize", 0.9, 0.4), ("minimize", 0.1, 0.6)])
+def test_proposals_go_to_a_stopped_trial_that_was_the_best(direction: str, best: float, later: float) -> None:
+    study = study_of(direction, 0.9, {1: 0.5, 2: best, 3: later})
+    near = sum(abs(x - 0.9) < 0.25 for x in proposals(study, BestEpochTPE))
+    assert near >= 15
+    assert near > sum(abs(x - 0.9) < 0.25 for x in proposals(study, optuna.samplers.TPESampler))
+
+
+def test_proposals_keep_away_from_a_stopped_trial_that_was_the_worst() -> None:
+    assert sum(abs(x - 0.9) < 0.1 for x in proposals(study_of("maximize", 0.9, {1: 0.1}), BestEpochTPE)) <= 4
+
+
+def test_of_a_few_trials_several_are_good_and_of_many_few() -> None:
+    assert [num_good(number) for number in (1, 9, 16, 100, 10_000)] == [1, 3, 3, 8, 25]
+
+
+def test_the_study_keeps_what_it_was_told() -> None:
+    study = study_of("maximize", 0.9, {1: 0.9})
+    proposals(study, BestEpochTPE, 1)
+    stopped = study.trials[9]
+    assert (stopped.state, stopped.value, stopped.intermediate_values) == (TrialState.PRUNED, None, {1: 0.9})
+    assert study.best_value == 0.5
+    empty = study_of("maximize", 0.9, {})
+    assert proposals(empty, BestEpochTPE, 1)
