@@ -70,6 +70,14 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
+def file_exists(uri: str) -> bool:
+    """Whether there is a file at a path or URI."""
+    if is_local(uri):
+        return Path(uri).is_file()
+    filesystem, name = open_filesystem(uri)
+    return bool(filesystem.get_file_info(name).type == pyarrow.fs.FileType.File)
+
+
 def publish_files(folder: Path, names: Sequence[str], uri: str) -> bool:
     """Copies files of a local folder to below a storage URI, in order, unless that was done before.
 

@@ -7,6 +7,7 @@ Every record has ``event`` and ``time`` (Unix seconds). The events, and their ow
 
 =============  ====================================================================================================
 sweep          name, params (flat), tags, note: a sweep begins, or goes on when there is an earlier one
+extended       changes ``{field: value}``: from here on the spec has these, in a sweep that was to go on longer
 probe          probes (by depth, see `trainables.jobs.DepthProbe`), metrics (seconds), points (what the search begins
                with), reason (why there are no probes)
 search         first_points: the search begins, or goes on, and its clock runs; the points that it tries first
@@ -39,6 +40,7 @@ from trainables.errors import InputError
 
 Event = Literal[
     "sweep",
+    "extended",
     "probe",
     "search",
     "trial",

@@ -107,6 +107,9 @@ class _Planner:
         match record["event"]:
             case "sweep" | "trial" | "baseline":
                 self._begin(record, time_ms)
+            case "extended":
+                changes = "; ".join(f"{name}: {as_param(value)}" for name, value in record["changes"].items())
+                self._update(SWEEP_KEY, time_ms).tags["thaw.extended"] = changes
             case "probe":
                 self._probe(record, time_ms)
             case "epoch":

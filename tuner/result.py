@@ -130,8 +130,9 @@ def trials_frame(records: Sequence[TrialRecord], metric: str, mode: str) -> pd.D
     frame = pd.DataFrame(trial_rows(records, metric, mode))
     if metric not in frame:
         return frame
-    order = {"unfit": True, metric: mode == "min", "val/loss": True, "number": True}
     ranked = frame.assign(unfit=frame["outcome"].isin(("diverged", "failed")))
+    order = {"unfit": True, metric: mode == "min", "val/loss": True, "number": True}
+    order = {name: is_ascending for name, is_ascending in order.items() if name in ranked}
     ranked = ranked.sort_values(list(order), ascending=list(order.values()), na_position="last", ignore_index=True)
     return ranked.drop(columns="unfit")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from search_spaces.loading import dump_spec, load_spec
+from search_spaces.loading import dump_spec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
@@ -40,6 +41,7 @@ from tuner.pretraining import Pretrained, Pretraining, find_pretrained, prepare_
 from tuner.pricing import Material, Pricing
 from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
+from tuner.resuming import Left, describe_left, find_left, is_finished
 from tuner.reuse import Reuse, bytes_held, reuse_of
 from tuner.shared_home import SweepTwin, pull_sweeps
 from tuner.tracking import Tracking
@@ -69,24 +71,46 @@ def run_sweep(
 
 
 def resume_sweep(
-    name: str, *, home: str | Path | HomePaths | None = None, progress: Progress | None = None
-) -> SweepResult:
-    """Goes on with a sweep that was interrupted, from its journal.
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    home: str | Path | HomePaths | None = None,
+    progress: Progress | None = None,
+) -> SweepResult | None:
+    """Goes on with a sweep that was interrupted, from its journal; or makes one longer.
+
+    Args:
+        name: The sweep's.
+        overrides: ``field.path=VALUE`` each, such as ``search.num_trials=40``: a finished sweep then runs what is new.
+        home: Where it lies; default ``THAW_HOME``, else ``~/.thaw``.
+        progress: Shows what happens; default nothing.
+
+    Returns:
+        None where the sweep is finished and nothing new is asked of it.
 
     Raises:
-        InputError: There is no such sweep, or it is finished.
+        InputError: There is no such sweep, or the overrides change what may not change.
         SweepFailedError: Every trial failed.
     """
-    paths = HomePaths.resolve(home)
+    paths, progress = HomePaths.resolve(home), progress or silent()
     pull_sweeps(paths)
-    if name not in paths.sweep_names():
-        known = ", ".join(paths.sweep_names()) or "none"
-        raise InputError(f"resume: there is no sweep {name!r} in {paths.root}; there are: {known}")
-    records = read_records(paths.sweep(name).journal)
-    if any(record["event"] == "finished" for record in records):
-        raise InputError(f"resume: sweep {name!r} is finished; `thaw trials {name}` shows it")
-    spec = load_spec(paths.sweep(name).spec)
-    return _Sweep(spec, paths, progress or silent(), is_resumed=True).run()
+    left = find_left(paths, name, overrides)
+    if left.is_finished:
+        _tell_the_rest(left.spec, paths, progress)
+        return None
+    for line in describe_left(left, paths):
+        progress.note(line)
+    return _Sweep(left.spec, paths, progress, left=left).run()
+
+
+def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None:
+    """Sends MLflow what it was not told of a finished sweep."""
+    tracking = Tracking.for_sweep(home, spec.name, home.tracking_uri(spec.tracking.uri))
+    if num_untold := tracking.pending():
+        progress.phase(f"telling MLflow {num_untold} records")
+        tracking.start()
+        if left := tracking.close(MLFLOW_PATIENCE_S):
+            progress.note(f"MLflow is away: {left} records are not told yet; the journal keeps them", style="yellow")
 
 
 def free_name(name: str, home: HomePaths) -> str:
@@ -102,9 +126,11 @@ def free_name(name: str, home: HomePaths) -> str:
 def _refuse_used_name(name: str, home: HomePaths) -> None:
     if name not in home.sweep_names():
         return
-    records = read_records(home.sweep(name).journal)
-    if any(record["event"] == "finished" for record in records):
-        raise InputError(f"name: sweep {name!r} exists and is finished; give another (--set name=...) or add --new")
+    if is_finished(read_records(home.sweep(name).journal)):
+        raise InputError(
+            f"name: sweep {name!r} exists and is finished; give another (--set name=...) or add --new; for more trials "
+            f"of it, `thaw resume {name} --set search.num_trials=NUMBER`"
+        )
     raise InputError(f"name: sweep {name!r} exists and is unfinished; `thaw resume {name}`, or give another name")
 
 
@@ -125,9 +151,9 @@ class Prepared(NamedTuple):
 class _Sweep:
     """One run of one sweep; its methods are its phases, in order."""
 
-    def __init__(self, spec: SweepSpec, home: HomePaths, progress: Progress, *, is_resumed: bool = False) -> None:
+    def __init__(self, spec: SweepSpec, home: HomePaths, progress: Progress, *, left: Left | None = None) -> None:
         self.spec, self.home, self.progress = spec, home, progress
-        self.is_resumed = is_resumed
+        self.left = left
         self.paths = home.sweep(spec.name)
         self.twin = SweepTwin(home, spec.name)
         self.tracking_uri = home.tracking_uri(spec.tracking.uri)
@@ -201,7 +227,7 @@ class _Sweep:
         Raises:
             InputError: The sweep goes on, but its pictures are no longer those that it began with.
         """
-        if self.is_resumed:
+        if self.left is not None:
             known = json.loads(self.paths.data.read_bytes())["fingerprint"]
             if known != data.config.fingerprint:
                 raise InputError(
@@ -217,6 +243,10 @@ class _Sweep:
         for bad in data.report.bad_files[:5]:
             self.progress.note(f"set aside: {bad.name}: {bad.reason}", style="yellow")
         self.record("sweep", name=self.spec.name, params=summary(self.spec, data), tags={}, note="")
+        if self.left is not None and self.left.changes:
+            # The journal first: who is killed between the two finds the change there.
+            self.record("extended", changes={path: new for path, (_, new) in self.left.changes.items()})
+            write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
         self.record("files", paths=[str(path) for path in (self.paths.spec, self.paths.data, self.paths.environment)])
 
     def record(self, event: Any, **fields: Any) -> None:

@@ -1,0 +1,137 @@
+"""What a resume finds, what it may change, and what it refuses; without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces.loading import dump_spec, load_spec
+from trainables.errors import InputError
+from trainables.jobs import LAST_CHECKPOINT
+from tuner.journal import Journal
+from tuner.paths import HomePaths
+from tuner.resuming import describe_left, differences, find_left, is_finished
+
+POINT = {"freeze_depth": 1, "lr": 0.01}
+
+
+def end(number: int, outcome: str = "completed") -> tuple[str, dict[str, Any]]:
+    return "end", {"number": number, "outcome": outcome}
+
+
+def trial(number: int) -> tuple[str, dict[str, Any]]:
+    return "trial", {"number": number, "params": POINT}
+
+
+def epoch(number: int, epoch: int) -> tuple[str, dict[str, Any]]:
+    return "epoch", {"number": number, "epoch": epoch, "metrics": {"val/accuracy": 0.5}}
+
+
+BEGUN = ("sweep", {"name": "tiny"})
+FINISHED = ("finished", {"outcome": "completed"})
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> HomePaths:
+    return HomePaths.at(tmp_path / "home")
+
+
+def lay_out(home: HomePaths, spec: Path, events: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+    paths = home.sweep("tiny")
+    with Journal.open(paths.journal) as journal:
+        for event, fields in events:
+            journal.append(event, **fields)
+    paths.spec.write_text(dump_spec(load_spec(spec)))
+
+
+def test_what_was_found_goes_on_and_starts_again(home: HomePaths, tiny_spec: Path) -> None:
+    events = [BEGUN, trial(0), end(0), trial(1), end(1, "stopped_early"), trial(2), epoch(2, 1), epoch(2, 2)]
+    lay_out(home, tiny_spec, [*events, trial(3), epoch(3, 1), ("interrupted", {"reason": "by hand"})])
+    state = home.sweep("tiny").trial(2).root / LAST_CHECKPOINT
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"")
+    left = find_left(home, "tiny")
+    assert not left.is_finished
+    assert describe_left(left, home) == [
+        "found: 2 of 5 trials ended (1 completed, 1 stopped early)",
+        "goes on: trial 2 after epoch 2",
+        "starts again: trial 3",  # its checkpoint is lost
+        "still to begin: 1 trials",
+    ]
+
+
+def test_a_finished_sweep_is_finished_until_more_is_asked_of_it(home: HomePaths, tiny_spec: Path) -> None:
+    events = [BEGUN, *(event for number in range(5) for event in (trial(number), end(number))), FINISHED]
+    lay_out(home, tiny_spec, events)
+    assert find_left(home, "tiny").is_finished
+    assert find_left(home, "tiny", ["search.num_trials=5"]).is_finished
+    more = find_left(home, "tiny", ["search.num_trials=8", "budget.flops=1e18"])
+    assert not more.is_finished
+    assert more.changes == {"search.num_trials": (5, 8), "budget.flops": (None, 1e18)}
+    lines = describe_left(more, home)
+    assert lines[0] == "found: 5 of 8 trials ended (5 completed)"
+    assert "changed: search.num_trials: 5 -> 8" in lines
+    assert lines[-1] == "still to begin: 3 trials"
+
+
+def test_a_change_that_only_the_journal_has_is_not_lost(home: HomePaths, tiny_spec: Path) -> None:
+    lay_out(home, tiny_spec, [BEGUN, FINISHED, BEGUN, ("extended", {"changes": {"search.num_trials": 9}})])
+    left = find_left(home, "tiny")
+    assert not left.is_finished
+    assert left.spec.search.num_trials == 9
+    assert not left.changes
+    assert not find_left(home, "tiny", ["search.num_trials=9"]).changes
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("budget.epochs=9", "budget.epochs: 5 -> 9"),
+        ("seed=1", "seed: 0 -> 1"),
+        ("search.lr=0.1", "search.lr.low: 0.001 -> None"),
+        ("name=other", "name: tiny -> other"),
+        ("data.image_size_px=20", "data.image_size_px: 16 -> 20"),
+        ("metric=val/loss", "metric: val/accuracy -> val/loss"),
+    ],
+)
+def test_what_would_make_trials_incomparable_is_refused_with_the_difference(
+    home: HomePaths, tiny_spec: Path, override: str, shown: str
+) -> None:
+    lay_out(home, tiny_spec, [BEGUN])
+    with pytest.raises(InputError) as raised:
+        find_left(home, "tiny", ["search.num_trials=6", override])
+    assert shown in str(raised.value)
+    assert "search.num_trials: 5" not in str(raised.value), "what may change is no part of the complaint"
+    assert "under another name" in str(raised.value)
+
+
+def test_a_sweep_cannot_have_fewer_trials_than_it_has(home: HomePaths, tiny_spec: Path) -> None:
+    lay_out(home, tiny_spec, [BEGUN, trial(0), trial(1), trial(2)])
+    with pytest.raises(InputError, match=r"search.num_trials: 2, but 'tiny' has 3 trials already"):
+        find_left(home, "tiny", ["search.num_trials=2"])
+
+
+def test_an_unknown_sweep_is_named_with_those_that_there_are(home: HomePaths, tiny_spec: Path) -> None:
+    lay_out(home, tiny_spec, [BEGUN])
+    with pytest.raises(InputError, match=r"no sweep 'tony' .* there are: tiny"):
+        find_left(home, "tony")
+
+
+def test_the_last_run_decides_whether_a_sweep_is_finished() -> None:
+    def records(*events: str) -> list[dict[str, Any]]:
+        return [{"event": event, "time": 0.0} for event in events]
+
+    assert not is_finished([])
+    assert is_finished(records("sweep", "trial", "finished"))
+    assert not is_finished(records("sweep", "finished", "sweep", "extended", "trial"))
+    assert is_finished(records("sweep", "interrupted", "sweep", "finished"))
+
+
+def test_specs_differ_in_leaves_and_in_whole_lists(tiny_spec: Path) -> None:
+    spec = load_spec(tiny_spec)
+    assert differences(spec, spec) == {}
+    other = load_spec(tiny_spec, ["search.batch_size=16", "baselines=[]"])
+    assert differences(spec, other) == {"search.batch_size": ([16, 32], 16), "baselines": (["head_only"], [])}
