@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainables.errors import InputError
+from tuner.archive_cli import export_sweep, import_sweep
 from tuner.cache_cli import cache_app
+from tuner.doctor_cli import doctor
 from tuner.rank_cli import rank
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ spec_app = typer.Typer(help="Specs: what a sweep is made of.", no_args_is_help=T
 app.add_typer(spec_app, name="spec")
 app.add_typer(cache_app, name="cache")
 app.command()(rank)
+app.command()(doctor)
+app.command("export-sweep")(export_sweep)
+app.command("import-sweep")(import_sweep)
 
 SpecFile = Annotated[str, typer.Argument(help="A spec file (YAML), or the name of a preset such as 'digits'.")]
 Overrides = Annotated[
@@ -70,13 +75,20 @@ def sweep(
 
 
 @app.command()
-def resume(name: Annotated[str, typer.Argument(help="Name of a sweep that was interrupted.")]) -> None:
-    """Goes on with a sweep that was interrupted."""
+def resume(
+    name: Annotated[str, typer.Argument(help="Name of a sweep that was interrupted, or is to have more trials.")],
+    overrides: Overrides = None,
+) -> None:
+    """Goes on with a sweep that was interrupted, or makes a finished one longer (--set search.num_trials=40)."""
     from tuner.progress import Progress
     from tuner.sweep import resume_sweep
 
     with Progress() as progress:
-        result = resume_sweep(name, progress=progress)
+        result = resume_sweep(name, overrides=overrides or [], progress=progress)
+    if result is None:
+        typer.echo(f"Sweep {name} is finished; `thaw trials {name}` shows it.")
+        typer.echo(f"For more trials:  thaw resume {name} --set search.num_trials=NUMBER")
+        return
     _show_result(result)
 
 

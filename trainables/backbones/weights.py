@@ -192,6 +192,15 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def is_whole(uri: str, sha256: str) -> bool:
+    """Whether a stored file holds the tensors of that hash."""
+    try:
+        _verify(uri, sha256)
+    except InputError:
+        return False
+    return True
+
+
 def _verify(uri: str, sha256: str) -> None:
     if hash_tensors(_read_stored(uri)) != sha256:
         raise InputError(_damaged(uri))
