@@ -99,6 +99,9 @@ class ResourceSpec(SpecPart):
         1.0, description="GPUs a worker asks for where the device is CUDA; below 1, several trials share one."
     )
     threads_per_worker: CountOrAuto = Field("auto", description="Threads of torch; 'auto': the cores a worker has.")
+    trial_timeout_s: Positive | None = Field(
+        1800.0, description="A trial that takes no step for so many seconds is failed, its stack logged; none: never."
+    )
 
 
 class BudgetSpec(ResourceSpec):

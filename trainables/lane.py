@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,10 +24,12 @@ from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, 
 from trainables.config import FeatureSettings
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob, parse_job
 from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
+from trainables.memory import give_back_freed_memory, keep_freed_memory
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
 from trainables.storage import join
 from trainables.switchboard import Order
+from trainables.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +42,12 @@ def lane_loop(settings: dict[str, Any]) -> None:
 
     Args:
         settings: ``switchboard`` (actor handle), ``lane`` (its number), ``threads`` (per worker), ``features`` (see
-            `FeatureSettings`, or None).
+            `FeatureSettings`, or None), ``timeout_s`` (longest time of one step, or None).
     """
     import ray.train.torch
 
     torch.set_num_threads(settings["threads"])
+    keep_freed_memory()
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -50,10 +55,13 @@ def lane_loop(settings: dict[str, Any]) -> None:
     line = _Line(settings["switchboard"], settings["lane"], ranks)
     features = settings["features"]
     bench = Workbench(features=None if features is None else FeatureSettings(**features))
+    watchdog = Watchdog(settings["timeout_s"] or math.inf)
+    bench.beat = watchdog.beat
     gc.freeze()  # what is here before the first job stays; collections need not look at it again and again
     while (order := line.next_order()) is not None:
         try:
-            _run_job(order, bench, ranks, line)
+            with watchdog.watching(partial(_report_hang, line, order)):
+                _run_job(order, bench, ranks, line, watchdog)
         except StoppedError:
             pass
         except Exception as error:
@@ -64,7 +72,11 @@ def lane_loop(settings: dict[str, Any]) -> None:
         _free_memory(device)
 
 
-def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
+def _report_hang(line: _Line, order: Order, reason: str) -> None:
+    line.report(order, {"kind": "failed", "reason": reason}, from_any_rank=True)
+
+
+def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line, watchdog: Watchdog) -> None:
     # A function of its own, so that nothing of the job is left in the lane's loop when it waits for the next one.
     job = parse_job(order.job)
     if isinstance(job, ProbeJob):
@@ -73,7 +85,7 @@ def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
     cuts_to_keep = job.cuts_to_keep if isinstance(job, TrainJob) else None
     with closing(TrialRun(job.config, bench, ranks, cuts_to_keep)) as run:
         if isinstance(job, TrainJob):
-            _train(run, job, order, ranks, line)
+            _train(run, job, order, ranks, line, watchdog)
         else:
             _score(run, job, order, line)
 
@@ -81,6 +93,7 @@ def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line) -> None:
 def _free_memory(device: torch.device) -> None:
     """Frees what the last job held: a traced network is full of reference cycles, so its tensors wait for this."""
     gc.collect()
+    give_back_freed_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -140,7 +153,7 @@ class _Line:
         return is_dropped
 
 
-def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line) -> None:
+def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line, watchdog: Watchdog) -> None:
     history = _resume(run, job, ranks)
     for number, past in enumerate(history, start=1):
         # The last message also says that the job is over, so it is repeated even to one who knows its epoch.
@@ -162,7 +175,9 @@ def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line
                 },
             )
             return
-        if not line.wants_more(order):
+        with watchdog.waiting():
+            is_wanted = line.wants_more(order)
+        if not is_wanted:
             return
         is_best = _is_best(metrics, history, job)
         message: Message = {

@@ -43,6 +43,7 @@ from trainables.errors import InputError
 from trainables.features.probes import ProbeResult
 from trainables.features.source import FeatureBatches, StoredFeatures, visit
 from trainables.features.store import FeatureStore
+from trainables.kernels import avoid_slow_kernels
 from trainables.node_cache import features_root
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.scores import Evaluation, count_confusion, rates
@@ -66,12 +67,16 @@ class Workbench:
     Args:
         view_cache_bytes: Memory that views may take.
         features: Where what frozen parts computed is kept; None computes it each time.
+
+    Attributes:
+        beat: Called for each batch, as a sign of life.
     """
 
     def __init__(self, view_cache_bytes: int = 1 << 30, features: FeatureSettings | None = None) -> None:
         self.views = ViewCache(view_cache_bytes)
         self.heads: dict[str, ProbeResult] = {}  # by `probing.head_key`
         self.features = features
+        self.beat: Callable[[], object] = lambda: None
         self.store: FeatureStore | None = None
         if features is not None:
             directory = features_root(features.directory)
@@ -159,9 +164,10 @@ class TrialRun:
         self._stored: StoredFeatures | None = None
         if config.freeze_depth:
             stages = backbone.graph.stage_modules(config.freeze_depth, ranks.device, layout)
-            self._prefix = FrozenPrefix(stages, config.compute)
+            self._prefix = FrozenPrefix(stages, config.compute, bench.beat)
             self._stored = self._open_store(backbone, cuts_to_keep)
-        self._tail = self._network.tail.to(ranks.device).to(memory_format=layout)
+        tail = avoid_slow_kernels(self._network.tail, ranks.device, config.compute.precision)
+        self._tail = tail.to(ranks.device).to(memory_format=layout)
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer)
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
@@ -351,6 +357,7 @@ class TrialRun:
         return FeatureBatches(images, self._stored, self._prefix)
 
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self._bench.beat()
         is_bf16 = self.config.compute.precision == "bf16"
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=is_bf16):
             return self._model(inputs if is_bf16 else inputs.float()).float()

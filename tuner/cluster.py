@@ -116,7 +116,7 @@ def open_lanes(
         progress.num_lanes = min(num_lanes, most_lanes)
         if capacity.potential:
             await_machines()
-        pool = LanePool(shape, progress.num_lanes, storage, features)
+        pool = LanePool(shape, progress.num_lanes, storage, features, budget.trial_timeout_s)
         try:
             pool.start()
             progress.phase(f"starting {pool.num_lanes} x {shape.num_workers} training worker(s)")

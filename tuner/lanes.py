@@ -64,10 +64,18 @@ class LanePool:
         num_lanes: How many are started.
         storage: Path or URI where Ray Train keeps its own (small) records.
         features: Where lanes keep what frozen parts computed; None computes it each time.
+        timeout_s: Longest time of one step; a trial that takes longer is failed. None: any time.
     """
 
-    def __init__(self, shape: LaneShape, num_lanes: int, storage: str, features: FeatureSettings | None = None) -> None:
-        self.shape, self.num_lanes, self.features = shape, num_lanes, features
+    def __init__(
+        self,
+        shape: LaneShape,
+        num_lanes: int,
+        storage: str,
+        features: FeatureSettings | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.shape, self.num_lanes, self.features, self._timeout_s = shape, num_lanes, features, timeout_s
         self.name = f"switchboard-{uuid.uuid4().hex[:12]}"
         self.namespace = "thaw"
         self._storage = storage
@@ -199,6 +207,7 @@ class LanePool:
                 "lane": lane,
                 "threads": self.shape.threads_per_worker,
                 "features": None if self.features is None else self.features.model_dump(),
+                "timeout_s": self._timeout_s,
             },
             scaling_config=ScalingConfig(
                 num_workers=self.shape.num_workers,

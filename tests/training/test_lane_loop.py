@@ -76,7 +76,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Board], None]]:
         monkeypatch.setattr(lane, "TrialRun", Watched)
         monkeypatch.setattr(lane, "_LOOK_EVERY_S", 0.0)
         monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []) if board.is_dropped() else ([], refs))
-        lane.lane_loop({"switchboard": board, "lane": 0, "threads": 1, "features": None})
+        lane.lane_loop({"switchboard": board, "lane": 0, "threads": 1, "features": None, "timeout_s": 600.0})
 
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
     monkeypatch.setattr(ray, "get", lambda answer: answer)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,9 +164,13 @@ class FrozenPrefix:
     Args:
         stages: The leading stages in order, see ``CutGraph.stage_modules``; in eval mode from here on.
         compute: Precision of the prefix and its canonical batch size.
+        beat: Called for each batch, as a sign of life.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], compute: ComputeConfig) -> None:
+    def __init__(
+        self, stages: Sequence[nn.Module], compute: ComputeConfig, beat: Callable[[], object] = lambda: None
+    ) -> None:
+        self._beat = beat
         self._stages = tuple(stage.eval() for stage in stages)
         self.batch_size = compute.prefix_batch_size
         self._dtype = DTYPES[compute.prefix_precision]
@@ -196,6 +200,7 @@ class FrozenPrefix:
         Raises:
             ValueError: A cut that is not behind ``start``, or more rows than a canonical batch has.
         """
+        self._beat()
         wanted = sorted(set(cuts))
         if wanted and not 0 <= start < wanted[0] <= wanted[-1] <= self.depth:
             raise ValueError(f"cuts {wanted} from cut {start} of {self.depth} stages")
