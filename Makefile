@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Tests that start no Ray run in so many processes.
+PROCESSES ?= 2
 
-.PHONY: sweep install check test fast clean
+.PHONY: sweep install check test chaos clean
 
 sweep: $(INSTALLED)
 	$(BIN)/thaw sweep search_spaces/presets/digits.yaml --new
@@ -20,10 +22,16 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow and not ray and not gpu'
+	$(BIN)/pytest -n $(PROCESSES) -m 'not slow and not ray and not gpu'
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m 'not gpu'
+	$(BIN)/pytest -n $(PROCESSES) -m 'not ray and not gpu'
+	$(BIN)/pytest -m 'ray and not gpu'
+
+# Random faults for so many minutes; not part of `make test`.
+MINUTES ?= 10
+chaos: $(INSTALLED)
+	$(BIN)/python tests/chaos.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -307,6 +307,9 @@ class SweepSpec(SpecPart):
     )
     cache: CacheSpec = Field(CacheSpec(), description="Where those features are kept.")
     early_stopping: EarlyStoppingSpec = Field(EarlyStoppingSpec(), description="When a trial is given up.")
+    keep_checkpoints: Count = Field(
+        3, description="Trials, the best ones, whose trained weights stay on disk after they have ended."
+    )
     metric: MetricName = Field("val/accuracy", description="What chooses between epochs and between trials.")
     baselines: Annotated[tuple[BaselineName, ...], AfterValidator(are_distinct)] = Field(
         (), description="Runs beside the search, to compare the champion with."

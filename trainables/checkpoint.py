@@ -72,11 +72,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
         FileNotFoundError: There is none.
         CheckpointError: It is damaged.
     """
-    content = read_bytes(uri)
-    start = len(_MAGIC) + hashlib.sha256().digest_size
-    payload = content[start:]
-    if content[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != content[len(_MAGIC) : start]:
-        raise CheckpointError(f"{uri}: damaged checkpoint (its checksum does not match)")
+    payload = _verified(uri)
     header_size = int.from_bytes(payload[:8], "little")
     header = json.loads(payload[8 : 8 + header_size])["__metadata__"]
     tensors = safetensors.torch.load(payload)
@@ -86,6 +82,15 @@ def load_checkpoint(uri: str) -> Checkpoint:
         meta=json.loads(header["meta"]),
         optimizer=_strip(tensors, "optimizer/"),
     )
+
+
+def is_whole(uri: str) -> bool:
+    """Whether there is a checkpoint, and undamaged."""
+    try:
+        _verified(uri)
+    except (FileNotFoundError, CheckpointError):
+        return False
+    return True
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -116,6 +121,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
             moment = tensor
         state.setdefault(int(number), {})[name] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _verified(uri: str) -> bytes:
+    """What a file holds behind its checksum."""
+    content = read_bytes(uri)
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    payload = content[start:]
+    if content[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != content[len(_MAGIC) : start]:
+        raise CheckpointError(f"{uri}: damaged checkpoint (its checksum does not match)")
+    return payload
 
 
 def _strip(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

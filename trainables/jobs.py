@@ -100,7 +100,9 @@ class Message(TypedDict):
 
     ``epoch``: one more epoch is trained (``epoch`` counts from 1), ``outcome`` is set on the trial's last one.
     ``score``: the answer to a ``ScoreJob``. ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
-    ``failed``: the job is over, for the ``reason``. ``dropped``: the asker has moved on.
+    ``failed``: the job is over, for the ``reason``; with the outcome ``interrupted`` it is not the job's fault and may
+    go on when the reason is gone. ``dropped``: the lane is another's or gone; the job is none the
+    worse for it.
     """
 
     kind: Literal["epoch", "score", "probe", "failed", "dropped"]

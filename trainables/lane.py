@@ -8,6 +8,7 @@ complete.
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import math
@@ -27,14 +28,25 @@ from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
 from trainables.memory import give_back_freed_memory, keep_freed_memory
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
-from trainables.storage import join
+from trainables.storage import join, make_durable
 from trainables.switchboard import Order
 from trainables.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
+STORAGE_PATIENCE_S = 30.0
+"""How long a lane tries to write a checkpoint to a storage that is full or away."""
+
+_MAY_PASS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH,
+)  # fmt: skip
 _LOOK_EVERY_S = 0.05
 """How often, at most, a lane looks whether its job is still wanted."""
+
+
+class StorageAwayError(RuntimeError):
+    """What a trial is to be kept on takes nothing."""
 
 
 def lane_loop(settings: dict[str, Any]) -> None:
@@ -64,6 +76,11 @@ def lane_loop(settings: dict[str, Any]) -> None:
                 _run_job(order, bench, ranks, line, watchdog)
         except StoppedError:
             pass
+        except StorageAwayError as error:
+            message: Message = {"kind": "failed", "outcome": "interrupted", "reason": str(error)}
+            line.report(order, message, from_any_rank=True)
+            if ranks.world_size > 1:
+                raise
         except Exception as error:
             logger.exception("job %s of lane %s failed", order.number, settings["lane"])
             line.report(order, {"kind": "failed", "reason": _explain(error)}, from_any_rank=True)
@@ -105,13 +122,16 @@ class _Line:
         self._switchboard, self._lane, self._ranks = switchboard, lane, ranks
         self._last_number = -1
         self._node = ray.get_runtime_context().get_node_id()
+        group = ray.util.get_current_placement_group()
+        self._group = "" if group is None else group.id.hex()
 
     def next_order(self) -> Order | None:
         """The next job, the same on every rank; None when the lane is to end."""
         answer = None
         if self._ranks.is_first:
             try:
-                answer = ray.get(self._switchboard.next_job.remote(self._lane, self._last_number, self._node))
+                asked = self._switchboard.next_job.remote(self._lane, self._last_number, self._node, self._group)
+                answer = ray.get(asked)
             except ray.exceptions.RayActorError:
                 # Without a switchboard nobody can want anything of this lane: it ends like one that is told to.
                 logger.warning("the switchboard is gone; lane %s ends", self._lane)
@@ -189,12 +209,41 @@ def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line
         }
         history.append(message)
         if ranks.is_first:
-            # The best weights first: a crash in between repeats an epoch, and the same numbers come again.
-            if is_best:
-                save_checkpoint(join(job.directory, BEST_CHECKPOINT), run.checkpoint(weights_only=True))
-            save_checkpoint(join(job.directory, LAST_CHECKPOINT), run.checkpoint({"history": history}))
+            with watchdog.waiting():
+                _keep_patiently(run, job, history)
         if not line.report(order, message):
             return
+
+
+def _keep_patiently(run: TrialRun, job: TrainJob, history: list[Message]) -> None:
+    """Writes the epoch's checkpoints; a storage that is full or away is asked again for a while.
+
+    Raises:
+        StorageAwayError: It stays so.
+    """
+    deadline = time.monotonic() + STORAGE_PATIENCE_S
+    while True:
+        try:
+            _keep(run, job, history)
+            return
+        except OSError as error:
+            if error.errno is not None and error.errno not in _MAY_PASS:
+                raise
+            if time.monotonic() > deadline:
+                raise StorageAwayError(
+                    f"checkpoints cannot be written ({error}); make room or bring the storage back, then resume"
+                ) from error
+            logger.warning("checkpoints cannot be written to %s, trying again: %s", job.directory, error)
+            time.sleep(1)
+
+
+def _keep(run: TrialRun, job: TrainJob, history: list[Message]) -> None:
+    # The best weights first: a crash in between repeats an epoch, and the same numbers come again.
+    if history[-1]["is_best"]:
+        save_checkpoint(join(job.directory, BEST_CHECKPOINT), run.checkpoint(weights_only=True))
+    save_checkpoint(join(job.directory, LAST_CHECKPOINT), run.checkpoint({"history": history}))
+    if history[-1]["outcome"]:
+        make_durable(join(job.directory, BEST_CHECKPOINT))  # an outcome is for ever; an epoch can be run again
 
 
 def _resume(run: TrialRun, job: TrainJob, ranks: Ranks) -> list[Message]:

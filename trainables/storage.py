@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,6 +57,28 @@ def write_bytes(uri: str, content: bytes) -> None:
             stream.write(content)
 
     _write_whole(filesystem, name, write)
+
+
+def make_durable(uri: str) -> None:
+    """Forces a local file to the disk, so that it outlives the machine's crash; object stores do so by themselves."""
+    if not is_local(uri):
+        return
+    for path in (Path(uri), Path(uri).parent):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_file(uri: str) -> None:
+    """Removes a file if it is there."""
+    if is_local(uri):
+        Path(uri).unlink(missing_ok=True)
+        return
+    filesystem, name = open_filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(name)
 
 
 def read_bytes(uri: str) -> bytes:

@@ -28,6 +28,7 @@ class Order(NamedTuple):
 class _Mailbox:
     def __init__(self) -> None:
         self.node = ""
+        self.group = ""
         self.number = 0
         self.job: dict[str, Any] | None = None
         self.epoch = 0
@@ -59,10 +60,11 @@ class Switchboard:
 
     # --- the lanes' side -------------------------------------------------------------------------------------
 
-    async def next_job(self, lane: int, last_number: int, node: str = "") -> Order | None:
+    async def next_job(self, lane: int, last_number: int, node: str = "", group: str = "") -> Order | None:
         """Waits for a job other than ``last_number``; None when the lane is to end.
 
-        ``node`` names the machine whose features the lane reads; it may be another one after a restart.
+        ``node`` names the machine whose features the lane reads, ``group`` the placement group that holds its workers;
+        both may be others after a restart.
         A lane that comes (back) with no last number gets the job under way, if there is one. One process asks for a
         lane at a time, so an earlier call that still waits is a dead worker's, and ends with None.
         """
@@ -71,7 +73,7 @@ class Switchboard:
             if box is None:
                 box = self._lanes[lane] = _Mailbox()
                 self._free.append(lane)
-            box.node = node
+            box.node, box.group = node, group
             box.num_askings += 1
             asking = box.num_askings
             self._changed.notify_all()
@@ -181,7 +183,7 @@ class Switchboard:
             box.num_asked = box.num_posted = 0
             box.messages.clear()
             if box.is_closed:
-                self._finish(box, {"kind": "failed", "reason": box.closing_reason})
+                self._finish(box, {"kind": "dropped", "reason": box.closing_reason})
             self._changed.notify_all()
             return box.number
 
@@ -226,8 +228,12 @@ class Switchboard:
         """How often the lane's workers have reported something that was wanted: whether it gets anywhere."""
         return self._lanes[lane].num_reports if lane in self._lanes else 0
 
+    async def placement_group(self, lane: int) -> str:
+        """Id (hex) of the placement group that a lane's workers were last seen in; empty before they came up."""
+        return self._lanes[lane].group if lane in self._lanes else ""
+
     async def close_lane(self, lane: int, reason: str | None = None) -> None:
-        """Ends one lane; its running job, and any that is still put on it, fails for ``reason``."""
+        """Ends one lane; its running job, and any that is still put on it, is dropped for ``reason``."""
         async with self._changed:
             box = self._lanes.setdefault(lane, _Mailbox())
             box.is_closed = True
@@ -235,7 +241,7 @@ class Switchboard:
             if lane in self._free:
                 self._free.remove(lane)
             if box.job is not None:
-                self._finish(box, {"kind": "failed", "reason": box.closing_reason})
+                self._finish(box, {"kind": "dropped", "reason": box.closing_reason})
             self._changed.notify_all()
 
     async def fail(self, reason: str) -> None:

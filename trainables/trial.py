@@ -25,8 +25,8 @@ REASON = "thaw/reason"
 WAITED = "thaw/waited_s"
 
 
-class TrialFailedError(RuntimeError):
-    """A trial ended without a result; the lane that ran it lives on."""
+class LaneLostError(RuntimeError):
+    """The lane that ran the trial is gone; on another one the trial goes on."""
 
 
 def client_prefix(number: int) -> str:
@@ -38,6 +38,7 @@ class LaneTrial(tune.Trainable):
     """One actor that runs trial after trial on borrowed lanes."""
 
     _number: int | None = None
+    _epoch = 0
     _waited_s = 0.0
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -46,10 +47,10 @@ class LaneTrial(tune.Trainable):
         self._take(config)
 
     def step(self) -> dict[str, Any]:
-        """Waits for the lane's next epoch.
+        """Waits for the lane's next epoch; a trial that failed ends with that as its outcome.
 
         Raises:
-            TrialFailedError: The trial failed on its lane.
+            LaneLostError: The lane is gone. What is raised here makes Tune start the trial again.
         """
         if self._number is None:
             asked = time.monotonic()
@@ -57,15 +58,16 @@ class LaneTrial(tune.Trainable):
             self._waited_s = time.monotonic() - asked
             self._number = ray.get(self._board.start.remote(self._client, self._job))
         message: Message = ray.get(self._board.message.remote(self._client, self._number))
-        if message["kind"] != "epoch":
+        if message["kind"] == "dropped":
             self._release()
-            raise TrialFailedError(message.get("reason", "the lane was taken away"))
-        outcome = message.get("outcome")
+            raise LaneLostError(message.get("reason", "the lane was taken away"))
+        outcome = message.get("outcome") or ("failed" if message["kind"] == "failed" else None)
+        self._epoch = message.get("epoch", self._epoch)
         if outcome:
             self._release()
         result = {
             **message.get("metrics", {}),
-            EPOCH: message["epoch"],
+            EPOCH: self._epoch,
             OUTCOME: outcome,
             REASON: message.get("reason"),
             WAITED: self._waited_s,
@@ -92,7 +94,7 @@ class LaneTrial(tune.Trainable):
     def _take(self, config: dict[str, Any]) -> None:
         self._client = client_prefix(config["number"]) + uuid.uuid4().hex[:8]
         self._job, self._affinity = config["job"], config.get("affinity")
-        self._number = None
+        self._number, self._epoch = None, 0
 
     def _release(self) -> None:
         self._number = None

@@ -85,6 +85,7 @@ class Watchdog:
         while not is_over.wait(min(_MOST_NAPS_S, self._timeout_s / 4)):
             if self._is_waiting or time.monotonic() - self._last < self._timeout_s:
                 continue
+            faulthandler.cancel_dump_traceback_later()  # this thread runs, so it needs no help
             frame = sys._current_frames().get(ident)
             stack = traceback.extract_stack(frame) if frame is not None else traceback.StackSummary()
             logger.error(

@@ -32,23 +32,30 @@ def totals_of(epochs: Sequence[Mapping[str, float]], metric: str, mode: str) -> 
     return totals
 
 
-def choose_champion(trials: Sequence[TrialRecord], metric: str, mode: str) -> TrialRecord | None:
-    """The trial whose best epoch is best; of equal ones that with the smaller validation loss, then the first.
+def rank_trials(trials: Sequence[TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
+    """Those that could be champion, by their best epoch; of equal ones by validation loss, then by number.
 
     Trials that were stopped early count: their best weights are kept. Trials that failed or diverged do not.
     """
+    fit = [trial for trial in trials if is_fit(trial, metric)]
+    return sorted(fit, key=lambda trial: merit(trial, metric, mode), reverse=True)
+
+
+def choose_champion(trials: Sequence[TrialRecord], metric: str, mode: str) -> TrialRecord | None:
+    """The first of `rank_trials`; None without any."""
+    return next(iter(rank_trials(trials, metric, mode)), None)
+
+
+def is_fit(trial: TrialRecord, metric: str) -> bool:
+    """Whether an ended trial could be champion: it did not fail and has an epoch with a score."""
+    return trial.outcome in ("completed", "stopped_early") and best_epoch(trial, metric, "max") is not None
+
+
+def merit(trial: TrialRecord, metric: str, mode: str) -> tuple[float, float, int]:
+    """By which fit trials are compared: the greatest is champion."""
     sign = 1 if mode == "max" else -1
-
-    def merit(trial: TrialRecord) -> tuple[float, float, int]:
-        epoch = best_epoch(trial, metric, mode) or {}
-        return (sign * epoch[metric], -epoch.get("val/loss", math.inf), -trial.number)
-
-    fit = [
-        trial
-        for trial in trials
-        if trial.outcome in ("completed", "stopped_early") and best_epoch(trial, metric, mode) is not None
-    ]
-    return max(fit, key=merit, default=None)
+    epoch = best_epoch(trial, metric, mode) or {}
+    return (sign * epoch[metric], -epoch.get("val/loss", math.inf), -trial.number)
 
 
 def baseline_config(name: BaselineName, champion: TrialConfig, num_stages: int) -> TrialConfig:

@@ -189,6 +189,7 @@ class LanePool:
                 logger.exception("lane %d broke", lane)
             if self._is_closing.is_set():
                 break
+            _remove_placement_group(ray.get(board.placement_group.remote(lane)))
             before, num_reports = num_reports, ray.get(board.num_reports.remote(lane))
             num_fruitless = 0 if num_reports > before else num_fruitless + 1
         return reason
@@ -220,6 +221,19 @@ class LanePool:
                 failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
             ),
         ).fit()
+
+
+def _remove_placement_group(group: str) -> None:
+    """Frees what a broken lane's workers held, where Train's controller died and could not.
+
+    Train's own cleaner asks Ray's dashboard whether the controller lives; without one it never frees anything, and the
+    lane's successor would wait for these resources for ever.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    if group:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def quicken_ray_train() -> None:

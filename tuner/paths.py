@@ -203,7 +203,9 @@ class HomePaths:
         """The sweeps that there are, by name."""
         if not self.sweeps.is_dir():
             return []
-        return sorted(path.name for path in self.sweeps.iterdir() if (path / "journal.jsonl").is_file())
+        # An empty journal is of a sweep that has not begun, and leaves its name to another.
+        journals = {path.name: path / "journal.jsonl" for path in self.sweeps.iterdir()}
+        return sorted(name for name, path in journals.items() if path.is_file() and path.stat().st_size)
 
     def uri_of(self, path: Path) -> str:
         """How another node names a file of this home: its path, or its place in the shared storage.

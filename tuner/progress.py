@@ -7,6 +7,7 @@ standard output holds results alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -103,6 +104,7 @@ class Progress:
         self.console = console or Console(stderr=True, quiet=quiet)
         self.state = SearchState()
         self.num_lanes = 1
+        self.num_untold: Callable[[], int] = lambda: 0  # records that wait for an MLflow that is away
         self._phase = ""
         self._fraction: float | None = None
         self._started = time.monotonic()
@@ -154,7 +156,8 @@ class Progress:
         left = state.seconds_left(self.num_lanes)
         estimate = f", about {_clock(left)} left" if left else ""
         outcome = record["outcome"].replace("_", " ")
-        return f"trial {number} {outcome}{reached}{reason}: {state.described()}{best}{estimate}"
+        untold = f"; {_untold(num_untold)}" if (num_untold := self.num_untold()) else ""
+        return f"trial {number} {outcome}{reached}{reason}: {state.described()}{best}{estimate}{untold}"
 
     def _line(self, text: str) -> None:
         self.note(f"[{_clock(time.monotonic() - self._started)}] {text}".replace("[", "\\[", 1))
@@ -179,7 +182,13 @@ class Progress:
             f"trial {number}: epoch {epoch}/{state.max_epochs}" for number, epoch in sorted(state.running.items())
         ]
         grid.add_row("   ".join(running) or self._phase)
+        if num_untold := self.num_untold():
+            grid.add_row(_untold(num_untold))
         return grid
+
+
+def _untold(number: int) -> str:
+    return f"MLflow is away, {number} records wait for it"
 
 
 def _clock(seconds: float) -> str:

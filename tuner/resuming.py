@@ -28,6 +28,7 @@ _MAY_CHANGE = (
     "budget.cpus_per_worker",
     "features",
     "cache",
+    "keep_checkpoints",
     "baselines",
 )
 _MOST_NAMED = 6

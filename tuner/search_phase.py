@@ -20,6 +20,7 @@ from tuner.cost_aware import Cooling
 from tuner.halving import ResumableASHA
 from tuner.interrupts import first_interrupt_calls
 from tuner.journal import Record, TrialRecord, read_records, trials_of
+from tuner.keeping import Keeper
 from tuner.lanes import LanePool
 from tuner.paths import HomePaths
 from tuner.pricing import Pricing
@@ -63,15 +64,15 @@ class SearchPhase:
         self._paths = home.sweep(spec.name)
         self._record, self._progress, self._has_epochs = record, progress, has_epochs
 
-    def run(self, pool: LanePool) -> bool:
-        """Runs the trials that are left; False when the sweep was interrupted."""
+    def run(self, pool: LanePool) -> str | None:
+        """Runs the trials that are left; why the sweep was interrupted, None when it was not."""
         spec, budget = self._spec, self._spec.budget
         records = read_records(self._paths.journal)
         switch = StopSwitch(Spending(time_s=budget.time_s, flops=budget.flops, records=records))
         self._close_overdue(switch.spending.reason)
         history = self._history()
         if switch or _num_ended(history) >= (spec.most_trials or math.inf):
-            return True
+            return None
         first_points = self._begin(records)
         searcher = StudySearcher(
             self._space,
@@ -98,6 +99,13 @@ class SearchPhase:
             self._progress.note("Stopping after the running epochs; once more stops at once.", style="yellow")
             switch.interrupt()
 
+        keeper = Keeper(
+            lambda number: self._home.uri_of(self._paths.trial(number).root),
+            metric=spec.metric,
+            mode=spec.mode,
+            num_best=spec.keep_checkpoints,
+            trials=history,
+        )
         with first_interrupt_calls(interrupt):
             run_tune(
                 searcher=searcher,
@@ -107,8 +115,9 @@ class SearchPhase:
                 record=self._record,
                 storage=self._home.uri_of(self._paths.ray),
                 history=history,
+                on_end=keeper.take,
             )
-        return not switch.is_interrupted
+        return switch.why if switch.is_interrupted else None
 
     def _begin(self, records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:
         """Starts the clock in the journal; returns the points to try first, those of the sweep's beginning."""

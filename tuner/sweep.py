@@ -20,10 +20,9 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
-from trainables.storage import write_bytes
-from tuner.champion import choose_champion, why_none
+from trainables.storage import make_durable, write_bytes
 from tuner.cluster import import_ray, import_torch, open_lanes
-from tuner.describing import data_summary, environment, flat, note, summary
+from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LanePool
 from tuner.outcomes import SweepFailedError
@@ -44,10 +43,7 @@ from tuner.result import Champion, Standing, SweepResult
 from tuner.resuming import Left, describe_left, find_left, is_finished
 from tuner.reuse import Reuse, bytes_held, reuse_of
 from tuner.shared_home import SweepTwin, pull_sweeps
-from tuner.tracking import Tracking
-
-MLFLOW_PATIENCE_S = 30.0
-"""How long the end of a sweep waits for an MLflow that is away."""
+from tuner.tracking import PATIENCE_S, Tracking
 
 
 def run_sweep(
@@ -109,7 +105,7 @@ def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None
     if num_untold := tracking.pending():
         progress.phase(f"telling MLflow {num_untold} records")
         tracking.start()
-        if left := tracking.close(MLFLOW_PATIENCE_S):
+        if left := tracking.close(PATIENCE_S):
             progress.note(f"MLflow is away: {left} records are not told yet; the journal keeps them", style="yellow")
 
 
@@ -162,6 +158,8 @@ class _Sweep:
         self.journal: Journal | None = None
         self.has_epochs = False
         self.pretrained: tuple[Pretraining, Pretrained] | None = None
+        self.num_records = 0
+        progress.num_untold = lambda: self.num_records - self.tracking.num_sent if self.tracking.is_away else 0
 
     def run(self) -> SweepResult:
         """All phases."""
@@ -186,16 +184,18 @@ class _Sweep:
             )
             are_lanes_starting.set()
             data, space, material, pretraining, weights = preparing.result()
-            self._keep_spec(data)
+            # Whoever has the journal is alone from here on.
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
+            self.num_records = len(self.journal.records())
+            self._keep_spec(data)
             self._begin(data)
             if pretraining is not None:
                 weights = self._pretrain(pretraining, pool)
             base = base_trial(self.spec, data.config, weights)
             device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
-            is_whole = self._search(space, Pricing(self.spec, space, material, device), base, pool)
-            if not is_whole:
-                return self._interrupted()
+            interruption = self._search(space, Pricing(self.spec, space, material, device), base, pool)
+            if interruption is not None:
+                return self._interrupted(interruption)
             return self._finish(space, base, data, pool)
 
     # --- before ----------------------------------------------------------------------------------------------
@@ -222,11 +222,14 @@ class _Sweep:
         return Prepared(data, space, material, pretraining, weights)
 
     def _keep_spec(self, data: PreparedData) -> None:
-        """Writes what a resume needs before there is a journal to resume.
+        """Writes what a resume needs before the journal has anything to resume.
 
         Raises:
-            InputError: The sweep goes on, but its pictures are no longer those that it began with.
+            InputError: The sweep goes on, but its pictures are no longer those that it began with; or it is new, and
+                another process was faster.
         """
+        if self.left is None and self.num_records:
+            _refuse_used_name(self.spec.name, self.home)
         if self.left is not None:
             known = json.loads(self.paths.data.read_bytes())["fingerprint"]
             if known != data.config.fingerprint:
@@ -238,6 +241,8 @@ class _Sweep:
         write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
         for path, content in ((self.paths.data, data_summary(data)), (self.paths.environment, environment())):
             write_bytes(str(path), json.dumps(content, indent=1).encode())
+        for path in (self.paths.spec, self.paths.data, self.paths.environment):
+            make_durable(str(path))
 
     def _begin(self, data: PreparedData) -> None:
         for bad in data.report.bad_files[:5]:
@@ -253,8 +258,9 @@ class _Sweep:
         """Writes the journal and shows the record; MLflow is told from the first epoch on."""
         assert self.journal is not None
         written = self.journal.append(event, **fields)
+        self.num_records += 1
         self.progress.see(written)
-        self.twin.push(at_once=event in ("sweep", "champion", "finished", "interrupted"))
+        self.twin.push(at_once=event in ("sweep", "end", "champion", "finished", "interrupted"))
         if event == "epoch":
             self.has_epochs = True
             self.tracking.start()
@@ -276,8 +282,8 @@ class _Sweep:
         self.pretrained = (pretraining, found)
         return found.weights
 
-    def _search(self, space: SearchSpace, pricing: Pricing, base: TrialConfig, pool: LanePool) -> bool:
-        """Runs the trials that are left; False when the sweep was interrupted."""
+    def _search(self, space: SearchSpace, pricing: Pricing, base: TrialConfig, pool: LanePool) -> str | None:
+        """Runs the trials that are left; why the sweep was interrupted, None when it was not."""
         from tuner.probing import run_probe_phase
         from tuner.search_phase import SearchPhase  # and Ray Tune: before the probe waits for a lane, not after
 
@@ -300,69 +306,26 @@ class _Sweep:
 
     # --- after -----------------------------------------------------------------------------------------------
 
-    def _interrupted(self) -> SweepResult:
-        self.record("interrupted", reason="interrupted by the user")
-        untold = self.tracking.close(MLFLOW_PATIENCE_S)
+    def _interrupted(self, reason: str) -> SweepResult:
+        self.progress.note(reason, style="yellow")
+        self.record("interrupted", reason=reason)
+        untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)
 
     def _finish(self, space: SearchSpace, base: TrialConfig, data: PreparedData, pool: LanePool) -> SweepResult:
-        from tuner.finale import (
-            Closing,
-            run_baselines,
-            test_champion,
-            write_champion,
-            write_probe_picture,
-            write_report,
-        )
-        from tuner.probing import probe_record
+        from tuner.end_phase import EndPhase
+        from tuner.finale import Closing
 
         self.tracking.start()
-        trials = trials_of(self._records())
-        best = choose_champion(trials, self.spec.metric, self.spec.mode)
-        if best is None:
-            reason = why_none(trials)
-            self.record("finished", outcome="failed", reason=reason)
-            self.tracking.close(MLFLOW_PATIENCE_S)
-            raise SweepFailedError(f"no trial of sweep {self.spec.name!r} succeeded: {reason}")
         closing = Closing(self.spec, self.home, data, pool, self.record, self.progress.phase)
-        champion, confusion = test_champion(closing, best, space.trial_config(best.params, base))
-        baselines = run_baselines(closing, champion, space.num_stages)
-        self.progress.phase("writing the champion's model")
-        write_champion(closing, champion)
-        report = write_report(closing, trials, champion, baselines, confusion)
-        if probed := (probe_record(self._records()) or {}).get("probes"):
-            report.append(write_probe_picture(closing, trials, probed))
-        self.record("files", paths=report, folder="report")
-        reuse = self._reuse()
-        self.record("totals", metrics=reuse.metrics())
-        text = note(champion, baselines, reuse)
-        self.record("champion", number=champion.number, metrics=flat(champion.standing), note=text)
-        champion = self._register(closing, champion)
-        if champion.model_uri is None:
-            self.record("interrupted", reason="MLflow is away: the champion is not registered")
-        else:
-            self.record("finished", outcome="completed", reason=None)
-        untold = self.tracking.close(MLFLOW_PATIENCE_S)
-        return self._result(champion, baselines, reuse, is_finished=champion.model_uri is not None, untold=untold)
-
-    def _register(self, closing: Any, champion: Champion) -> Champion:
-        from tuner.finale import register_champion
-        from tuner.mlflow_client import outages
-
-        self.progress.phase("registering the champion")
-        untold = self.tracking.flush(MLFLOW_PATIENCE_S)
-        run_id = self.tracking.run_id(champion.number)
-        if untold or run_id is None:
-            return champion
+        phase = EndPhase(closing, self.tracking, self.pretrained, self.progress)
         try:
-            if self.pretrained is not None:
-                from tuner.pretraining import register_pretrained
-
-                register_pretrained(*self.pretrained, self.home, self.tracking_uri)
-            return register_champion(closing, champion, self.tracking_uri, run_id, time.time())
-        except outages() as error:
-            self.progress.note(f"MLflow did not take the champion: {error}", style="yellow")
-            return champion
+            champion, baselines, reuse = phase.run(space, base)
+        except SweepFailedError:
+            self.tracking.close(PATIENCE_S)
+            raise
+        untold = self.tracking.close(PATIENCE_S)
+        return self._result(champion, baselines, reuse, is_finished=champion.model_uri is not None, untold=untold)
 
     def _reuse(self) -> Reuse:
         return reuse_of(trials_of(self._records()), bytes_held(feature_settings(self.spec, self.home)))

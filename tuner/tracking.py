@@ -28,6 +28,9 @@ from tuner.projection import SWEEP_KEY, RunUpdate, plan
 
 _log = logging.getLogger(__name__)
 
+PATIENCE_S = 30.0
+"""How long the end of a sweep waits for an MLflow that is away."""
+
 _RECORDS_PER_PASS = 500
 
 
@@ -42,6 +45,10 @@ class Tracking:
         artifact_location: Where a new experiment keeps its files; None lets the server decide.
         poll_s: How often the thread looks for new records.
         retry_s: First and longest wait between attempts.
+
+    Attributes:
+        is_away: Whether the last attempt failed.
+        failure: What ended the thread, if it should not have.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Tracking:
     ) -> None:
         self.tracking_uri = tracking_uri
         self.failure: BaseException | None = None
+        self.is_away = False
         self._journal = journal
         self._ledger_path = ledger
         self._ledger = Ledger.load(ledger, tracking_uri)
@@ -94,6 +102,11 @@ class Tracking:
         if not self._journal.exists():
             return 0
         return sum(1 for _ in iterate_from(self._journal, self._ledger.offset))
+
+    @property
+    def num_sent(self) -> int:
+        """How many records MLflow has been told, earlier runs of the sweep included."""
+        return self._ledger.num_sent
 
     def run_id(self, number: int | None = None) -> str | None:
         """MLflow's id of a trial's run, or of the sweep's for None; None while it is not told."""
@@ -137,20 +150,20 @@ class Tracking:
                 _log.error("telling MLflow ended (%s); the journal keeps all", gist(self.failure))
 
     def _loop(self) -> None:
-        wait_s, is_away = self._retry_s[0], False
+        wait_s, self.is_away = self._retry_s[0], False
         while not self._closing.is_set():
             try:
                 self._send_new()
             except outages() as error:
-                level = logging.DEBUG if is_away else logging.WARNING
+                level = logging.DEBUG if self.is_away else logging.WARNING
                 _log.log(level, "MLflow at %s: %s; trying again, the journal keeps all", self.tracking_uri, gist(error))
-                is_away, self._must_look_up = True, True
+                self.is_away, self._must_look_up = True, True
                 self._wait(wait_s)
                 wait_s = min(2 * wait_s, self._retry_s[1])
                 continue
-            if is_away:
+            if self.is_away:
                 _log.info("MLflow at %s is back", self.tracking_uri)
-            wait_s, is_away = self._retry_s[0], False
+            wait_s, self.is_away = self._retry_s[0], False
             self._wait(self._poll_s)
 
     def _wait(self, seconds: float) -> None:

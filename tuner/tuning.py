@@ -24,6 +24,7 @@ from tuner.spending import Spending
 
 Record = Callable[..., object]
 ASHA_STOPPED = "ASHA: others were better after as many epochs"
+_MOST_DEATHS = 3
 METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
 
 
@@ -37,10 +38,11 @@ class StopSwitch:
     def __init__(self, spending: Spending) -> None:
         self.spending = spending
         self.is_interrupted = False
+        self.why = ""
 
-    def interrupt(self) -> None:
+    def interrupt(self, why: str = "interrupted by the user") -> None:
         """Asks for the end; running epochs are finished and kept. Safe in a signal handler."""
-        self.is_interrupted = True
+        self.is_interrupted, self.why = True, self.why or why
 
     def __bool__(self) -> bool:
         """Whether to stop, for either reason."""
@@ -79,6 +81,7 @@ class JournalCallback(_NotKept, tune.Callback):
         metric: What decides.
         mode: ``max`` or ``min``.
         history: What earlier runs of the sweep know of trials that go on.
+        on_end: Called with each trial that has ended for good, after the journal has it.
     """
 
     def __init__(
@@ -90,8 +93,9 @@ class JournalCallback(_NotKept, tune.Callback):
         metric: str,
         mode: str,
         history: Sequence[TrialRecord] = (),
+        on_end: Callable[[TrialRecord], object] = lambda _: None,
     ) -> None:
-        self._record, self._pool, self._switch = record, pool, switch
+        self._record, self._pool, self._switch, self._on_end = record, pool, switch, on_end
         self._metric, self._mode = metric, mode
         self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
         self._started: dict[str, float] = {}
@@ -109,22 +113,30 @@ class JournalCallback(_NotKept, tune.Callback):
         """One more epoch."""
         self._waited_s[trial.trial_id] = result[WAITED]
         metrics = {name: value for name, value in result.items() if name.startswith(METRIC_GROUPS)}
-        if metrics:
-            self._epochs.setdefault(trial.config["number"], []).append({**metrics, "epoch": result[EPOCH]})
+        epochs = self._epochs.setdefault(trial.config["number"], [])
+        # A trial that goes on in another actor is told its past anew.
+        if metrics and result[EPOCH] > (epochs[-1]["epoch"] if epochs else 0):
+            epochs.append({**metrics, "epoch": result[EPOCH]})
             self._record("epoch", number=trial.config["number"], epoch=result[EPOCH], metrics=metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""
         outcome: Outcome | None = trial.last_result.get(OUTCOME)
         reason = trial.last_result.get(REASON)
+        if outcome == "interrupted":
+            self._switch.interrupt(reason or "")
         if outcome is None and self._switch.is_interrupted:
             outcome, reason = "interrupted", "the sweep was interrupted"
         elif outcome is None:
             outcome, reason = "stopped_early", self._switch.spending.reason or ASHA_STOPPED
         self._end(trial, outcome, reason)
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial's actor died or lost its lane; it goes on in another one."""
+        self._pool.take_back(client_prefix(trial.config["number"]))
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial failed, or its actor died."""
+        """A trial's actors died, or lost their lanes, too often."""
         self._pool.take_back(client_prefix(trial.config["number"]))
         self._end(trial, "failed", _cause(trial))
 
@@ -132,8 +144,11 @@ class JournalCallback(_NotKept, tune.Callback):
         number = trial.config["number"]
         seconds = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
         seconds -= self._waited_s.get(trial.trial_id, 0.0)  # for a lane that was still starting, or busy
-        totals = totals_of(self._epochs.pop(number, []), self._metric, self._mode)
+        epochs = self._epochs.pop(number, [])
+        totals = totals_of(epochs, self._metric, self._mode)
         self._record("end", number=number, outcome=outcome, reason=reason, metrics={"time/trial_s": seconds, **totals})
+        if outcome != "interrupted":
+            self._on_end(TrialRecord(number, trial.config["params"], tuple(epochs), outcome, reason))
 
 
 def run_tune(
@@ -145,6 +160,7 @@ def run_tune(
     record: Record,
     storage: str,
     history: Sequence[TrialRecord] = (),
+    on_end: Callable[[TrialRecord], object] = lambda _: None,
 ) -> None:
     """Runs the search to its end, or to the switch's; returns when every trial has ended.
 
@@ -156,11 +172,14 @@ def run_tune(
         record: Where to write what happens.
         storage: Path or URI for Tune's own files.
         history: What earlier runs of the sweep know.
+        on_end: Called with each trial that has ended for good.
     """
     # This process handles Ctrl-C itself, and resumes from the journal: Tune's snapshots would only cost time.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-    callback = JournalCallback(record, pool, switch, metric=searcher.metric, mode=searcher.mode, history=history)
+    callback = JournalCallback(
+        record, pool, switch, metric=searcher.metric, mode=searcher.mode, history=history, on_end=on_end
+    )
     tune.Tuner(
         tune.with_resources(LaneTrial, {"CPU": 0.01}),
         tune_config=tune.TuneConfig(
@@ -175,6 +194,8 @@ def run_tune(
             name="tune",
             stop=_SwitchStopper(switch, searcher),
             callbacks=[callback],
+            # Of actors and lanes; a trial that fails by itself says so as its outcome and is not tried again.
+            failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
             verbose=0,
         ),
     ).fit()
@@ -184,4 +205,4 @@ def _cause(trial: Trial) -> str:
     """The last line of what Tune knows about a trial's error."""
     lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
     text = lines[-1].strip() if lines else "its actor died"
-    return text.rsplit("TrialFailedError: ", 1)[-1]
+    return text.rsplit("LaneLostError: ", 1)[-1]

@@ -1,14 +1,9 @@
-"""The searcher and the scheduler under a loop that calls them as Ray Tune's controller does, broken off at any moment.
-
-The loop follows `TuneController._process_trial_result` and `stop_trial` of Ray 2.60: a result that ends a trial goes to
-`on_trial_complete` only, after the scheduler.
-"""
+"""The searcher and the scheduler under a loop as Tune's, broken off and begun anew at any moment."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
@@ -16,132 +11,12 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
+from searching_support import ENDED, EPOCHS, METRIC, NUM_TRIALS, SPACE, Loop, told
 
-from search_spaces.space import SearchSpace
-from search_spaces.spec import SearchSpec, SweepSpec
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
-from tuner.cost_aware import Cooling
-from tuner.halving import ResumableASHA
 from tuner.journal import TrialRecord
-from tuner.pricing import Material, Pricing
-from tuner.searching import COST, NUMBER, StudySearcher
-
-METRIC = "val/accuracy"
-EPOCHS = 8
-NUM_TRIALS = 20
-SPACE = SearchSpace(SearchSpec(), num_stages=6)
-PRICING = Pricing(
-    SweepSpec.model_validate({"name": "a", "data": {"source": "x"}, "model": {"backbone": "b"}}),
-    SPACE,
-    Material((10**7,) * 6, 10**3, (10**4,) * 6, num_train=100, num_val=20),
-)
-
-
-def curve(point, epoch):
-    """A made-up accuracy: best near depth 4 and a rate of 3e-3, rising with the epochs."""
-    distance = abs(point["freeze_depth"] - 4) / 6 + abs(math.log10(point["lr"] / 3e-3)) / 2
-    policy = {"none": 0.1, "flip": 0.0, "flip_crop": 0.02, "randaugment": 0.2}[point["augmentation"]]
-    return round(0.95 - 0.3 * distance - policy - 0.5 * math.exp(-epoch * point["lr"] * 300), 6)
-
-
-@dataclass
-class Loop:
-    """A sweep: the searcher, the scheduler, the trials that run, and what a journal would hold."""
-
-    concurrency: int = 1
-    mode: str = "max"
-    scheduled: bool = True
-    diverging: tuple[int, ...] = ()
-    failing: tuple[int, ...] = ()
-    num_trials: int | None = NUM_TRIALS
-    options: dict = field(default_factory=dict)
-    records: dict[int, TrialRecord] = field(default_factory=dict)
-    ids: itertools.count = field(default_factory=itertools.count)
-
-    def start(self):
-        history = [self.records[number] for number in sorted(self.records)]
-        self.searcher = StudySearcher(
-            SPACE,
-            metric=METRIC,
-            mode=self.mode,
-            num_trials=self.num_trials,
-            max_concurrent=self.concurrency,
-            seed=0,
-            history=history,
-            make_config=lambda number, point: {"point": point},
-            **self.options,
-        )
-        self.asha = ResumableASHA(
-            metric=METRIC, mode=self.mode, max_epochs=EPOCHS, grace_period=1, reduction_factor=3, history=history
-        )
-        self.running = []
-        return self
-
-    def fill(self):
-        """Asks for trials until the searcher has none."""
-        while True:
-            trial_id = f"id{next(self.ids)}"
-            config = self.searcher.suggest(trial_id)
-            if config is None or config == Searcher.FINISHED:
-                return
-            trial = SimpleNamespace(trial_id=trial_id, config=config, last_result={})
-            number = config[NUMBER]
-            self.records.setdefault(number, TrialRecord(number, config["point"]))
-            self.asha.on_trial_add(None, trial)
-            self.running.append(trial)
-
-    def step(self):
-        """One epoch of the trial that has waited longest; False when all is done."""
-        self.fill()
-        if not self.running:
-            return False
-        trial = self.running.pop(0)
-        number = trial.config[NUMBER]
-        record = self.records[number]
-        epoch = len(record.epochs) + 1
-        if number in self.failing and epoch == 2:
-            self.asha.on_trial_error(None, trial)
-            self.searcher.on_trial_complete(trial.trial_id, error=True)
-            self.records[number] = replace(record, outcome="failed")
-            return True
-        outcome = "completed" if epoch == EPOCHS else None
-        value = (1 if self.mode == "max" else -1) * curve(record.params, epoch)
-        if number in self.diverging and epoch == 3:
-            outcome, value = "diverged", math.nan
-        result = {METRIC: value, EPOCH: epoch, OUTCOME: outcome, "done": bool(outcome)}
-        decision = TrialScheduler.STOP if outcome else TrialScheduler.CONTINUE
-        if self.scheduled and not outcome:
-            decision = self.asha.on_trial_result(None, trial, result)
-        record = replace(record, epochs=(*record.epochs, {"epoch": epoch, METRIC: value}))
-        if decision == TrialScheduler.CONTINUE:
-            self.searcher.on_trial_result(trial.trial_id, result)
-            self.running.append(trial)
-        else:
-            if self.scheduled:
-                self.asha.on_trial_complete(None, trial, result)
-            self.searcher.on_trial_complete(trial.trial_id, result=result)
-            record = replace(record, outcome=outcome or "stopped_early")
-        self.records[number] = record
-        return True
-
-    def run(self, steps=10_000):
-        for _ in range(steps):
-            if not self.step():
-                break
-        return self
-
-
-def told(searcher, states=tuple(TrialState)):
-    """What the study holds, but for clocks."""
-    return [
-        (trial.number, trial.state, trial.value, trial.params, trial.distributions, trial.intermediate_values)
-        for trial in searcher.study.get_trials()
-        if trial.state in states
-    ]
-
-
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+from tuner.searching import NUMBER
 
 
 @pytest.fixture(scope="module")
@@ -362,75 +237,3 @@ def test_constant_liar_counts_running_trials_only_where_trials_run_side_by_side(
         assert isinstance(sampler, optuna.samplers.TPESampler)
         liars[concurrency] = sampler._constant_liar
     assert liars == {1: False, 2: True}
-
-
-# --- the price of trials -------------------------------------------------------------------------------------
-
-OPTIONS = {
-    "first_points": [{"freeze_depth": 0, "lr": 0.001}, {"freeze_depth": 5}],
-    "pricing": PRICING,
-    "cooling": Cooling(num_trials=NUM_TRIALS, flops=1e13),
-}
-
-
-@pytest.fixture(scope="module")
-def priced():
-    return Loop(diverging=(1,), failing=(7,), options=OPTIONS).start().run()
-
-
-def test_startup_trials_run_cheapest_first(priced):
-    points = [priced.records[number].params for number in range(8)]
-    costs = [PRICING.cost(point).total for point in points]
-    assert costs == sorted(costs)
-    assert any(point["freeze_depth"] == 0 and point["lr"] == 0.001 for point in points)
-    assert any(point["freeze_depth"] == 5 for point in points)
-    # The same trials in another order: the price proposes nothing before TPE does.
-    plain = Loop(options={"first_points": OPTIONS["first_points"]}).start()
-    plain.run()
-    unsorted = [plain.records[number].params for number in range(8)]
-    assert sorted(map(str, unsorted)) == sorted(map(str, points))
-    assert unsorted != points
-
-
-@pytest.mark.parametrize("steps", range(3, 90, 9))
-def test_a_priced_sweep_that_is_broken_off_ends_like_one_that_is_not(priced, steps):
-    loop = Loop(diverging=(1,), failing=(7,), options=OPTIONS).start().run(steps)
-    loop.start().run(7)
-    loop.start().run()
-    assert loop.records == priced.records
-    assert told(loop.searcher) == told(priced.searcher)
-
-
-def test_the_price_changes_what_is_proposed(priced):
-    plain = Loop(diverging=(1,), failing=(7,), options={**OPTIONS, "cooling": None}).start().run()
-    first_of_both = [[loop.records[number].params for number in range(8)] for loop in (plain, priced)]
-    assert first_of_both[0] == first_of_both[1]
-    assert plain.records != priced.records
-
-
-def test_a_trial_carries_its_price_given_the_trials_before():
-    loop = Loop(options=OPTIONS).start()
-    loop.fill()
-    first = loop.running[0].config
-    assert first[COST] == PRICING.figures(first["point"], [])
-    loop.run(EPOCHS)
-    loop.fill()
-    second = loop.running[0].config
-    assert [looked.epochs for looked in loop.searcher.looked()] == [len(loop.records[0].epochs), 0]
-    assert second[COST] == PRICING.figures(second["point"], loop.searcher.looked()[:1])
-    assert COST not in Loop().start().searcher.suggest("without prices")
-
-
-def test_without_a_number_trials_come_until_they_are_stopped():
-    loop = Loop(num_trials=None).start().run(300)
-    assert len(loop.records) > NUM_TRIALS
-    loop.searcher.stop()
-    loop.run()
-    assert loop.searcher.suggest("one more") == Searcher.FINISHED
-
-
-def test_without_a_number_a_sweep_of_failures_alone_ends():
-    failing = Loop(num_trials=None, scheduled=False, failing=tuple(range(2, 100))).start().run(200)
-    assert sorted(failing.records) == list(range(12))
-    again = replace(failing).start()
-    assert again.searcher.suggest("one more") == Searcher.FINISHED

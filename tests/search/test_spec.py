@@ -34,7 +34,7 @@ def refusal(*overrides, spec="digits"):
         (
             "zebra=1",
             "zebra: there is no such field; the fields here are version, name, data, model, search, budget, compute, "
-            "features, cache, early_stopping, metric, baselines, tracking, seed",
+            "features, cache, early_stopping, keep_checkpoints, metric, baselines, tracking, seed",
         ),
         ("search.lr.low=1", "search.lr: low 1.0 is above high 0.03; swap them"),
         ("search.lr.low=0.03", "search.lr: low and high are both 0.03; give that one value instead of a range"),

@@ -210,7 +210,7 @@ def test_a_sweep_is_looked_into(swept: HomePaths) -> None:
     uri = swept.tracking_uri()
     journal, checkpoints, untold = check_sweep(swept, "tiny", uri)
     assert (journal.level, journal.remedy) == ("warning", "thaw resume tiny")
-    assert (checkpoints.level, checkpoints.text) == ("ok", "3, all whole")
+    assert (checkpoints.level, checkpoints.text) == ("ok", "4, all whole")
     assert "6 records" in untold.text
     path = swept.sweep("tiny").trial(1).root / LAST_CHECKPOINT
     path.write_bytes(path.read_bytes()[:-1])

@@ -166,24 +166,20 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert numbers_of(read_trials(journal)) == numbers_of(read_trials(whole[0].sweep("tiny").journal))
 
     process = start_thaw(Path(home.root), "resume", "tiny")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "is finished" in err
-
-
-def test_killed_and_resumed_equals_uninterrupted(
-    whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
-) -> None:
-    home = HomePaths.at(tmp_path / "home")
-    journal = home.sweep("tiny").journal
-    process = start_thaw(Path(home.root), "sweep", str(tiny_spec))
-    await_epochs(process, journal, 7)
-    process.kill()
-    process.communicate(timeout=60)
-    process = start_thaw(Path(home.root), "resume", "tiny")
-    _, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert numbers_of(read_trials(journal)) == numbers_of(read_trials(whole[0].sweep("tiny").journal))
+    assert "is finished" in out
+    assert "--set search.num_trials" in out
+
+    process = start_thaw(Path(home.root), "resume", "tiny", "--set", "search.num_trials=6")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "changed: search.num_trials: 5 -> 6" in err
+    trials = read_trials(journal)
+    assert numbers_of(trials[:5]) == numbers_of(read_trials(whole[0].sweep("tiny").journal)), "what was there stays"
+    assert [trial.number for trial in trials] == list(range(6))
+    begun = [record["number"] for record in read_records(journal) if record["event"] == "trial"]
+    assert begun.count(5) == 1
 
 
 def test_a_budget_of_flops_bounds_a_sweep_over_an_interruption(

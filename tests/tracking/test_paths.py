@@ -50,7 +50,7 @@ def test_sweep_names_are_those_with_a_journal(tmp_path: Path) -> None:
     for name in ("b", "a", "empty"):
         home.sweep(name).root.mkdir(parents=True)
     for name in ("b", "a"):
-        home.sweep(name).journal.touch()
+        home.sweep(name).journal.write_text("{}\n")
     assert home.sweep_names() == ["a", "b"]
 
 

@@ -123,7 +123,7 @@ def epoch(number: int, **more: Any) -> dict[str, Any]:
 
 
 def test_a_trial_turns_messages_into_steps_and_gives_its_lane_back(clients: Clients) -> None:
-    from trainables.trial import EPOCH, OUTCOME, REASON, LaneTrial, TrialFailedError
+    from trainables.trial import EPOCH, OUTCOME, REASON, LaneLostError, LaneTrial
 
     trial = LaneTrial(clients.config(3))
     coming = clients.board.next_job.remote(0, -1)
@@ -136,14 +136,22 @@ def test_a_trial_turns_messages_into_steps_and_gives_its_lane_back(clients: Clie
 
     assert trial.reset_config(clients.config(4))
     coming = clients.board.next_job.remote(0, -1)
-    with pytest.raises(TrialFailedError, match="no memory"):
-        trial_step(clients, trial, coming, [{"kind": "failed", "reason": "no memory"}])
+    failed = trial_step(clients, trial, coming, [{"kind": "failed", "reason": "no memory"}])
+    assert (failed[EPOCH], failed[OUTCOME], failed[REASON], failed["done"]) == (0, "failed", "no memory", True)
     assert clients.ask("borrow", "somebody else") == 0
+    clients.ask("give_back", "somebody else")
+
+    assert trial.reset_config(clients.config(5))
+    coming = clients.board.next_job.remote(0, -1)
+    with pytest.raises(LaneLostError, match="lane 0 is lost"):
+        trial_step(clients, trial, coming, [], then=("close_lane", 0, "lane 0 is lost"))
     trial.cleanup()
 
 
-def trial_step(clients: Clients, trial: Any, coming: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trial's first step while the lane answers with ``messages``."""
+def trial_step(
+    clients: Clients, trial: Any, coming: Any, messages: list[dict[str, Any]], then: tuple[Any, ...] = ()
+) -> dict[str, Any]:
+    """The trial's first step while the lane answers with ``messages``, and the switchboard is asked for ``then``."""
     import threading
 
     import ray
@@ -152,6 +160,8 @@ def trial_step(clients: Clients, trial: Any, coming: Any, messages: list[dict[st
         order = ray.get(coming)
         for message in messages:
             clients.ask("report", 0, order.number, message)
+        if then:
+            clients.ask(*then)
 
     lane = threading.Thread(target=play)
     lane.start()

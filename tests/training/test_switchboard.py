@@ -331,7 +331,7 @@ def test_a_closed_lane_ends_and_fails_what_runs_on_it() -> None:
         number = await board.start("a", JOB)
         waiting = await begin(board.message("a", number))
         await board.close_lane(0, "lane 0 is lost: no memory")
-        assert await waiting == {"kind": "failed", "reason": "lane 0 is lost: no memory"}
+        assert await waiting == {"kind": "dropped", "reason": "lane 0 is lost: no memory"}
         assert await board.next_job(0, number) is None
         assert not await board.report(0, number, epoch(1))
         await board.dropped(0, number)
@@ -350,7 +350,7 @@ def test_a_job_for_a_lane_that_closed_meanwhile_fails_at_once() -> None:
         await lend(board)
         await board.close_lane(0, "lane 0 is lost")
         number = await board.start("a", JOB)
-        assert await board.message("a", number) == {"kind": "failed", "reason": "lane 0 is lost"}
+        assert await board.message("a", number) == {"kind": "dropped", "reason": "lane 0 is lost"}
 
     play(scene)
 

@@ -1,0 +1,149 @@
+"""Sweeps that something is done to, and what must not be left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuner.journal import Record, TrialRecord, read_records, read_trials
+from tuner.paths import HomePaths
+
+PLANTED = Path(__file__).parent / "planted"
+NAME = "faulty"
+SPEC = """
+version: 1
+name: faulty
+data:
+  source: digits
+  exclude_classes: [0, 1, 2, 3, 4]
+  image_size_px: 16
+  split: {train: 0.3, val: 0.3, test: 0.4}
+model: {backbone: lenet, weights: none}
+search:
+  num_trials: 6
+  lr: {low: 1.0e-3, high: 3.0e-2, log: true}
+  augmentation: [none, flip_crop]
+  batch_size: [16, 32]
+budget: {epochs: 4, threads_per_worker: 1, trial_timeout_s: 6}
+early_stopping: {scheduler: none}
+keep_checkpoints: 100
+"""
+
+
+class Sweep:
+    """One sweep in a home of its own, run as a user would run it."""
+
+    def __init__(self, folder: Path, spec: str = SPEC, **environment: str) -> None:
+        self.home = HomePaths.at(folder / "home")
+        self.paths = self.home.sweep(NAME)
+        self._spec = folder / "spec.yaml"
+        self._spec.write_text(spec)
+        self._environment = environment
+
+    def plant(self, faults: Sequence[str]) -> None:
+        """Has the first trials fail: ``<epoch>-<kind>`` each; see ``planted/sitecustomize.py``."""
+        folder = self._spec.parent / "faults"
+        folder.mkdir()
+        for number, fault in enumerate(faults):
+            (folder / f"{number}-{fault}").touch()
+        self._environment |= {"THAW_PLANTED_FAULTS": str(folder), "PYTHONPATH": str(PLANTED)}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """``thaw sweep``, or the command of the arguments, in a process group of its own."""
+        environment = {**os.environ, "THAW_HOME": self.home.root, **self._environment}
+        environment.pop("RAY_ADDRESS", None)
+        return subprocess.Popen(
+            [sys.executable, "-m", "tuner", *(arguments or ("sweep", str(self._spec)))],
+            env=environment,
+            cwd=self._spec.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, *arguments: str, timeout_s: float = 240) -> str:
+        """Runs to the end; returns what was printed, errors first."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=timeout_s)
+        assert process.returncode == 0, err
+        return err + out
+
+    def records(self) -> list[Record]:
+        """The journal so far."""
+        return read_records(self.paths.journal) if self.paths.journal.exists() else []
+
+    def trials(self) -> list[TrialRecord]:
+        """The trials that the journal knows."""
+        return read_trials(self.paths.journal)
+
+    def numbers(self) -> dict[int, object]:
+        """What must not depend on faults, by trial: point, outcome, and every metric but times and reuse."""
+        return {
+            trial.number: (
+                trial.params,
+                trial.outcome,
+                [
+                    {name: value for name, value in epoch.items() if name.startswith(("train/", "val/"))}
+                    for epoch in trial.epochs
+                ],
+            )
+            for trial in self.trials()
+        }
+
+    def await_record(
+        self, is_wanted: Callable[[Record], Any], process: subprocess.Popen[str], timeout_s: float = 120
+    ) -> Record:
+        """The first record of a kind; fails when the process ends before."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            has_ended = process.poll() is not None
+            for record in self.records():
+                if is_wanted(record):
+                    return record
+            assert not has_ended, process.communicate()[1]
+            time.sleep(0.02)
+        raise AssertionError("what was waited for did not come")
+
+    def processes(self, name: str = "") -> dict[int, str]:
+        """This sweep's processes, by their environment: id and title, those whose title holds ``name``."""
+        return {pid: title for pid, title in _processes(f"THAW_HOME={self.home.root}\0") if name in title}
+
+    def assert_nothing_is_left(self, timeout_s: float = 40) -> None:
+        """No process, no temporary file, no claim, no lock on the journal."""
+        deadline = time.monotonic() + timeout_s
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert sorted(title[:60] for title in self.processes().values()) == []
+        left = [path for pattern in (".*.tmp", "*.partial", "*.lease") for path in self.home.local.rglob(pattern)]
+        assert left == []
+        from tuner.journal import Journal
+
+        Journal.open(self.paths.journal).close()
+
+
+def _processes(wanted: str) -> Iterator[tuple[int, str]]:
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (path / "environ").read_text(errors="replace"):
+                title = (path / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
+                if title:  # what has ended and is not reaped has none
+                    yield int(path.name), title
+        except OSError:
+            continue
+
+
+def kill(pid: int) -> None:
+    """As the kernel does when memory runs out."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def is_epoch(number: int, epoch: int) -> Callable[[Record], bool]:
+    """Whether a record is that epoch of that trial."""
+    return lambda record: record["event"] == "epoch" and (record["number"], record["epoch"]) == (number, epoch)

@@ -1,0 +1,88 @@
+"""Makes trials of a sweep fail in chosen ways; Python runs this at the start of every process that finds it.
+
+The tests put this folder on the PYTHONPATH of a sweep. The folder in ``THAW_PLANTED_FAULTS`` holds one empty file per
+fault, named ``<rank of the trial>-<epoch>-<kind>``: the first trials each take one, in the order of names, when they
+begin that epoch, and leave a file that names their configuration, so that a fault strikes once.
+
+Kinds: ``raise``, ``memory``, ``nan``, ``kill`` (the worker), ``hang``, ``wait`` (a second, for tests that need time).
+"""
+
+import hashlib
+import importlib.abc
+import importlib.util
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+_FOLDER = os.environ.get("THAW_PLANTED_FAULTS")
+
+
+def _strike(run, kind):
+    import torch
+
+    if kind == "raise":
+        raise RuntimeError("a planted mistake")
+    if kind == "memory":
+        raise torch.OutOfMemoryError("planted: tried to allocate 99 GiB")
+    if kind == "nan":
+        with torch.no_grad():
+            next(run._tail.parameters()).fill_(float("nan"))
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hang":
+        while True:
+            time.sleep(1)
+    if kind == "wait":
+        time.sleep(1)
+
+
+def _plant(module):
+    run_epoch = module.TrialRun.run_epoch
+
+    def run_epoch_or_fail(run, *arguments, **options):
+        folder = Path(_FOLDER)
+        about = hashlib.sha256(run.config.model_dump_json().encode()).hexdigest()[:16]
+        owner = folder / f"owner-{about}"
+        if not owner.exists():
+            free = sorted(path for path in folder.iterdir() if path.name[0].isdigit())
+            if free:
+                free[0].rename(owner.with_name(f"taken-{free[0].name}"))
+                owner.write_text(free[0].name)
+            else:
+                owner.write_text("")
+        _, epoch, kind = (owner.read_text() or "-0-").split("-")
+        if kind and run.epoch + 1 == int(epoch):
+            owner.write_text("")
+            _strike(run, kind)
+        return run_epoch(run, *arguments, **options)
+
+    module.TrialRun.run_epoch = run_epoch_or_fail
+
+
+class _Planter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the training loop as usual and then plants the faults in it."""
+
+    _real = None
+
+    def find_spec(self, name, path, target=None):
+        if name != "trainables.loop" or self._real is not None:
+            return None
+        self._real = False  # while the real one is looked for, this finder stays out of the way
+        real = importlib.util.find_spec(name)
+        self._real = real.loader
+        real.loader = self
+        return real
+
+    def create_module(self, spec):
+        return self._real.create_module(spec)
+
+    def exec_module(self, module):
+        module.__loader__ = module.__spec__.loader = self._real
+        self._real.exec_module(module)
+        _plant(module)
+
+
+if _FOLDER:
+    sys.meta_path.insert(0, _Planter())

@@ -1,0 +1,70 @@
+"""kill -9 of every process that a sweep consists of: it ends with the numbers of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+import signal
+
+import pytest
+from faults_support import Sweep, is_epoch, kill
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+
+
+def test_every_process_of_a_running_trial(sweep: Sweep, undisturbed: Sweep) -> None:
+    """One after the other in one sweep: what mends the first must mend the next as well."""
+    sweep.plant(["3-wait", "3-wait", "3-wait"])
+    process = sweep.start()
+    for number, title in enumerate(["ray::ResourceTrainable", "ray::TrainController", "ray::RayTrainWorker"]):
+        sweep.await_record(is_epoch(number, 2), process)
+        victims = sweep.processes(title)
+        assert victims
+        for pid in victims:
+            kill(pid)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert sweep.numbers() == undisturbed.numbers()
+    assert "models:/faulty/1" in out
+    sweep.assert_nothing_is_left()
+
+
+def test_the_driver_at_random_moments(sweep: Sweep, undisturbed: Sweep) -> None:
+    seed = random.randrange(1 << 30)
+    moments = random.Random(seed)
+    arguments: tuple[str, ...] = ()
+    for _ in range(2):
+        process = sweep.start(*arguments)
+        sweep.await_record(lambda record: record["event"] == "sweep", process)
+        known = len(sweep.records())
+        progress = known + moments.randrange(2, 12)
+        sweep.await_record(lambda _, wanted=progress: len(sweep.records()) >= wanted, process)
+        kill(process.pid)
+        process.communicate(timeout=60)
+        arguments = ("resume", "faulty")
+        if any(record["event"] == "finished" for record in sweep.records()):
+            break
+    out = sweep.finish("resume", "faulty")
+    assert "found:" in out, f"seed {seed}"
+    assert sweep.numbers() == undisturbed.numbers(), f"seed {seed}"
+    ends = [record["number"] for record in sweep.records() if record["event"] == "end"]
+    assert sorted(ends) == sorted(set(ends)), f"seed {seed}: a trial ended twice"
+    sweep.assert_nothing_is_left()
+
+
+def test_a_signal_ends_a_sweep_in_order_and_a_second_one_at_once(sweep: Sweep, undisturbed: Sweep) -> None:
+    sweep.plant(["3-wait", "3-wait"])
+    process = sweep.start()
+    sweep.await_record(is_epoch(0, 2), process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "thaw resume faulty" in out
+    assert sweep.records()[-1]["event"] == "interrupted"
+    process = sweep.start("resume", "faulty")
+    sweep.await_record(is_epoch(1, 2), process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    sweep.finish("resume", "faulty")
+    assert sweep.numbers() == undisturbed.numbers()
+    sweep.assert_nothing_is_left()

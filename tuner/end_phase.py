@@ -1,0 +1,124 @@
+"""The end of a sweep, in order: champion tested, baselines trained, report written, model registered.
+
+In: the journal's trials and the lanes. Out: records in the journal, files in the sweep's folder, a version in MLflow's
+registry. The single steps are `tuner.finale`'s. Whatever is repeated after an interruption comes out the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from search_spaces.space import SearchSpace
+from trainables.checkpoint import is_whole
+from trainables.config import TrialConfig
+from trainables.jobs import BEST_CHECKPOINT
+from trainables.storage import join
+from tuner.champion import rank_trials, why_none
+from tuner.describing import flat, note
+from tuner.finale import (
+    Closing,
+    register_champion,
+    run_baselines,
+    test_champion,
+    write_champion,
+    write_probe_picture,
+    write_report,
+)
+from tuner.journal import TrialRecord, read_records, trials_of
+from tuner.mlflow_client import outages
+from tuner.outcomes import SweepFailedError
+from tuner.preparing import feature_settings
+from tuner.pretraining import Pretrained, Pretraining, register_pretrained
+from tuner.probing import probe_record
+from tuner.progress import Progress
+from tuner.result import Champion, Standing
+from tuner.reuse import Reuse, bytes_held, reuse_of
+from tuner.tracking import PATIENCE_S, Tracking
+
+
+class Ended(NamedTuple):
+    """What a sweep came to; a champion without a model's address is not registered yet."""
+
+    champion: Champion
+    baselines: list[Standing]
+    reuse: Reuse
+
+
+class EndPhase:
+    """What happens when no trial is left to run.
+
+    Args:
+        closing: What the single steps work with.
+        tracking: Tells MLflow, whose run ids the registry needs.
+        pretrained: The weights that this sweep trained first, to be registered beside the champion.
+        progress: Shows what happens.
+    """
+
+    def __init__(
+        self,
+        closing: Closing,
+        tracking: Tracking,
+        pretrained: tuple[Pretraining, Pretrained] | None,
+        progress: Progress,
+    ) -> None:
+        self._closing, self._tracking = closing, tracking
+        self._pretrained, self._progress = pretrained, progress
+        self._spec, self._record = closing.spec, closing.record
+
+    def run(self, space: SearchSpace, base: TrialConfig) -> Ended:
+        """Everything, in order.
+
+        Raises:
+            SweepFailedError: No trial can be champion; the journal says so too.
+        """
+        closing, record = self._closing, self._record
+        records = read_records(closing.home.sweep(self._spec.name).journal)
+        trials = trials_of(records)
+        best = self._best_whole(trials)
+        champion, confusion = test_champion(closing, best, space.trial_config(best.params, base))
+        baselines = run_baselines(closing, champion, space.num_stages)
+        self._progress.phase("writing the champion's model")
+        write_champion(closing, champion)
+        report = write_report(closing, trials, champion, baselines, confusion)
+        if probed := (probe_record(records) or {}).get("probes"):
+            report.append(write_probe_picture(closing, trials, probed))
+        record("files", paths=report, folder="report")
+        reuse = reuse_of(trials, bytes_held(feature_settings(self._spec, closing.home)))
+        record("totals", metrics=reuse.metrics())
+        text = note(champion, baselines, reuse)
+        record("champion", number=champion.number, metrics=flat(champion.standing), note=text)
+        champion = self._register(champion)
+        if champion.model_uri is None:
+            record("interrupted", reason="MLflow is away: the champion is not registered")
+        else:
+            record("finished", outcome="completed", reason=None)
+        return Ended(champion, baselines, reuse)
+
+    def _best_whole(self, trials: Sequence[TrialRecord]) -> TrialRecord:
+        """The best trial whose weights are there and undamaged."""
+        ranked = rank_trials(trials, self._spec.metric, self._spec.mode)
+        for trial in ranked:
+            uri = join(self._closing.directory(trial.number), BEST_CHECKPOINT)
+            if is_whole(uri):
+                return trial
+            self._progress.note(f"trial {trial.number}: {uri} is lost or damaged; the next best counts", style="yellow")
+        reason = "the weights of every trial are lost or damaged" if ranked else why_none(trials)
+        self._record("finished", outcome="failed", reason=reason)
+        raise SweepFailedError(f"no trial of sweep {self._spec.name!r} succeeded: {reason}")
+
+    def _register(self, champion: Champion) -> Champion:
+        self._progress.phase("registering the champion")
+        untold = self._tracking.flush(PATIENCE_S)
+        run_id = self._tracking.run_id(champion.number)
+        if untold or run_id is None:
+            return champion
+        uri = self._tracking.tracking_uri
+        try:
+            if self._pretrained is not None:
+                register_pretrained(*self._pretrained, self._closing.home, uri)
+            return register_champion(self._closing, champion, uri, run_id, time.time())
+        except outages() as error:
+            self._progress.note(f"MLflow did not take the champion: {error}", style="yellow")
+            return champion
