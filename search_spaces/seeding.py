@@ -5,7 +5,7 @@ gets the same points from the same probe.
 
 A probe on cut d tells what a head on frozen stages 1 to d could reach; it cannot tell how much training the rest would
 add. So it does not replace common advice (only the head, the middle, everything): it adds a staircase from the depth
-where frozen features are best by its shallower neighbours down to the middle. Their heads start from the probe, so they
+where frozen features are best by its shallower neighbours down to a third of the stages. Their heads start from the probe, so they
 may learn faster than common advice has it, and they see pictures as they are, whose features the probe has stored.
 """
 
@@ -79,6 +79,9 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
         for depth in depths
         if depth < space.num_stages
     ]
+    if (third := space.num_stages // 3) < middle:
+        # So much learns here that one common rate for all of it is enough.
+        stairs.append(space.common_point(depth=third, lr=COMMON_LR, ratio=1.0, augmentation="none"))
     return sorted(distinct_points([*rules, *stairs])[:num_trials], key=_price_rank)
 
 

@@ -91,6 +91,8 @@ def resume_sweep(
     paths, progress = HomePaths.resolve(home), progress or silent()
     pull_sweeps(paths)
     left = find_left(paths, name, overrides)
+    with Journal.open(paths.sweep(name).journal):
+        pass  # refused here, before anything is started, where another process runs the sweep
     if left.is_finished:
         _tell_the_rest(left.spec, paths, progress)
         return None
@@ -226,10 +228,12 @@ class _Sweep:
 
         Raises:
             InputError: The sweep goes on, but its pictures are no longer those that it began with; or it is new, and
-                another process was faster.
+                another process was faster; or another went on with it meanwhile.
         """
         if self.left is None and self.num_records:
             _refuse_used_name(self.spec.name, self.home)
+        if self.left is not None and self.num_records > len(self.left.records):
+            raise InputError(f"resume: another process went on with sweep {self.spec.name!r} meanwhile; look again")
         if self.left is not None:
             known = json.loads(self.paths.data.read_bytes())["fingerprint"]
             if known != data.config.fingerprint:

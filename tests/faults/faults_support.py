@@ -45,6 +45,7 @@ class Sweep:
         self._spec = folder / "spec.yaml"
         self._spec.write_text(spec)
         self._environment = environment
+        self._started: list[subprocess.Popen[str]] = []
 
     def plant(self, faults: Sequence[str]) -> None:
         """Has the first trials fail: ``<epoch>-<kind>`` each; see ``planted/sitecustomize.py``."""
@@ -58,7 +59,7 @@ class Sweep:
         """``thaw sweep``, or the command of the arguments, in a process group of its own."""
         environment = {**os.environ, "THAW_HOME": self.home.root, **self._environment}
         environment.pop("RAY_ADDRESS", None)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tuner", *(arguments or ("sweep", str(self._spec)))],
             env=environment,
             cwd=self._spec.parent,
@@ -67,6 +68,15 @@ class Sweep:
             text=True,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Ends what a failed test left running."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
 
     def finish(self, *arguments: str, timeout_s: float = 240) -> str:
         """Runs to the end; returns what was printed, errors first."""

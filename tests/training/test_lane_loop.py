@@ -37,7 +37,7 @@ class Board:
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=getattr(self, f"on_{name}"))
 
-    def on_next_job(self, lane: int, last_number: int, node: str = "") -> Order | None:
+    def on_next_job(self, lane: int, last_number: int, node: str = "", group: str = "") -> Order | None:
         self.alive.append([str(reference()) for run in self.runs for reference in run if reference() is not None])
         assert last_number == (len(self.heard) or -1)
         if len(self.heard) == len(self.jobs):

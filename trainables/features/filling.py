@@ -267,6 +267,20 @@ class Writer:
             self._edge.on_failure(error)
 
 
+def _claim_together(writers: Sequence[Writer], number: int) -> list[Writer]:
+    """Claims a part for as many writers as possible, unless another process has it for the first that lacks it.
+
+    That one is about to claim it for the others too, and two would compute the same.
+    """
+    claimed: list[Writer] = []
+    for writer in writers:
+        if writer.try_claim(number):
+            claimed.append(writer)
+        elif not claimed and writer.lacks(number):
+            break
+    return claimed
+
+
 def parts_together(writers: Sequence[Writer], *, is_waiting: bool = True) -> Iterator[tuple[Part, list[Writer]]]:
     """Parts that one pass over the pictures fills in several entries, say one per cut.
 
@@ -288,7 +302,7 @@ def parts_together(writers: Sequence[Writer], *, is_waiting: bool = True) -> Ite
         is_idle, num_waiting = True, 0
         for number in dict.fromkeys(number for writer in writers for number in writer.missing()):
             wanting = [writer for writer in writers if (id(writer), number) not in declined]
-            claimed = [writer for writer in wanting if writer.try_claim(number)]
+            claimed = _claim_together(wanting, number)
             num_waiting += any(writer.lacks(number) for writer in wanting if writer not in claimed)
             if not claimed:
                 continue
