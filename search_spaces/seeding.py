@@ -5,8 +5,9 @@ gets the same points from the same probe.
 
 A probe on cut d tells what a head on frozen stages 1 to d could reach; it cannot tell how much training the rest would
 add. So it does not replace common advice (only the head, the middle, everything): it adds a staircase from the depth
-where frozen features are best by its shallower neighbours down to a third of the stages. Their heads start from the probe, so they
-may learn faster than common advice has it, and they see pictures as they are, whose features the probe has stored.
+where frozen features are best by its shallower neighbours down to a third of the stages. Their heads start from the
+probe, so they may learn faster than common advice has it, and they see pictures as they are, whose features the probe
+has stored.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ def test_the_best_depth_is_the_deepest_that_cannot_be_told_from_the_best():
 @pytest.mark.parametrize(
     ("accuracies", "num_trials", "expected"),
     [
-        (PEAKED, 16, [6, 4, 3, 3, 2, 0]),
-        (RISING, 16, [6, 5, 4, 3, 3, 0]),
-        (PEAKED[::-1], 16, [6, 3, 3, 2, 1, 0]),
+        (PEAKED, 16, [6, 4, 3, 3, 2, 2, 0]),
+        (RISING, 16, [6, 5, 4, 3, 3, 2, 0]),
+        (PEAKED[::-1], 16, [6, 3, 3, 2, 2, 1, 0]),
         (PEAKED, 5, [6, 4, 3, 3, 0]),
         (PEAKED, 4, [6, 4, 3, 0]),  # few trials: common advice and the best depth stay, neighbours go
         (PEAKED, 3, [6, 3, 0]),
@@ -69,12 +69,9 @@ def test_stairs_learn_faster_than_common_advice_from_what_the_probe_has_stored()
     head, *stairs, everything = first_points(space_of(), probes_of(PEAKED), 16)
     middle = stairs.pop(2)
     assert middle in space_of().rules_of_thumb()
-    assert [(stair["freeze_depth"], stair["augmentation"]) for stair in stairs] == [
-        (4, "none"),
-        (3, "none"),
-        (2, "none"),
-    ]
-    for stair in stairs:
+    assert [stair["freeze_depth"] for stair in stairs] == [4, 3, 2, 2]
+    assert {stair["augmentation"] for stair in stairs} == {"none"}
+    for stair in stairs[:3]:
         assert stair["lr"] > max(head["lr"], middle["lr"], everything["lr"])
         assert stair["backbone_lr_ratio"] > middle["backbone_lr_ratio"]
 
@@ -107,7 +104,7 @@ def test_seeds_keep_to_the_declared_space(search):
 
 def test_only_depths_that_may_be_tried_are_candidates():
     points = first_points(space_of(freeze_depth={"low": 0, "high": 3}), probes_of(PEAKED), 16)
-    assert depths(points) == [3, 3, 2, 1, 0]
+    assert depths(points) == [3, 3, 2, 2, 1, 0]
 
 
 def test_auto_probes_where_it_can_decide_something():

@@ -83,7 +83,7 @@ def test_the_probe_is_told_written_and_seeds_the_search(tmp_path: Path) -> None:
     sweep, pool = Sweep(tmp_path), Pool()
     points = sweep.begin(pool)
     assert points == first_points(sweep.space, as_depths(PROBES), 16)
-    assert [point["freeze_depth"] for point in points] == [4, 3, 2, 2, 1, 0]
+    assert [point["freeze_depth"] for point in points] == [4, 3, 2, 2, 1, 1, 0]
     (job,) = pool.jobs
     assert (job.config.freeze_depth, job.config.augmentation.policy, job.config.head_init) == (4, "none", "random")
     assert job.cuts_to_keep == {"train": (1, 2, 3, 4), "val": (1, 2, 3, 4)}
