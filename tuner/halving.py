@@ -33,12 +33,12 @@ class _Bracket(async_hyperband._Bracket):
     Ray's own let the first trial pass and the second one only if it beats the first. But the trials of a sweep run from
     the deepest freeze, which is near its end after an epoch, to those that train much, start slowly and may end higher:
     nearly all of these would be stopped. Here a trial goes on while it is among the best third (or whatever the
-    reduction factor says), and one more, of those that reached the rung.
+    reduction factor says), and one more, of those that reached the rung; and of the first three it always does.
     """
 
     def cutoff(self, recorded: Mapping[str, float]) -> float | None:
         """What the next trial must reach."""
-        num_passing = math.ceil((len(recorded) + 1) / self.rf) + 1
+        num_passing = max(math.ceil((len(recorded) + 1) / self.rf) + 1, math.ceil(self.rf))
         if len(recorded) < num_passing:
             return None
         return sorted(recorded.values(), reverse=True)[num_passing - 1]

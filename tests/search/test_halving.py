@@ -34,18 +34,19 @@ def trial(number: int, depth: int) -> Any:
 
 def test_a_head_that_is_near_its_end_at_once_does_not_stop_deeper_trials_nor_do_they_stop_it() -> None:
     scheduler = asha()
-    head, deep, poor, late_head, worst = (
-        trial(number, depth) for number, depth in enumerate([HEAD_ONLY, 3, 2, HEAD_ONLY, 1])
-    )
-    for each in (head, deep, poor, late_head, worst):
+    head, deep, poor, late_head, poorer, worst = trials = [
+        trial(number, depth) for number, depth in enumerate([HEAD_ONLY, 3, 2, HEAD_ONLY, 1, 0])
+    ]
+    for each in trials:
         scheduler.on_trial_add(None, each)
     assert scheduler.on_trial_result(None, head, {METRIC: 0.95, EPOCH: 2}) == "CONTINUE"
     assert scheduler.on_trial_result(None, deep, {METRIC: 0.8, EPOCH: 2}) == "CONTINUE"
     assert scheduler.on_trial_result(None, poor, {METRIC: 0.7, EPOCH: 2}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, poorer, {METRIC: 0.65, EPOCH: 2}) == "CONTINUE"
     assert scheduler.on_trial_result(None, worst, {METRIC: 0.6, EPOCH: 2}) == "STOP"
     assert scheduler.on_trial_result(None, late_head, {METRIC: 0.1, EPOCH: 2}) == "CONTINUE"
     scheduler.on_trial_complete(None, head, {METRIC: 0.96, EPOCH: 8})
-    assert scheduler.rungs()[2] == {1: 0.8, 2: 0.7, 4: 0.6}
+    assert scheduler.rungs()[2] == {1: 0.8, 2: 0.7, 4: 0.65, 5: 0.6}
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -58,8 +59,8 @@ def test_the_best_third_and_one_more_go_on(mode: Literal["max", "min"]) -> None:
         scheduler.on_trial_add(None, trial(number, 0))
         result = {METRIC: value if mode == "max" else -value, EPOCH: 2}
         verdicts.append(scheduler.on_trial_result(None, trial(number, 0), result) == "CONTINUE")
-    # Of 1 and 2 all pass, of 3 two, of 4 to 6 three, of 7 to 9 four, of 10 five.
-    assert verdicts == [True, True, False, False, False, False, False, True, True, False]
+    # Of 1 to 3 all pass, of 4 to 6 three, of 7 to 9 four, of 10 five.
+    assert verdicts == [True, True, True, False, False, False, False, True, True, False]
 
 
 def test_what_the_journal_knows_of_heads_fills_no_rung() -> None:
