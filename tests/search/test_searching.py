@@ -194,14 +194,14 @@ def test_a_trial_that_ends_before_its_first_epoch_is_pruned_without_a_value():
 
 def test_asha_stops_what_is_below_the_best_third_of_a_rung():
     asha = Loop().start().asha
-    trials = [SimpleNamespace(config={NUMBER: number}) for number in range(4)]
+    trials = [SimpleNamespace(config={NUMBER: number}) for number in range(5)]
     decisions = []
-    for trial, value in zip(trials, (0.5, 0.6, 0.4, 0.7), strict=True):
+    for trial, value in zip(trials, (0.5, 0.6, 0.4, 0.3, 0.7), strict=True):
         asha.on_trial_add(None, trial)
         decisions.append(asha.on_trial_result(None, trial, {METRIC: value, EPOCH: 1}))
-    assert decisions == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
-    assert asha.on_trial_result(None, trials[3], {METRIC: 0.1, EPOCH: 2}) == "CONTINUE", "between rungs nobody stops"
-    assert asha.on_trial_result(None, trials[3], {METRIC: 0.1, EPOCH: EPOCHS}) == "STOP"
+    assert decisions == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
+    assert asha.on_trial_result(None, trials[4], {METRIC: 0.1, EPOCH: 2}) == "CONTINUE", "between rungs nobody stops"
+    assert asha.on_trial_result(None, trials[4], {METRIC: 0.1, EPOCH: EPOCHS}) == "STOP"
 
 
 def test_a_history_of_another_space_is_refused():
