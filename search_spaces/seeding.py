@@ -76,7 +76,7 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
     rules = space.rules_of_thumb(augmentation="none")
     depths = [best, middle, *(best - step for step in range(1, _NEIGHBOURS + 1))]
     stairs = [
-        space.common_point(depth=depth, lr=3 * COMMON_LR, ratio=0.3, augmentation="none")
+        space.common_point(depth=depth, lr=2 * COMMON_LR, ratio=0.3, augmentation="none")
         for depth in depths
         if depth < space.num_stages
     ]
