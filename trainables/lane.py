@@ -72,25 +72,20 @@ def lane_loop(settings: dict[str, Any]) -> None:
     gc.freeze()  # what is here before the first job stays; collections need not look at it again and again
     while (order := line.next_order()) is not None:
         try:
-            with watchdog.watching(partial(_report_hang, line, order)):
+            with watchdog.watching(partial(line.fail, order)):
                 _run_job(order, bench, ranks, line, watchdog)
         except StoppedError:
             pass
         except StorageAwayError as error:
-            message: Message = {"kind": "failed", "outcome": "interrupted", "reason": str(error)}
-            line.report(order, message, from_any_rank=True)
+            line.fail(order, str(error), is_interrupted=True)
             if ranks.world_size > 1:
                 raise
         except Exception as error:
             logger.exception("job %s of lane %s failed", order.number, settings["lane"])
-            line.report(order, {"kind": "failed", "reason": _explain(error)}, from_any_rank=True)
+            line.fail(order, _explain(error))
             if ranks.world_size > 1:
                 raise
         _free_memory(device)
-
-
-def _report_hang(line: _Line, order: Order, reason: str) -> None:
-    line.report(order, {"kind": "failed", "reason": reason}, from_any_rank=True)
 
 
 def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line, watchdog: Watchdog) -> None:
@@ -140,10 +135,15 @@ class _Line:
             self._last_number = order.number
         return order
 
-    def report(self, order: Order, message: Message, *, from_any_rank: bool = False) -> bool:
-        """Sends a message; False (on every rank, unless sent from any) when the job is no longer wanted."""
-        if from_any_rank:
-            return bool(ray.get(self._switchboard.report.remote(self._lane, order.number, message)))
+    def fail(self, order: Order, reason: str, *, is_interrupted: bool = False) -> None:
+        """Says, from whichever rank, that the job is over; if interrupted, through no fault of its own."""
+        message: Message = {"kind": "failed", "reason": reason}
+        if is_interrupted:
+            message["outcome"] = "interrupted"
+        ray.get(self._switchboard.report.remote(self._lane, order.number, message))
+
+    def report(self, order: Order, message: Message) -> bool:
+        """Sends a message of the first rank; False, on every rank, when the job is no longer wanted."""
         wanted = False
         if self._ranks.is_first:
             wanted = ray.get(self._switchboard.report.remote(self._lane, order.number, message))

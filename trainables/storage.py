@@ -98,8 +98,7 @@ def file_exists(uri: str) -> bool:
     """Whether there is a file at a path or URI."""
     if is_local(uri):
         return Path(uri).is_file()
-    filesystem, name = open_filesystem(uri)
-    return bool(filesystem.get_file_info(name).type == pyarrow.fs.FileType.File)
+    return _is_file(*open_filesystem(uri))
 
 
 def publish_files(folder: Path, names: Sequence[str], uri: str) -> bool:
@@ -131,7 +130,7 @@ def fetch_file(uri: str, path: Path) -> None:
         FileNotFoundError: There is none.
     """
     filesystem, name = open_filesystem(uri)
-    if filesystem.get_file_info(name).type != pyarrow.fs.FileType.File:
+    if not _is_file(filesystem, name):
         raise FileNotFoundError(f"{uri}: not there")
     pyarrow.fs.copy_files(
         name, str(path), source_filesystem=filesystem, destination_filesystem=pyarrow.fs.LocalFileSystem()
@@ -147,6 +146,10 @@ def list_folder(uri: str) -> tuple[list[str], list[str]]:
         for kind in (pyarrow.fs.FileType.Directory, pyarrow.fs.FileType.File)
     )
     return folders, files
+
+
+def _is_file(filesystem: pyarrow.fs.FileSystem, name: str) -> bool:
+    return bool(filesystem.get_file_info(name).type == pyarrow.fs.FileType.File)
 
 
 def _copier(path: Path, filesystem: pyarrow.fs.FileSystem) -> Callable[[str], None]:

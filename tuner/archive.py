@@ -21,7 +21,7 @@ from typing import Any
 from search_spaces.loading import dump_spec, load_spec
 from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT
-from tuner.journal import TrialRecord, read_records, trials_of
+from tuner.journal import TrialRecord, champion_record, read_records, trials_of
 from tuner.paths import HomePaths, SweepPaths
 from tuner.result import trial_rows
 
@@ -42,16 +42,13 @@ def export_sweep(home: HomePaths, name: str, file: Path) -> int:
     Raises:
         InputError: There is no such sweep, its journal is damaged, or ``file`` exists.
     """
-    if name not in home.sweep_names():
-        known = ", ".join(home.sweep_names()) or "none"
-        raise InputError(f"export-sweep: there is no sweep {name!r} in {home.root}; there are: {known}")
+    paths = home.known_sweep(name, "export-sweep")
     if file.exists():
         raise InputError(f"export-sweep: {file} exists; give another name, or remove it")
-    paths = home.sweep(name)
     records = read_records(paths.journal)
     trials = trials_of(records)
     spec = load_spec(paths.spec)
-    champion = next((record["number"] for record in reversed(records) if record["event"] == "champion"), None)
+    champion = (champion_record(records) or {}).get("number")
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -58,13 +58,13 @@ def import_sweep(
 
 def _register(home: HomePaths, name: str, model_name: str, tracking: Tracking) -> str | None:
     """Registers the champion's model; champion here only where there is none. None without a model."""
-    from tuner.journal import read_records
+    from tuner.journal import champion_record, read_records
     from tuner.model_file import load_card
     from tuner.promotion import Score, promote
     from tuner.registry import register_model
 
     paths = home.sweep(name)
-    record = next((r for r in reversed(read_records(paths.journal)) if r["event"] == "champion"), None)
+    record = champion_record(read_records(paths.journal))
     run_id = None if record is None else tracking.run_id(record["number"])
     if record is None or run_id is None or not paths.champion.is_dir():
         return None

@@ -88,10 +88,7 @@ def check_sweep(home: HomePaths, name: str, tracking_uri: str) -> Iterator[Findi
     Raises:
         InputError: There is no such sweep, or its journal is damaged.
     """
-    if name not in home.sweep_names():
-        known = ", ".join(home.sweep_names()) or "none"
-        raise InputError(f"doctor: there is no sweep {name!r} in {home.root}; there are: {known}")
-    paths = home.sweep(name)
+    paths = home.known_sweep(name, "doctor")
     records = read_records(paths.journal)
     trials = trials_of(records)
     num_ended = sum(trial.outcome is not None for trial in trials)
@@ -131,20 +128,21 @@ def _check_checkpoints(paths: SweepPaths, trials: Sequence[TrialRecord]) -> Iter
 
 def _is_running(paths: SweepPaths) -> bool:
     """Whether a process has the journal open to write."""
-    descriptor = os.open(paths.journal, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return not try_lock(descriptor, fcntl.LOCK_SH, if_unsupported=True)
-    finally:
-        os.close(descriptor)
+    return not _is_lockable(paths.journal, fcntl.LOCK_SH, if_unsupported=True)
 
 
-def _is_free(path: Path) -> bool:
+def _is_free(claim: Path) -> bool:
+    """Whether nobody holds a claim any more."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return _is_lockable(claim, fcntl.LOCK_EX, if_unsupported=False)
     except OSError:
         return False
+
+
+def _is_lockable(path: Path, kind: int, *, if_unsupported: bool) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return try_lock(descriptor, fcntl.LOCK_EX, if_unsupported=False)
+        return try_lock(descriptor, kind, if_unsupported=if_unsupported)
     finally:
         os.close(descriptor)
 

@@ -106,10 +106,7 @@ def trials(
 
     home = HomePaths.from_env()
     pull_sweeps(home)
-    if name not in home.sweep_names():
-        known = ", ".join(home.sweep_names()) or "none"
-        raise InputError(f"trials: there is no sweep {name!r} in {home.root}; there are: {known}")
-    spec = load_spec(home.sweep(name).spec)
+    spec = load_spec(home.known_sweep(name, "trials").spec)
     _, records = read_result(home, name)
     rows = clean_rows(trials_frame(records, spec.metric, spec.mode))
     if _format(format_) == "table":

@@ -31,7 +31,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -216,6 +216,11 @@ def trials_of(records: list[Record]) -> list[TrialRecord]:
         replace(trial, epochs=tuple(by_epoch for _, by_epoch in sorted(epochs.get(number, {}).items())))
         for number, trial in sorted(trials.items())
     ]
+
+
+def champion_record(records: Sequence[Record]) -> Record | None:
+    """The last champion that a journal tells of; None before there is one."""
+    return next((record for record in reversed(records) if record["event"] == "champion"), None)
 
 
 def _number(value: float | None) -> float:

@@ -207,6 +207,19 @@ class HomePaths:
         journals = {path.name: path / "journal.jsonl" for path in self.sweeps.iterdir()}
         return sorted(name for name, path in journals.items() if path.is_file() and path.stat().st_size)
 
+    def known_sweep(self, name: str, asker: str) -> SweepPaths:
+        """The files of a sweep that there is.
+
+        Raises:
+            InputError: There is none of that name; the message begins with who asks.
+        """
+        names = self.sweep_names()
+        if name not in names:
+            raise InputError(
+                f"{asker}: there is no sweep {name!r} in {self.root}; there are: {', '.join(names) or 'none'}"
+            )
+        return self.sweep(name)
+
     def uri_of(self, path: Path) -> str:
         """How another node names a file of this home: its path, or its place in the shared storage.
 

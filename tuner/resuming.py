@@ -65,10 +65,7 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
     Raises:
         InputError: There is no such sweep, its journal is damaged, or an override changes what may not change.
     """
-    if name not in home.sweep_names():
-        known = ", ".join(home.sweep_names()) or "none"
-        raise InputError(f"resume: there is no sweep {name!r} in {home.root}; there are: {known}")
-    paths = home.sweep(name)
+    paths = home.known_sweep(name, "resume")
     records = read_records(paths.journal)
     # The file has them too, unless the sweep was killed between the journal and the file.
     known_changes = [f"{path}={json.dumps(value)}" for path, value in _extensions(records).items()]

@@ -5,33 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from running_thaw import TINY_DATA, numbers_of, start_thaw
 
 from tuner.journal import Record, TrialRecord, read_records, read_trials
 from tuner.paths import HomePaths
 
 PLANTED = Path(__file__).parent / "planted"
 NAME = "faulty"
-SPEC = """
+SPEC = f"""
 version: 1
 name: faulty
-data:
-  source: digits
-  exclude_classes: [0, 1, 2, 3, 4]
-  image_size_px: 16
-  split: {train: 0.3, val: 0.3, test: 0.4}
-model: {backbone: lenet, weights: none}
+{TINY_DATA}
 search:
   num_trials: 6
-  lr: {low: 1.0e-3, high: 3.0e-2, log: true}
+  lr: {{low: 1.0e-3, high: 3.0e-2, log: true}}
   augmentation: [none, flip_crop]
   batch_size: [16, 32]
-budget: {epochs: 4, threads_per_worker: 1, trial_timeout_s: 6}
-early_stopping: {scheduler: none}
+budget: {{epochs: 4, threads_per_worker: 1, trial_timeout_s: 6}}
+early_stopping: {{scheduler: none}}
 keep_checkpoints: 100
 """
 
@@ -57,17 +53,7 @@ class Sweep:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """``thaw sweep``, or the command of the arguments, in a process group of its own."""
-        environment = {**os.environ, "THAW_HOME": self.home.root, **self._environment}
-        environment.pop("RAY_ADDRESS", None)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tuner", *(arguments or ("sweep", str(self._spec)))],
-            env=environment,
-            cwd=self._spec.parent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        process = start_thaw(Path(self.home.root), *(arguments or ("sweep", str(self._spec))), **self._environment)
         self._started.append(process)
         return process
 
@@ -94,18 +80,8 @@ class Sweep:
         return read_trials(self.paths.journal)
 
     def numbers(self) -> dict[int, object]:
-        """What must not depend on faults, by trial: point, outcome, and every metric but times and reuse."""
-        return {
-            trial.number: (
-                trial.params,
-                trial.outcome,
-                [
-                    {name: value for name, value in epoch.items() if name.startswith(("train/", "val/"))}
-                    for epoch in trial.epochs
-                ],
-            )
-            for trial in self.trials()
-        }
+        """See `numbers_of`."""
+        return numbers_of(self.trials())
 
     def await_record(
         self, is_wanted: Callable[[Record], Any], process: subprocess.Popen[str], timeout_s: float = 120
@@ -121,9 +97,10 @@ class Sweep:
             time.sleep(0.02)
         raise AssertionError("what was waited for did not come")
 
-    def processes(self, name: str = "") -> dict[int, str]:
-        """This sweep's processes, by their environment: id and title, those whose title holds ``name``."""
-        return {pid: title for pid, title in _processes(f"THAW_HOME={self.home.root}\0") if name in title}
+    def processes(self, *names: str) -> dict[int, str]:
+        """This sweep's processes, by their environment: id and title, those whose title holds one of the names."""
+        own = _processes(f"THAW_HOME={self.home.root}\0")
+        return {pid: title for pid, title in own if not names or any(name in title for name in names)}
 
     def assert_nothing_is_left(self, timeout_s: float = 40) -> None:
         """No process, no temporary file, no claim, no lock on the journal."""

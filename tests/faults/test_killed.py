@@ -15,10 +15,12 @@ def test_every_process_of_a_running_trial(sweep: Sweep, undisturbed: Sweep) -> N
     """One after the other in one sweep: what mends the first must mend the next as well."""
     sweep.plant(["3-wait", "3-wait", "3-wait"])
     process = sweep.start()
-    for number, title in enumerate(["ray::ResourceTrainable", "ray::TrainController", "ray::RayTrainWorker"]):
+    # The Trainable's actor is called by either name, between calls and within one.
+    titles = [("ray::LaneTrial", "ray::ResourceTrainable"), ("ray::TrainController",), ("ray::RayTrainWorker",)]
+    for number, names in enumerate(titles):
         sweep.await_record(is_epoch(number, 2), process)
-        victims = sweep.processes(title)
-        assert victims
+        victims = sweep.processes(*names)
+        assert victims, names
         for pid in victims:
             kill(pid)
     out, err = process.communicate(timeout=240)

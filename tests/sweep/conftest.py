@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from running_thaw import TINY_DATA
 
-TINY = """
+TINY = f"""
 version: 1
 name: tiny
-data:
-  source: digits
-  exclude_classes: [0, 1, 2, 3, 4]
-  image_size_px: 16
-  split: {train: 0.3, val: 0.3, test: 0.4}
-model: {backbone: lenet, weights: none}
+{TINY_DATA}
 search:
   num_trials: 5
   probe: on
   head_init: [probe, random]
-  lr: {low: 1.0e-3, high: 3.0e-2, log: true}
+  lr: {{low: 1.0e-3, high: 3.0e-2, log: true}}
   augmentation: [none, flip_crop]
   batch_size: [16, 32]
-budget: {epochs: 5, threads_per_worker: 1}
-early_stopping: {grace_period: 1, reduction_factor: 2}
+budget: {{epochs: 5, threads_per_worker: 1}}
+early_stopping: {{grace_period: 1, reduction_factor: 2}}
 baselines: [head_only]
 """
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from sweep_support import start_thaw
+from running_thaw import numbers_of, start_thaw
 
 from search_spaces.loading import load_spec
-from tuner.journal import TrialRecord, read_records, read_trials
+from tuner.journal import read_records, read_trials
 from tuner.paths import HomePaths
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -29,22 +29,6 @@ def whole(tiny_spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ho
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return HomePaths.at(home), out, err
-
-
-def numbers_of(trials: list[TrialRecord]) -> list[object]:
-    """What must not depend on interruptions: points, outcomes, and every metric but times and what was computed."""
-    return [
-        (
-            trial.number,
-            trial.params,
-            trial.outcome,
-            [
-                {name: value for name, value in epoch.items() if name.startswith(("train/", "val/"))}
-                for epoch in trial.epochs
-            ],
-        )
-        for trial in trials
-    ]
 
 
 def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePaths, str, str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from sweep_support import start_thaw
+from running_thaw import start_thaw
 
 from tuner import cli
 from tuner.paths import HomePaths
