@@ -13,7 +13,6 @@ import argparse
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,42 +22,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from faults.faults_support import NAME, SPEC, Sweep, kill
+from faults.faults_support import NAME, SPEC, TITLES, Sweep, kill
+from faults.servers import Server
 
-_PROCESSES = {
-    "worker": "ray::RayTrainWorker",
-    "trial's actor": "ray::ResourceTrainable",
-    "controller": "ray::TrainController",
-}
 _SPEC = SPEC.replace("num_trials: 6", "num_trials: 30").replace("epochs: 4", "epochs: 6")
 _PAUSE_S = (1.0, 6.0)
-
-
-class Server:
-    """An MLflow server that can be killed and started again on the same files."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{port}"
-        self._command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "art"),
-        ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self._process = subprocess.Popen(
-            self._command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-
-    def kill(self) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
 
 class Chaos:
@@ -104,7 +72,7 @@ class Chaos:
                 process.wait(self._choose.uniform(*_PAUSE_S))
             if process.poll() is None and time.monotonic() < deadline:
                 fault = self._choose.choice(
-                    [*_PROCESSES, "driver", "stopped worker", "truncated", "flipped", "server", "Ctrl-C"]
+                    [*TITLES, "driver", "stopped worker", "truncated", "flipped", "server", "Ctrl-C"]
                 )
                 if self._strike(fault, process):
                     self.counts[fault] += 1
@@ -113,7 +81,7 @@ class Chaos:
     def _strike(self, fault: str, process: subprocess.Popen[str]) -> bool:
         """Whether there was something to strike at."""
         try:
-            if fault in _PROCESSES or fault == "stopped worker":
+            if fault in TITLES or fault == "stopped worker":
                 return self._strike_process(fault)
             if fault in ("truncated", "flipped"):
                 return self._damage(fault)
@@ -128,7 +96,7 @@ class Chaos:
         return True
 
     def _strike_process(self, fault: str) -> bool:
-        victims = sorted(self._sweep.processes(_PROCESSES.get(fault, _PROCESSES["worker"])))
+        victims = sorted(self._sweep.processes(*TITLES.get(fault, TITLES["worker"])))
         if not victims:
             return False
         victim = self._choose.choice(victims)

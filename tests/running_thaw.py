@@ -35,7 +35,7 @@ def start_thaw(home: Path, *arguments: str, **environment: str) -> subprocess.Po
     )
 
 
-def numbers_of(trials: Sequence[TrialRecord]) -> dict[int, object]:
+def numbers_of(trials: Sequence[TrialRecord]) -> dict[int, tuple[object, ...]]:
     """What must not depend on interruptions, by trial: point, outcome, every metric but times and what was computed."""
     return {
         trial.number: (

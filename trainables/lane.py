@@ -12,6 +12,7 @@ import errno
 import gc
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -49,6 +50,10 @@ class StorageAwayError(RuntimeError):
     """What a trial is to be kept on takes nothing."""
 
 
+class _NodeDrainedError(RuntimeError):
+    """A machine that this lane runs on is about to be taken away."""
+
+
 def lane_loop(settings: dict[str, Any]) -> None:
     """Trains jobs from the switchboard until it says that the lane is to end.
 
@@ -72,10 +77,13 @@ def lane_loop(settings: dict[str, Any]) -> None:
     gc.freeze()  # what is here before the first job stays; collections need not look at it again and again
     while (order := line.next_order()) is not None:
         try:
+            _leave_drained_nodes()
             with watchdog.watching(partial(line.fail, order)):
                 _run_job(order, bench, ranks, line, watchdog)
         except StoppedError:
             pass
+        except _NodeDrainedError:
+            raise  # Ray Train starts the workers elsewhere, and they ask for the same job
         except StorageAwayError as error:
             line.fail(order, str(error), is_interrupted=True)
             if ranks.world_size > 1:
@@ -213,6 +221,22 @@ def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line
                 _keep_patiently(run, job, history)
         if not line.report(order, message):
             return
+        _leave_drained_nodes()
+
+
+def _leave_drained_nodes() -> None:
+    """Ends the lane's workers, on every rank together, when one of their machines has had notice of its end.
+
+    Called when there is nothing to lose: between two epochs, after a checkpoint.
+
+    Raises:
+        _NodeDrainedError: It has.
+    """
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return  # nobody would tell, and asking costs a call to an actor
+    notice = ray.train.get_preemption_info()
+    if notice is not None:
+        raise _NodeDrainedError(f"leaving machines that are about to be taken away: {notice}")
 
 
 def _keep_patiently(run: TrialRun, job: TrainJob, history: list[Message]) -> None:

@@ -43,6 +43,7 @@ def _look(name: str | None) -> Iterator[Finding]:
     """Each finding as it is made; the slow ones last."""
     from tuner.checkup import check_leftovers, check_sweep, check_sweeps, check_weights
     from tuner.doctor import check_devices, check_disk, check_installation, check_mlflow, check_ray
+    from tuner.leaks import check_placement_groups
     from tuner.paths import HomePaths
     from tuner.shared_home import pull_sweeps
 
@@ -54,6 +55,7 @@ def _look(name: str | None) -> Iterator[Finding]:
         yield from check_sweep(home, name, tracking_uri)
     yield from check_installation()
     yield from check_ray()
+    yield from check_placement_groups()
     yield from check_mlflow(tracking_uri)
     yield from check_disk(home)
     yield from check_leftovers(home)

@@ -91,10 +91,19 @@ class LanePool:
 
         # Here, because its packages import each other in circles, which breaks when two lanes' threads begin at once.
         import ray.train.torch
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from trainables.switchboard import Switchboard
 
-        ray_options = {"num_cpus": 0, "name": self.name, "namespace": self.namespace, "max_concurrency": 1000}
+        # Beside the driver: no other machine's end may take it away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        ray_options = {
+            "num_cpus": 0,
+            "name": self.name,
+            "namespace": self.namespace,
+            "max_concurrency": 1000,
+            "scheduling_strategy": here,
+        }
         self._board = ray.remote(Switchboard).options(**ray_options).remote()
         for lane in range(self.num_lanes):
             thread = threading.Thread(target=self._keep_lane, args=(lane,), name=f"lane-{lane}", daemon=True)

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from running_thaw import TINY_DATA, numbers_of, start_thaw
 
@@ -31,6 +31,16 @@ early_stopping: {{scheduler: none}}
 keep_checkpoints: 100
 """
 
+TITLES = {
+    # The Trainable's actor is called by either name, between calls and within one.
+    "trial's actor": ("ray::LaneTrial", "ray::ResourceTrainable"),
+    "controller": ("ray::TrainController",),
+    "worker": ("ray::RayTrainWorker",),
+}
+"""What the processes of a running trial are called."""
+
+_Seen = TypeVar("_Seen")
+
 
 class Sweep:
     """One sweep in a home of its own, run as a user would run it."""
@@ -38,22 +48,36 @@ class Sweep:
     def __init__(self, folder: Path, spec: str = SPEC, **environment: str) -> None:
         self.home = HomePaths.at(folder / "home")
         self.paths = self.home.sweep(NAME)
+        self._faults = folder / "faults"
         self._spec = folder / "spec.yaml"
         self._spec.write_text(spec)
         self._environment = environment
         self._started: list[subprocess.Popen[str]] = []
 
-    def plant(self, faults: Sequence[str]) -> None:
-        """Has the first trials fail: ``<epoch>-<kind>`` each; see ``planted/sitecustomize.py``."""
-        folder = self._spec.parent / "faults"
-        folder.mkdir()
-        for number, fault in enumerate(faults):
-            (folder / f"{number}-{fault}").touch()
-        self._environment |= {"THAW_PLANTED_FAULTS": str(folder), "PYTHONPATH": str(PLANTED)}
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its processes find in theirs."""
+        return {"THAW_HOME": self.home.root, **self._environment}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def plant(self, faults: Sequence[str], **environment: str) -> None:
+        """Has the first trials fail: ``<epoch>-<kind>`` each; see ``planted/sitecustomize.py``."""
+        self._faults.mkdir()
+        for number, fault in enumerate(faults):
+            (self._faults / f"{number}-{fault}").touch()
+        self._environment |= {"THAW_PLANTED_FAULTS": str(self._faults), "PYTHONPATH": str(PLANTED), **environment}
+
+    def await_pause(self, process: subprocess.Popen[str]) -> None:
+        """Until a trial has come to a planted ``pause``."""
+        self._await((self._faults / "paused").exists, process, 120)
+
+    def go_on(self) -> None:
+        """Ends the pause."""
+        (self._faults / "paused").unlink()
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """``thaw sweep``, or the command of the arguments, in a process group of its own."""
-        process = start_thaw(Path(self.home.root), *(arguments or ("sweep", str(self._spec))), **self._environment)
+        arguments = arguments or ("sweep", str(self._spec))
+        process = start_thaw(Path(self.home.root), *arguments, **{**self._environment, **environment})
         self._started.append(process)
         return process
 
@@ -79,20 +103,22 @@ class Sweep:
         """The trials that the journal knows."""
         return read_trials(self.paths.journal)
 
-    def numbers(self) -> dict[int, object]:
+    def numbers(self) -> dict[int, tuple[object, ...]]:
         """See `numbers_of`."""
         return numbers_of(self.trials())
 
     def await_record(
         self, is_wanted: Callable[[Record], Any], process: subprocess.Popen[str], timeout_s: float = 120
-    ) -> Record:
+    ) -> Record | None:
         """The first record of a kind; fails when the process ends before."""
+        return self._await(lambda: next(filter(is_wanted, self.records()), None), process, timeout_s)
+
+    def _await(self, look: Callable[[], _Seen], process: subprocess.Popen[str], timeout_s: float) -> _Seen:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             has_ended = process.poll() is not None
-            for record in self.records():
-                if is_wanted(record):
-                    return record
+            if seen := look():
+                return seen
             assert not has_ended, process.communicate()[1]
             time.sleep(0.02)
         raise AssertionError("what was waited for did not come")
@@ -129,8 +155,3 @@ def _processes(wanted: str) -> Iterator[tuple[int, str]]:
 def kill(pid: int) -> None:
     """As the kernel does when memory runs out."""
     os.kill(pid, signal.SIGKILL)
-
-
-def is_epoch(number: int, epoch: int) -> Callable[[Record], bool]:
-    """Whether a record is that epoch of that trial."""
-    return lambda record: record["event"] == "epoch" and (record["number"], record["epoch"]) == (number, epoch)

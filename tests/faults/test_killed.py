@@ -6,23 +6,22 @@ import random
 import signal
 
 import pytest
-from faults_support import Sweep, is_epoch, kill
+from faults_support import TITLES, Sweep, kill
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 
 def test_every_process_of_a_running_trial(sweep: Sweep, undisturbed: Sweep) -> None:
     """One after the other in one sweep: what mends the first must mend the next as well."""
-    sweep.plant(["3-wait", "3-wait", "3-wait"])
+    sweep.plant(["3-pause"] * len(TITLES))
     process = sweep.start()
-    # The Trainable's actor is called by either name, between calls and within one.
-    titles = [("ray::LaneTrial", "ray::ResourceTrainable"), ("ray::TrainController",), ("ray::RayTrainWorker",)]
-    for number, names in enumerate(titles):
-        sweep.await_record(is_epoch(number, 2), process)
+    for names in TITLES.values():
+        sweep.await_pause(process)
         victims = sweep.processes(*names)
         assert victims, names
         for pid in victims:
             kill(pid)
+        sweep.go_on()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert sweep.numbers() == undisturbed.numbers()
@@ -54,18 +53,19 @@ def test_the_driver_at_random_moments(sweep: Sweep, undisturbed: Sweep) -> None:
 
 
 def test_a_signal_ends_a_sweep_in_order_and_a_second_one_at_once(sweep: Sweep, undisturbed: Sweep) -> None:
-    sweep.plant(["3-wait", "3-wait"])
+    sweep.plant(["2-pause", "2-pause"])
     process = sweep.start()
-    sweep.await_record(is_epoch(0, 2), process)
+    sweep.await_pause(process)
     process.send_signal(signal.SIGTERM)
+    sweep.go_on()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "thaw resume faulty" in out
     assert sweep.records()[-1]["event"] == "interrupted"
     process = sweep.start("resume", "faulty")
-    sweep.await_record(is_epoch(1, 2), process)
+    sweep.await_pause(process)
     process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # another one: two pending signals of one kind are one
     process.communicate(timeout=30)
     sweep.finish("resume", "faulty")
     assert sweep.numbers() == undisturbed.numbers()

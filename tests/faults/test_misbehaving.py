@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from faults_support import Sweep
 
@@ -29,15 +31,33 @@ def test_each_kind_costs_its_own_trial(sweep: Sweep, undisturbed: Sweep) -> None
 
 
 def test_one_name_runs_once(sweep: Sweep) -> None:
-    sweep.plant(["1-wait"] * 6)
+    sweep.plant(["1-pause"])
     first = sweep.start()
-    sweep.await_record(lambda record: record["event"] == "sweep", first)
+    sweep.await_pause(first)
     for arguments in ((), ("resume", "faulty")):
         second = sweep.start(*arguments)
         _, err = second.communicate(timeout=60)
         assert second.returncode == 2, err
         assert "faulty" in err
+    sweep.go_on()
     out, err = first.communicate(timeout=240)
     assert first.returncode == 0, err
+    assert "models:/faulty/1" in out
+    sweep.assert_nothing_is_left()
+
+
+def test_a_clock_that_jumps_forward_and_back(sweep: Sweep, undisturbed: Sweep, tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    sweep.plant(["2-pause", "3-pause", "2-pause"], THAW_PLANTED_CLOCK=str(clock))
+    process = sweep.start()
+    for seconds in (3600, -3600, 0):
+        sweep.await_pause(process)
+        clock.write_text(str(seconds))
+        sweep.go_on()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    times = [record["time"] for record in sweep.records()]
+    assert max(times) - min(times) > 7000, "the clock was wrong"
+    assert sweep.numbers() == undisturbed.numbers()
     assert "models:/faulty/1" in out
     sweep.assert_nothing_is_left()

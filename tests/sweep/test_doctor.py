@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from search_spaces.loading import dump_spec, load_spec
 from trainables.checkpoint import Checkpoint, save_checkpoint
 from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
-from tuner import doctor
+from tuner import doctor, leaks
 from tuner.checkup import check_leftovers, check_sweep, check_sweeps, check_weights
 from tuner.cli import app
 from tuner.doctor import Finding, check_disk, check_installation, check_mlflow, check_ray
@@ -43,6 +44,36 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HomePaths:
 
 def levels(findings: Iterator[Finding]) -> list[str]:
     return [finding.level for finding in findings]
+
+
+def test_groups_of_ended_drivers_are_found_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def group(name: str, job: str, state: str = "CREATED", *, is_detached: bool = False) -> SimpleNamespace:
+        bundles = [{"bundle_id": {}, "unit_resources": {"CPU": 1.0}}, {"unit_resources": {"CPU": 0.5, "GPU": 1.0}}]
+        return SimpleNamespace(
+            placement_group_id=name, creator_job_id=job, state=state, is_detached=is_detached, bundles=bundles
+        )
+
+    groups = [
+        group("aa", "01"),
+        group("bb", "01", "PENDING"),
+        group("cc", "01", "REMOVED"),
+        group("dd", "01", is_detached=True),
+        group("ee", "02"),
+    ]
+    cluster = {"RAY_ADDRESS": "head:6379"}
+    monkeypatch.setattr(leaks, "_groups_and_ended_jobs", lambda address: (groups, {"01"}))
+    removed: list[object] = []
+    monkeypatch.setattr(leaks, "_remove", lambda address, ids: removed.extend([address, *ids]) or "2 removed")
+    (found,) = leaks.check_placement_groups(cluster)
+    assert found.level == "warning"
+    assert found.text == "2 placement groups of drivers that have ended hold 3 CPU, 2 GPU"
+    assert found.fix is not None
+    assert found.fix() == "2 removed"
+    assert removed == ["head:6379", "aa", "bb"]
+    monkeypatch.setattr(leaks, "_groups_and_ended_jobs", lambda address: (groups[2:], {"01"}))
+    (fine,) = leaks.check_placement_groups(cluster)
+    assert (fine.level, fine.fix) == ("ok", None)
+    assert list(leaks.check_placement_groups({})) == []
 
 
 def test_this_installation_fits_and_a_wrong_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,12 @@ class Board:
     Args:
         jobs: What to hand out.
         drop_after: How often the lane may ask whether its job is still wanted before it is not.
+        notice_after: How often it may ask whether its machine goes away before it does.
     """
 
-    def __init__(self, jobs: list[TrainJob | ScoreJob], drop_after: int = 10**9) -> None:
+    def __init__(self, jobs: list[TrainJob | ScoreJob], drop_after: int = 10**9, notice_after: int = 10**9) -> None:
         self.jobs, self.drop_after = [job.model_dump(mode="json") for job in jobs], drop_after
+        self.notice_after, self.looks = notice_after, 0
         self.heard: list[list[Message]] = []
         self.alive: list[list[str]] = []
         self.runs: list[tuple[weakref.ref[Any], ...]] = []
@@ -57,6 +59,10 @@ class Board:
     def on_dropped(self, lane: int, number: int) -> str:
         return "not yet"
 
+    def notice(self) -> str | None:
+        self.looks += 1
+        return "a node goes away" if self.looks > self.notice_after else None
+
     def is_dropped(self) -> bool:
         self.questions += 1
         return self.questions > self.drop_after
@@ -76,6 +82,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Board], None]]:
         monkeypatch.setattr(lane, "TrialRun", Watched)
         monkeypatch.setattr(lane, "_LOOK_EVERY_S", 0.0)
         monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []) if board.is_dropped() else ([], refs))
+        monkeypatch.setattr(ray.train, "get_preemption_info", board.notice)
         lane.lane_loop({"switchboard": board, "lane": 0, "threads": 1, "features": None, "timeout_s": 600.0})
 
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
@@ -119,3 +126,25 @@ def test_a_job_that_is_dropped_in_mid_epoch_leaves_nothing(
     play(board)
     assert [[message["epoch"] for message in messages] for messages in board.heard] == [[1], [1, 2]]
     assert board.alive == [[]] * 3
+
+
+def test_a_lane_whose_machine_goes_away_leaves_between_epochs(
+    play: Callable[[Board], None], config: Callable[..., TrialConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reports nothing but epochs that are kept; the successor goes on from them."""
+    job = TrainJob(config=config(epochs=4), directory=str(tmp_path))
+    board = Board([job], notice_after=2)  # before the job, and after its first epoch
+    with pytest.raises(RuntimeError, match="about to be taken away: a node goes away"):
+        play(board)
+    successor = Board([job])
+    play(successor)
+    epochs = [[message["epoch"] for message in messages] for messages in (board.heard[0], successor.heard[0])]
+    assert epochs == [[1, 2], [1, 2, 3, 4]]
+    assert successor.heard[0][:2] == board.heard[0]
+    losses = [message["metrics"]["val/loss"] for message in successor.heard[0]]
+    assert losses == [epoch["val/loss"] for epoch in train(job.config)[0]]
+    # Alone on one machine there is nobody to tell, and nobody is asked.
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    alone = Board([TrainJob(config=config(epochs=1), directory=str(tmp_path / "alone"))], notice_after=0)
+    play(alone)
+    assert alone.looks == 0

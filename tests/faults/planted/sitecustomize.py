@@ -4,7 +4,11 @@ The tests put this folder on the PYTHONPATH of a sweep. The folder in ``THAW_PLA
 fault, named ``<rank of the trial>-<epoch>-<kind>``: the first trials each take one, in the order of names, when they
 begin that epoch, and leave a file that names their configuration, so that a fault strikes once.
 
-Kinds: ``raise``, ``memory``, ``nan``, ``kill`` (the worker), ``hang``, ``wait`` (a second, for tests that need time).
+Kinds: ``raise``, ``memory``, ``nan``, ``kill`` (the worker), ``hang``, ``pause`` (until the test removes
+the file ``paused``).
+
+``THAW_PLANTED_CLOCK`` names a file that holds by how many seconds the wall clock is wrong.
+``THAW_PLANTED_PATIENCE_S`` is how long a lane waits for a storage that takes nothing.
 """
 
 import hashlib
@@ -34,11 +38,18 @@ def _strike(run, kind):
     if kind == "hang":
         while True:
             time.sleep(1)
-    if kind == "wait":
-        time.sleep(1)
+    if kind == "pause":
+        paused = Path(_FOLDER, "paused")
+        paused.touch()
+        while paused.exists():
+            time.sleep(0.01)
 
 
-def _plant(module):
+def _plant_patience(module):
+    module.STORAGE_PATIENCE_S = float(os.environ["THAW_PLANTED_PATIENCE_S"])
+
+
+def _plant_faults(module):
     run_epoch = module.TrialRun.run_epoch
 
     def run_epoch_or_fail(run, *arguments, **options):
@@ -62,12 +73,13 @@ def _plant(module):
 
 
 class _Planter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports the training loop as usual and then plants the faults in it."""
+    """Imports one module as usual and then changes it."""
 
-    _real = None
+    def __init__(self, name, plant):
+        self._name, self._plant, self._real = name, plant, None
 
     def find_spec(self, name, path, target=None):
-        if name != "trainables.loop" or self._real is not None:
+        if name != self._name or self._real is not None:
             return None
         self._real = False  # while the real one is looked for, this finder stays out of the way
         real = importlib.util.find_spec(name)
@@ -81,8 +93,27 @@ class _Planter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module):
         module.__loader__ = module.__spec__.loader = self._real
         self._real.exec_module(module)
-        _plant(module)
+        self._plant(module)
+
+
+_right_time = time.time
+
+
+def _wrong_time():
+    # Of this module and without a closure: Ray pickles what holds it, by name.
+    try:
+        return _right_time() + float(Path(os.environ["THAW_PLANTED_CLOCK"]).read_text() or 0)
+    except OSError:
+        return _right_time()
+
+
+def _wrong_time_ns():
+    return int(_wrong_time() * 1e9)
 
 
 if _FOLDER:
-    sys.meta_path.insert(0, _Planter())
+    sys.meta_path.insert(0, _Planter("trainables.loop", _plant_faults))
+if "THAW_PLANTED_PATIENCE_S" in os.environ:
+    sys.meta_path.insert(0, _Planter("trainables.lane", _plant_patience))
+if "THAW_PLANTED_CLOCK" in os.environ:
+    time.time, time.time_ns = _wrong_time, _wrong_time_ns

@@ -1,4 +1,4 @@
-"""A Ray head of the test's own: its folder, its ports, its password; ended by its processes' numbers, and no others.
+"""A Ray cluster of the test's own: its folder, its ports, its password; ended by its processes' numbers, and no others.
 
 `ray stop` would end every Ray on this machine.
 """
@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120
 
 
@@ -37,6 +38,32 @@ class RayHead:
     gcs: str
     dashboard: str
     environ: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A running node beside a head.
+
+    Attributes:
+        name: A resource that it alone has.
+        process: What was started.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+
+    def has(self, pids: Iterable[int]) -> bool:
+        """Whether any of the processes is this node's."""
+        return not set(pids).isdisjoint(_descendants(self.process.pid))
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """Ends it as a machine ends that loses its power."""
+        _end(self.process)
 
 
 def free_port() -> int:
@@ -73,6 +100,41 @@ def running_head(num_cpus: int, *options: str, port: int | None = None, **enviro
     finally:
         _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_node(
+    head: RayHead, name: str, num_cpus: int, *options: str, within: Sequence[str] = (), **environ: str
+) -> Iterator[RayNode]:
+    """Starts `ray start --address` and ends exactly what that started.
+
+    Args:
+        head: Whom it joins.
+        name: Of the resource that tells it from others.
+        num_cpus: What it offers.
+        options: More of `ray start`'s.
+        within: A command that runs another one, as ``ip netns exec NAME`` does.
+        environ: Added to its environment and that of its workers.
+    """
+    command = [*within, "ray", "start", f"--address={head.gcs}", "--block", f"--num-cpus={num_cpus}"]
+    command += [f'--resources={{"{name}": 1}}', f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, *options], env=head.environ | environ, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while b"Ray runtime started" not in (text := _text_of(log)):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"the node did not start:\n{text.decode()}")
+                time.sleep(0.2)
+            yield RayNode(name, process)
+        finally:
+            _end(process)
+
+
+def _text_of(log: IO[bytes]) -> bytes:
+    return os.pread(log.fileno(), 1 << 20, 0)
 
 
 def _addresses(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:

@@ -1,0 +1,123 @@
+"""Disks that are full or cannot be written to: real ones, small and in memory, under a part of a sweep's home."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from faults_support import Sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+
+Disk = Callable[[Path, str], None]
+
+
+@pytest.fixture
+def mount() -> Iterator[Disk]:
+    """Makes a folder a disk of its own, or changes the options of one."""
+    mounted: list[Path] = []
+
+    def mount_at(folder: Path, options: str) -> None:
+        if folder in mounted:
+            subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            pytest.skip(f"no disk of its own may be mounted here: {made.stderr.strip()}")
+        mounted.append(folder)
+
+    yield mount_at
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Takes all the room that there is, and leaves a file to remove."""
+    file = folder / "filler"
+    with file.open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(1 << 16))
+        except OSError:
+            return file
+
+
+def test_no_room_for_checkpoints(sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:
+    """One that is freed in time is waited for; one that is not ends the sweep, which goes on when there is room."""
+    disk = sweep.paths.trials
+    mount(disk, "size=8m")
+    sweep.plant(["2-pause", "3-pause"], THAW_PLANTED_PATIENCE_S="4")
+    process = sweep.start()
+    sweep.await_pause(process)
+    filler = fill(disk)
+    sweep.go_on()
+    time.sleep(2)  # an epoch takes far less: by now its checkpoint could not be written
+    filler.unlink()
+    sweep.await_pause(process)
+    filler = fill(disk)
+    sweep.go_on()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert sweep.records()[-1]["event"] == "interrupted"
+    assert "make room" in sweep.records()[-1]["reason"]
+    assert "thaw resume faulty" in out
+    filler.unlink()
+    sweep.finish("resume", "faulty")
+    assert sweep.numbers() == undisturbed.numbers()
+    sweep.assert_nothing_is_left()
+
+
+def test_a_disk_that_turns_read_only(sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:
+    disk = sweep.paths.trials
+    mount(disk, "size=8m")
+    sweep.plant(["2-pause"])
+    process = sweep.start()
+    sweep.await_pause(process)
+    mount(disk, "ro")
+    sweep.go_on()
+    time.sleep(2)  # an epoch takes far less: by now its checkpoint could not be written
+    mount(disk, "rw")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert sweep.numbers() == undisturbed.numbers()
+    assert "models:/faulty/1" in out
+    sweep.assert_nothing_is_left()
+
+
+def test_a_home_that_cannot_be_written_to_is_refused_at_once(sweep: Sweep, mount: Disk) -> None:
+    home = Path(sweep.home.root)
+    mount(home, "size=8m,ro")
+    process = sweep.start()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert str(home) in err
+    assert "Read-only" in err
+    assert "Traceback" not in err
+
+
+def test_no_room_for_what_mlflow_keeps(sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:
+    """The search goes on; MLflow hears the rest, and gets the files, when there is room."""
+    disk = sweep.home.artifacts
+    mount(disk, "size=64k")
+    sweep.plant(["2-pause"] * 6)
+    filler = fill(disk)
+    process = sweep.start()
+    for _ in range(6):
+        sweep.await_pause(process)
+        sweep.go_on()
+    sweep.await_record(lambda record: record["event"] == "champion", process)
+    filler.unlink()
+    mount(disk, "size=64m")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "MLflow is away" in err
+    assert "models:/faulty/1" in out
+    assert sweep.numbers() == undisturbed.numbers()
+    assert list(disk.rglob("MLmodel"))
+    sweep.assert_nothing_is_left()
