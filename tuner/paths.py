@@ -32,16 +32,6 @@ class TrialPaths:
 
     root: Path
 
-    @property
-    def last_state(self) -> Path:
-        """What the trial goes on from: delta, optimizer, epoch."""
-        return self.root / "last.state"
-
-    @property
-    def best_delta(self) -> Path:
-        """The trained tensors of the trial's best epoch."""
-        return self.root / "best.delta"
-
 
 @dataclass(frozen=True)
 class SweepPaths:

@@ -22,8 +22,7 @@ def test_everything_lies_under_the_home(tmp_path: Path) -> None:
     trial = sweep.trial(7)
     for path in (home.tables, home.weights, home.mlflow_db, home.artifacts, sweep.journal, sweep.ledger, sweep.ray):
         assert path.is_relative_to(tmp_path)
-    assert trial.last_state == tmp_path / "sweeps" / "digits" / "trials" / "0007" / "last.state"
-    assert trial.best_delta == tmp_path / "sweeps" / "digits" / "trials" / "0007" / "best.delta"
+    assert trial.root == tmp_path / "sweeps" / "digits" / "trials" / "0007"
     assert list(tmp_path.iterdir()) == []  # naming creates nothing
 
 
