@@ -52,6 +52,7 @@ class DataConfig(Settings):
     fingerprint: str = Field(description="SHA-256 that names the table's content.")
     class_names: tuple[str, ...] = Field(description="The classes in label order; other classes are left out.")
     split: SplitConfig = SplitConfig()
+    group_pattern: str | None = Field(None, description="Regular expression on names: equal finds stay on one side.")
     image_size_px: int = Field(ge=8, le=1024, description="Side of the square that the network sees.")
 
 

@@ -36,7 +36,7 @@ from trainables.data.batches import (
     plan_in_order,
 )
 from trainables.data.sharing import open_table
-from trainables.data.splits import assign_sides
+from trainables.data.splits import sides_of
 from trainables.data.table import ImageTable
 from trainables.data.views import view_index
 from trainables.errors import InputError
@@ -108,11 +108,11 @@ class Workbench:
         Raises:
             InputError: See `table`.
         """
-        key = (config.table, config.fingerprint, config.class_names, config.split, name)
+        key = (config.table, config.fingerprint, config.class_names, config.split, config.group_pattern, name)
         if key not in self._sides:
             table = self.table(config)
             rows, labels = table.rows_of(config.class_names)
-            chosen = assign_sides(table.ids[rows], table.sides[rows], config.split) == name
+            chosen = sides_of(table, rows, config) == name
             self._sides[key] = Side(table, rows[chosen], labels[chosen], name)
         return self._sides[key]
 

@@ -226,12 +226,12 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
 def _accuracy_of(uri: str, tracking_uri: str, config: TrialConfig) -> float:
     """Accuracy of a registered model on the test side of ``config``."""
     from trainables.data.sharing import open_table
-    from trainables.data.splits import assign_sides
+    from trainables.data.splits import sides_of
     from tuner.model_file import Classifier
 
     classifier = Classifier.load(uri, tracking_uri)
     table = open_table(config.data)
     rows, labels = table.rows_of(classifier.card.class_names)
-    tested = assign_sides(table.ids[rows], table.sides[rows], config.data.split) == "test"
+    tested = sides_of(table, rows, config.data) == "test"
     probabilities = classifier.probabilities([table.image(int(row)) for row in rows[tested]])
     return float(np.mean(probabilities.argmax(1).numpy() == labels[tested]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search_spaces.spec import DataSpec, SweepSpec
 from trainables.config import (
@@ -25,8 +26,8 @@ from trainables.config import (
 )
 from trainables.data.packing import PackReport, pack
 from trainables.data.sharing import publish_table
-from trainables.data.sources import open_source
-from trainables.data.splits import assign_sides, check_sides
+from trainables.data.sources import LimitedSource, open_source
+from trainables.data.splits import check_sides, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from tuner.paths import HomePaths
@@ -60,6 +61,47 @@ class PreparedData:
         return sum(self.counts[side].values())
 
 
+@dataclass(frozen=True)
+class DealtData:
+    """Packed pictures and the side that each is on.
+
+    Attributes:
+        config: What a trial needs to know of them.
+        report: What packing did, and the files it set aside.
+        table: The packed pictures.
+        rows: Those of the classes in use [N].
+        labels: Their classes [N].
+        sides: Their sides [N].
+    """
+
+    config: DataConfig
+    report: PackReport
+    table: ImageTable
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    sides: NDArray[np.str_]
+
+    def counts(self) -> dict[SplitName, dict[str, int]]:
+        """Pictures by side and class."""
+        names = self.config.class_names
+        return {
+            side: dict(
+                zip(names, np.bincount(self.labels[self.sides == side], minlength=len(names)).tolist(), strict=True)
+            )
+            for side in SPLIT_NAMES
+        }
+
+    def check(self) -> None:
+        """Refuses what cannot be learnt from or judged on; see `check_sides`."""
+        check_sides(
+            self.sides,
+            self.labels,
+            self.config.class_names,
+            self.config.split,
+            given=self.table.sides[self.rows],
+        )
+
+
 def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> PreparedData:
     """Packs the source unless that is done, deals the sides and checks them; publishes what other machines read.
 
@@ -71,9 +113,23 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
     Raises:
         InputError: The source, its classes, its sides or the home will not do.
     """
+    dealt = deal_data(spec, home, counted)
+    dealt.check()
+    tested = dealt.sides == "test"
+    digest = _digest(dealt.table.ids[dealt.rows][tested], dealt.labels[tested], dealt.config.class_names)
+    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest)
+
+
+def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> DealtData:
+    """What `prepare_data` does, without judging whether the sides will do.
+
+    Raises:
+        InputError: The source, its classes or the home will not do.
+    """
     check_home(home)
+    source = open_source(spec.source)
     report = pack(
-        open_source(spec.source),
+        source if spec.max_per_class is None else LimitedSource(source, spec.max_per_class),
         home.tables,
         side_px=round(STORE_MARGIN * spec.image_size_px),
         progress=lambda done, total: counted("packing pictures", done, total),
@@ -90,22 +146,20 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
         fingerprint=report.fingerprint,
         class_names=class_names,
         split=spec.split,
+        group_pattern=spec.group_pattern,
         image_size_px=spec.image_size_px,
     )
     rows, labels = table.rows_of(class_names)
-    sides = assign_sides(table.ids[rows], table.sides[rows], spec.split)
-    check_sides(sides, labels, class_names, spec.split, given=table.sides[rows])
-    counts = {
-        side: {
-            name: int(count)
-            for name, count in zip(
-                class_names, np.bincount(labels[sides == side], minlength=len(class_names)), strict=True
-            )
-        }
-        for side in SPLIT_NAMES
-    }
-    tested = sides == "test"
-    return PreparedData(config, report, counts, _digest(table.ids[rows][tested], labels[tested], class_names))
+    _check_groups(table, rows, spec.group_pattern)
+    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config))
+
+
+def _check_groups(table: ImageTable, rows: NDArray[np.int64], pattern: str | None) -> None:
+    if pattern is not None and len(rows) and not any(table.groups_of(rows, pattern)):
+        raise InputError(
+            f"data.group_pattern: {pattern!r} is found in none of {len(rows)} names, such as "
+            f"{table.names[int(rows[0])]!r}; write one that finds what pictures of one group share"
+        )
 
 
 def _digest(ids: Any, labels: Any, class_names: tuple[str, ...]) -> str:

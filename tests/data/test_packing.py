@@ -196,7 +196,7 @@ def test_a_damaged_table_is_packed_anew(damage: str, folder: Folder, tmp_path: P
     elif damage == "torn manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif damage == "other version":
-        manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+        manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     elif damage == "short":
         images.write_bytes(images.read_bytes()[:-100])
     elif damage == "no images":

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from idx_files import write_mnist
 
 import trainables
 from trainables.data.decoding import decode_picture
@@ -22,14 +25,33 @@ from trainables.errors import InputError
 Folder = Callable[..., Path]
 
 
-@pytest.fixture(params=["digits", "class folders", "side folders"])
-def source(request: pytest.FixtureRequest, folder: Folder) -> Source:
-    if request.param == "digits":
-        return open_source("digits")
-    if request.param == "class folders":
-        return open_source(f"folder:{folder(ants=4, bees=3)}")
-    folder("sided/train", ants=3, bees=3)
-    return open_source(str(folder("sided/val", ants=2, bees=1).parent))
+@pytest.fixture(params=["digits", "class folders", "side folders", "csv", "parquet", "torchvision", "idx"])
+def source(request: pytest.FixtureRequest, folder: Folder, tmp_path: Path) -> Source:
+    return open_source(_make(request.param, folder, tmp_path))
+
+
+def _make(kind: str, folder: Folder, tmp_path: Path) -> str:
+    """Pictures in one form or another; returns how a spec names them."""
+    uri = kind
+    match kind:
+        case "class folders":
+            uri = f"folder:{folder(ants=4, bees=3)}"
+        case "side folders":
+            folder("sided/train", ants=3, bees=3)
+            uri = str(folder("sided/val", ants=2, bees=1).parent)
+        case "csv":
+            (folder(ants=2, bees=1) / "list.csv").write_text("file,label\nants/000.png,a\nbees/000.png,b\n")
+            uri = f"csv:{tmp_path / 'pictures' / 'list.csv'}"
+        case "parquet":
+            contents = [picture.read() for picture in open_source(str(folder(ants=3))).pictures()]
+            pq.write_table(pa.table({"image": contents, "label": ["a", "b", "a"]}), tmp_path / "set.parquet")
+            uri = f"parquet:{tmp_path / 'set.parquet'}"
+        case "torchvision":
+            uri = f"torchvision:EuroSAT:{folder('eurosat/2750', Forest=2, River=2).parents[1]}"
+        case "idx":
+            write_mnist(tmp_path / "mnist")
+            uri = f"torchvision:MNIST:{tmp_path / 'mnist'}"
+    return uri
 
 
 class TestContract:
@@ -197,7 +219,10 @@ def test_a_file_too_large_to_be_a_picture_is_not_read(folder: Folder) -> None:
     [
         ("digit", "no such folder: did you mean `digits`"),
         ("foldr:x/y", "no source is called 'foldr': did you mean `folder:x/y`"),
-        ("s3://bucket/x", "no source is called 's3': give a folder's path or one of digits, folder"),
+        (
+            "s3://bucket/x",
+            "no source is called 's3': give a folder's path or one of csv, digits, folder, parquet, torchvision",
+        ),
         ("missing/place", "no such folder"),
         ("folder:missing/place", "no such folder"),
         ("folder:", "no such folder"),

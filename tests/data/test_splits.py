@@ -98,6 +98,44 @@ def test_what_the_source_holds_out_is_never_trained_on(pictures: list[tuple[str,
         assert not (each in held_out and side == "train")
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(IDS[:30]), SIDES, st.sampled_from(["", "", "a", "b", "c"])), min_size=1),
+    st.integers(0, 3),
+)
+def test_groups_never_straddle_nor_do_copies(pictures: list[tuple[str, SplitName | None, str]], seed: int) -> None:
+    ids, sides, groups = (list(column) for column in zip(*pictures, strict=True))
+    dealt = assign_sides(ids, sides, SplitConfig(seed=seed), groups)
+    for keys in (ids, groups):
+        found: dict[str, set[str]] = {}
+        for key, side in zip(keys, dealt.tolist(), strict=True):
+            found.setdefault(key, set()).add(side)
+        assert all(len(sides) == 1 for key, sides in found.items() if key)
+
+
+def test_a_groups_side_does_not_change_with_its_pictures() -> None:
+    groups = [f"part {number // 5}" for number in range(len(IDS))]
+    dealt = assign_sides(IDS, NO_SIDES, SplitConfig(), groups)
+    fewer = assign_sides(IDS[::2], NO_SIDES[::2], SplitConfig(), groups[::2])
+    np.testing.assert_array_equal(dealt[::2], fewer)
+    # 800 groups at 0.1 have a standard deviation of 8.5 groups, of five pictures each.
+    assert abs(int((dealt == "val").sum()) - 400) < 130
+
+
+def test_pictures_without_a_group_are_dealt_as_ever() -> None:
+    groups = ["", "part"] * (len(IDS) // 2)
+    alone = assign_sides(IDS[::2], NO_SIDES[::2], SplitConfig())
+    np.testing.assert_array_equal(assign_sides(IDS, NO_SIDES, SplitConfig(), groups)[::2], alone)
+
+
+def test_a_table_finds_groups_in_names(folder: Callable[..., Path], tmp_path: Path) -> None:
+    table = ImageTable.open(pack(open_source(str(folder(ants=12))), tmp_path / "tables", side_px=8).path)
+    rows = np.arange(12)
+    assert table.groups_of(rows, None) == [""] * 12
+    assert table.groups_of(rows, r"/(\d\d)\d\.png")[8:] == ["00", "00", "01", "01"]
+    assert table.groups_of(rows, "ants/.1")[8:] == ["", "", "ants/01", "ants/01"]
+    assert table.groups_of(rows, "01")[9:] == ["", "01", "01"]
+
+
 def test_sides_of_the_source_are_kept_and_test_is_dealt_out_of_val() -> None:
     given_sides: list[SplitName | None] = ["train"] * 3000 + ["val"] * 1000
     dealt = assign_sides(IDS, given_sides, SplitConfig())

@@ -240,6 +240,7 @@ def _read_row(picture: Picture, *, labels: dict[str, int], side_px: int) -> Row 
         height=pixels_HWC.shape[0],
         width=pixels_HWC.shape[1],
         pixels=pixels_HWC.tobytes(),
+        group=picture.group,
     )
 
 

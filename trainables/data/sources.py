@@ -1,7 +1,8 @@
 """Where pictures come from: a table of schemes, each a `Source`.
 
-In: a URI (`digits`, `folder:PATH`, or a bare path). Out: named pictures with a class, maybe a side, and a way to read
-their bytes. Nothing is decoded here. No torch: the driver packs pictures while the workers still import it.
+In: a URI (`digits`, `folder:PATH`, `csv:PATH`, `parquet:URI`, or a bare path). Out: named pictures with a class, maybe
+a side or a group, and a way to read their bytes. Nothing is decoded here. No torch: the driver packs pictures while
+the workers still import it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class Picture:
         class_name: The class it shows.
         side: The side its source puts it on, or None where the source has no sides.
         read: Returns the file's bytes; raises OSError or InputError where that cannot be done.
+        group: What it shares with pictures that must stay on its side (a part, a patient, a scene); empty: nothing.
     """
 
     name: str
     class_name: str
     side: SplitName | None
     read: Callable[[], bytes]
+    group: str = ""
 
 
 class Source(Protocol):
@@ -74,7 +77,7 @@ def open_source(uri: str) -> Source:
     """Finds the pictures that a URI names, without reading any.
 
     Args:
-        uri: `digits`, `folder:PATH`, or a path to a folder.
+        uri: `digits`, `folder:PATH`, `csv:PATH`, `parquet:URI`, `torchvision:NAME`, or a path to a folder.
 
     Raises:
         InputError: No such scheme or no such folder.
@@ -125,7 +128,7 @@ class FolderSource:
     def pictures(self) -> Sequence[Picture]:
         """All candidates, sorted by name; see `Source.pictures`."""
         found = [
-            Picture(file.name, class_name, side, partial(_read_file, file.path))
+            Picture(file.name, class_name, side, partial(read_file, file.path))
             for class_folder, class_name, side in self._class_folders()
             for file in _files_below(class_folder, self._root)
         ]
@@ -184,7 +187,7 @@ class DigitsSource:
         pixels_NHW, labels_N = _load_digits()
         grey_NHW = np.rint(pixels_NHW * (255 / 16)).astype(np.uint8)
         return [
-            Picture(f"{number:04d}", str(label), None, partial(_pgm, grey_HW.tobytes(), *grey_HW.shape))
+            Picture(f"{number:04d}", str(label), None, partial(pgm, grey_HW.tobytes(), *grey_HW.shape))
             for number, (grey_HW, label) in enumerate(zip(grey_NHW, labels_N.tolist(), strict=True))
         ]
 
@@ -193,7 +196,64 @@ class DigitsSource:
         return hashlib.sha256(b"digits, 1797 x 8 x 8, pgm").hexdigest()
 
 
-SCHEMES: dict[str, Callable[[str], Source]] = {"digits": DigitsSource, "folder": FolderSource}
+class LimitedSource:
+    """Some pictures of each class of another source: the same ones each time, whatever else is in it.
+
+    Args:
+        source: The other one.
+        max_per_class: How many at most.
+    """
+
+    def __init__(self, source: Source, max_per_class: int) -> None:
+        self._source, self._most = source, max_per_class
+
+    @property
+    def uri(self) -> str:
+        """The other source's."""
+        return self._source.uri
+
+    def pictures(self) -> Sequence[Picture]:
+        """Those of each class whose names' hashes are smallest, sorted by name; see `Source.pictures`."""
+        by_class: dict[str, list[Picture]] = {}
+        for picture in self._source.pictures():
+            by_class.setdefault(picture.class_name, []).append(picture)
+        kept = [picture for same in by_class.values() for picture in sorted(same, key=_by_chance)[: self._most]]
+        return sorted(kept, key=lambda picture: picture.name)
+
+    def signature(self) -> str:
+        """A digest of the other source's and of the limit."""
+        return hashlib.sha256(f"{self._source.signature()} at most {self._most}".encode()).hexdigest()
+
+
+def _by_chance(picture: Picture) -> bytes:
+    return hashlib.sha256(picture.name.encode()).digest()
+
+
+def _csv(place: str) -> Source:
+    from trainables.data.listed_sources import CsvSource  # Parquet's import would slow down every start
+
+    return CsvSource(place)
+
+
+def _parquet(place: str) -> Source:
+    from trainables.data.listed_sources import ParquetSource
+
+    return ParquetSource(place)
+
+
+def _torchvision(place: str) -> Source:
+    from trainables.data.torchvision_source import TorchvisionSource
+
+    return TorchvisionSource(place)
+
+
+SCHEMES: dict[str, Callable[[str], Source]] = {
+    "csv": _csv,
+    "digits": DigitsSource,
+    "folder": FolderSource,
+    "parquet": _parquet,
+    "torchvision": _torchvision,
+}
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +271,8 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     return digits.images, digits.target
 
 
-def _pgm(pixels: bytes, height: int, width: int) -> bytes:
+def pgm(pixels: bytes, height: int, width: int) -> bytes:
+    """Grey pixels as a PGM file."""
     return b"P5 %d %d 255\n" % (width, height) + pixels
 
 
@@ -256,7 +317,13 @@ def _files_below(folder: Path, root: Path, above: frozenset[tuple[int, int]] = f
             yield _File(path, name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        OSError: It cannot be read.
+        InputError: It is far too large for a picture.
+    """
     size_bytes = path.stat().st_size
     if size_bytes > MAX_FILE_BYTES:
         raise InputError(f"the file has {size_bytes // 2**20} MiB, more than {MAX_FILE_BYTES // 2**20}")

@@ -13,27 +13,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.config import SPLIT_NAMES, SplitConfig, SplitName
+from trainables.config import SPLIT_NAMES, DataConfig, SplitConfig, SplitName
+from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
 MIN_PICTURES_PER_CLASS = 3
 _HELD_OUT_MOST = {None: -1, "train": 0, "val": 1, "test": 2}
 
 
-def assign_sides(
-    ids: Sequence[str] | NDArray[Any], sides: Sequence[SplitName | None] | NDArray[Any], config: SplitConfig
-) -> NDArray[np.str_]:
-    """Deals pictures to sides by a hash of their content.
+def sides_of(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> NDArray[np.str_]:
+    """The side of each of some rows of a table; see `assign_sides`."""
+    groups = table.groups_of(rows, config.group_pattern)
+    return assign_sides(table.ids[rows], table.sides[rows], config.split, groups)
 
-    A picture's side depends on its own content alone, so adding pictures moves none and copies go together. Where the
-    source has sides of its own they are kept, and only a side it lacks is dealt out of another: test out of val, val
-    out of train. A picture that the source has on two sides goes to the one held out longer (test, then val), so that
-    nothing that is trained on is also judged on.
+
+def assign_sides(
+    ids: Sequence[str] | NDArray[Any],
+    sides: Sequence[SplitName | None] | NDArray[Any],
+    config: SplitConfig,
+    groups: Sequence[str] = (),
+) -> NDArray[np.str_]:
+    """Deals pictures to sides by a hash of their content, or of their group's name.
+
+    A picture's side depends on its own content alone, so adding pictures moves none and copies go together. The
+    pictures of a group go together too, with every copy of them, wherever it is. Where the source has sides of its own
+    they are kept, and only a side it lacks is dealt out of another: test out of val, val out of train. What the source
+    has on two sides goes to the one held out longer (test, then val), so that nothing that is trained on is also judged
+    on.
 
     Args:
         ids: Content ids [N], text or ASCII bytes.
         sides: What the source says [N]; None where it says nothing.
         config: Shares and seed.
+        groups: Name of each picture's group [N], empty for none; or no groups at all.
 
     Returns:
         [N] of `train`, `val`, `test`.
@@ -42,14 +54,33 @@ def assign_sides(
         InputError: All shares are zero.
     """
     texts = [bytes(each).decode("ascii") if isinstance(each, bytes) else str(each) for each in ids]
+    keys = _keys(texts, groups) if any(groups) else texts
     given: dict[str, SplitName | None] = {}
-    for text, stated in zip(texts, sides, strict=True):
+    for key, stated in zip(keys, sides, strict=True):
         side: SplitName | None = stated if config.source == "auto" else None
-        if _HELD_OUT_MOST[side] >= _HELD_OUT_MOST[given.get(text)]:
-            given[text] = side
+        if _HELD_OUT_MOST[side] >= _HELD_OUT_MOST[given.get(key)]:
+            given[key] = side
     shares = {from_side: _shares(from_side, set(given.values()), config) for from_side in set(given.values())}
-    dealt = {text: _deal(position_of(config.seed, text), shares[side]) for text, side in given.items()}
-    return np.array([dealt[text] for text in texts], dtype="<U5")
+    dealt = {key: _deal(position_of(config.seed, key), shares[side]) for key, side in given.items()}
+    return np.array([dealt[key] for key in keys], dtype="<U5")
+
+
+def _keys(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """What is dealt as one, by a name [N]: a group, groups that share a picture, or a picture of no group."""
+    above: dict[str, str] = {}
+
+    def top(key: str) -> str:
+        while above.setdefault(key, key) != key:
+            above[key] = above[above[key]]
+            key = above[key]
+        return key
+
+    for image_id, group in zip(ids, groups, strict=True):
+        if group:
+            # The space sorts before every id: a group's name leads, and does not change with its pictures.
+            first, second = sorted((top(f" {group}"), top(image_id)))
+            above[second] = first
+    return [top(image_id) for image_id in ids]
 
 
 def position_of(seed: int, image_id: str) -> float:

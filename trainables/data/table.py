@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import mmap
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -98,6 +99,24 @@ class ImageTable:
     def names(self) -> list[str]:
         """The name of each picture in its source."""
         return [name for batch in self._batches for name in batch.column("name").to_pylist()]
+
+    @cached_property
+    def source_groups(self) -> list[str]:
+        """The group that the source puts each picture in; empty for none."""
+        return [group for batch in self._batches for group in batch.column("group").to_pylist()]
+
+    def groups_of(self, rows: NDArray[np.int64], pattern: str | None) -> list[str]:
+        """The group of some rows; empty for a picture that stays with nobody.
+
+        Args:
+            rows: [N].
+            pattern: A regular expression that is looked for in the pictures' names: what its first parenthesis
+                holds, or all that it matches, is the group. None: what the source says.
+        """
+        if pattern is None:
+            return [self.source_groups[row] for row in rows.tolist()]
+        found = (re.search(pattern, self.names[row]) for row in rows.tolist())
+        return ["" if match is None else match[1 if match.re.groups else 0] or "" for match in found]
 
     def image(self, row: int) -> torch.Tensor:
         """The pixels of one row: uint8 [3, H, W] in channels-last memory, a view of the map.

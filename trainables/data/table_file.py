@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_FINGERPRINT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 BATCH_BYTES = 16 * 1024 * 1024
 NO_SIDE = -1  # in the column `side`, otherwise an index into SPLIT_NAMES
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("label", pa.int32(), nullable=False),
         pa.field("side", pa.int8(), nullable=False),
         pa.field("name", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),  # empty: none
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("pixels", pa.binary(), nullable=False),  # uint8 [height, width, 3]
@@ -89,6 +91,7 @@ class Row:
     height: int
     width: int
     pixels: bytes
+    group: str = ""
 
 
 class TableWriter:
@@ -145,13 +148,15 @@ class TableWriter:
 
 
 def _begin_digest(class_names: tuple[str, ...], side_px: int) -> hashlib._Hash:
-    head = {"schema": SCHEMA_VERSION, "side_px": side_px, "class_names": class_names}
+    head = {"schema": _FINGERPRINT_VERSION, "side_px": side_px, "class_names": class_names}
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode())
 
 
 def _add_to_digest(digest: hashlib._Hash, row: Row) -> None:
     digest.update(f"\n{row.id} {row.label} {row.side} {row.height} {row.width} ".encode())
     digest.update(hashlib.sha256(row.pixels).digest())
+    if row.group:  # tables without groups keep the names that they had before there were any
+        digest.update(b"\ngroup " + row.group.encode())
 
 
 def _arrow_array(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -1,0 +1,177 @@
+"""Pictures that a CSV or Parquet file lists: what it says of them, and what is wrong with it by line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from trainables.data.packing import pack
+from trainables.data.sources import LimitedSource, open_source
+from trainables.data.table import ImageTable
+from trainables.errors import InputError
+
+Folder = Callable[..., Path]
+
+
+def write_csv(folder: Path, text: str, name: str = "list.csv") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return f"csv:{folder / name}"
+
+
+def write_parquet(path: Path, columns: dict[str, object], metadata: dict[bytes, bytes] | None = None) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    pa.parquet.write_table(table, path, row_group_size=2)
+    return f"parquet:{path}"
+
+
+def test_a_csv_file_gives_labels_sides_and_groups(folder: Folder, tmp_path: Path) -> None:
+    pictures = folder("shots", one=2, two=2)
+    text = "File,Class,Split,Group\none/000.png,good,train,part 1\none/001.png,bad,VALID,\n two/001.png ,bad,,part 1\n"
+    source = open_source(write_csv(pictures, text))
+    facts = [(each.name, each.class_name, each.side, each.group) for each in source.pictures()]
+    assert facts == [
+        ("one/000.png", "good", "train", "part 1"),
+        ("one/001.png", "bad", "val", ""),
+        ("two/001.png", "bad", None, "part 1"),
+    ]
+    assert source.pictures()[0].read() == (pictures / "one" / "000.png").read_bytes()
+    before = source.signature()
+    shutil.copy(pictures / "two" / "000.png", pictures / "one" / "000.png")
+    assert source.signature() != before
+    report = pack(source, tmp_path / "tables", side_px=8)
+    assert ImageTable.open(report.path).source_groups == ["part 1", "", "part 1"]
+
+
+def test_tabs_and_a_byte_order_mark(folder: Folder) -> None:
+    pictures = folder("shots", one=1)
+    uri = write_csv(pictures, "\ufefffilename\tlabel\none/000.png\tgut, aber klein\n", "list.tsv")
+    assert [each.class_name for each in open_source(uri).pictures()] == ["gut, aber klein"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label\na.png,x\n", "no column 'file' among name, label: call one of them 'file'"),
+        ("file,colour\na.png,x\n", "no column 'label' among file, colour"),
+        ("", "no column 'file' among none"),
+        ("file,label\n", "no line below the header"),
+        ("file,label\na.png,x\nb.png,\n", "line 3: no label: fill it in, or remove the row"),
+        ("file,label\na.png,x\nb.png\n", "line 3: no label"),
+        ("file,label\n,x\n", "line 2: no file"),
+        ("file,label\na.png,x\na.png,y\n", "line 3: a.png stands on line 2 already"),
+        ("file,label,split\na.png,x,dev\n", "line 2: split is 'dev': use train, val or test"),
+    ],
+)
+def test_a_csv_file_that_will_not_do(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_source(write_csv(tmp_path, text)).pictures()
+
+
+def test_a_csv_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("file,label\na.png,grün\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"cannot be read .*: save it as CSV in UTF-8"):
+        open_source(f"csv:{tmp_path / 'list.csv'}").pictures()
+
+
+def test_a_file_that_is_not_there_is_set_aside_by_name(folder: Folder, tmp_path: Path) -> None:
+    uri = write_csv(folder("shots", one=1), "file,label\none/000.png,x\none/gone.png,x\n")
+    (bad,) = pack(open_source(uri), tmp_path / "tables", side_px=8).bad_files
+    assert (bad.name, bad.reason) == ("one/gone.png", "cannot be read: No such file or directory")
+
+
+def test_parquet_files_give_the_pictures_that_a_folder_gives(folder: Folder, tmp_path: Path) -> None:
+    pictures = open_source(str(folder("shots", ants=3, bees=4))).pictures()
+    kept = [(picture.read(), picture.class_name) for picture in pictures]
+    for number, part in enumerate((kept[:4], kept[4:])):
+        columns = {"image": [content for content, _ in part], "label": [name for _, name in part]}
+        write_parquet(tmp_path / "set" / f"part-{number}.parquet", columns)
+    source = open_source(f"parquet:{tmp_path / 'set'}")
+    assert [(picture.read(), picture.class_name) for picture in source.pictures()] == kept
+    tables = [
+        ImageTable.open(pack(each, tmp_path / "tables", side_px=8).path)
+        for each in (source, open_source(str(tmp_path / "shots")))
+    ]
+    assert np.array_equal(*(table.ids for table in tables))
+    assert tables[0].fingerprint == tables[1].fingerprint
+
+
+def test_parquet_as_hugging_face_writes_it(folder: Folder, tmp_path: Path) -> None:
+    contents = [picture.read() for picture in open_source(str(folder("shots", one=3))).pictures()]
+    features = {"label": {"_type": "ClassLabel", "names": ["crack", "scratch"]}, "image": {"_type": "Image"}}
+    uri = write_parquet(
+        tmp_path / "train.parquet",
+        {
+            "image": [{"bytes": content, "path": None} for content in contents],
+            "label": [1, 0, 1],
+            "split": ["train", "test", None],
+            "group": [7, None, 7],
+        },
+        {b"huggingface": json.dumps({"info": {"features": features}}).encode()},
+    )
+    pictures = open_source(uri).pictures()
+    assert [(each.class_name, each.side, each.group) for each in pictures] == [
+        ("scratch", "train", "7"),
+        ("crack", "test", ""),
+        ("scratch", None, "7"),
+    ]
+    assert [picture.read() for picture in pictures] == contents
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"picture bytes": [b"a"], "label": ["x"]}, "no column 'image' among picture bytes, label"),
+        ({"image": [b"a", b"b"], "label": ["x", None]}, "row 1: no label"),
+        ({"image": [b"a"], "label": ["x"], "split": ["holdout"]}, "row 0: split is 'holdout'"),
+    ],
+)
+def test_parquet_that_will_not_do(tmp_path: Path, columns: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_source(write_parquet(tmp_path / "set.parquet", columns)).pictures()
+
+
+def test_a_row_without_a_picture_is_set_aside(folder: Folder, tmp_path: Path) -> None:
+    (picture,) = open_source(str(folder("shots", one=1))).pictures()
+    uri = write_parquet(tmp_path / "set.parquet", {"image": [picture.read(), None], "label": ["x", "x"]})
+    (bad,) = pack(open_source(uri), tmp_path / "tables", side_px=8).bad_files
+    assert (bad.name, bad.reason) == ("set.parquet#00000001", "the row holds no picture")
+
+
+def test_places_without_parquet_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.parquet").write_text("text")
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        open_source(f"parquet:{tmp_path / 'no.parquet'}").pictures()
+    with pytest.raises(InputError, match="no Parquet file there"):
+        open_source(f"parquet:{tmp_path / 'gone'}")
+    with pytest.raises(InputError, match="cannot be reached"):
+        open_source("parquet:nosuch://bucket/set")
+    with pytest.raises(InputError, match="no such file"):
+        open_source(f"csv:{tmp_path / 'gone.csv'}")
+
+
+def test_parquet_behind_a_storage_uri(folder: Folder, tmp_path: Path) -> None:
+    (picture,) = open_source(str(folder("shots", one=1))).pictures()
+    write_parquet(tmp_path / "bucket" / "set.parquet", {"image": [picture.read()], "label": ["x"]})
+    source = open_source(f"parquet:fsspec+{(tmp_path / 'bucket').as_uri()}")
+    assert [each.read() for each in source.pictures()] == [picture.read()]
+    assert source.uri == f"parquet:fsspec+{(tmp_path / 'bucket').as_uri()}"
+
+
+def test_a_limit_takes_the_same_pictures_of_each_class_whatever_is_added(folder: Folder) -> None:
+    place = folder("shots", ants=9, bees=2)
+    limited = LimitedSource(open_source(str(place)), 4)
+    names = [picture.name for picture in limited.pictures()]
+    assert sorted(name.split("/")[0] for name in names) == ["ants"] * 4 + ["bees"] * 2
+    assert names == sorted(names) == [picture.name for picture in limited.pictures()]
+    assert limited.signature() != LimitedSource(open_source(str(place)), 5).signature()
+    assert (
+        len({*names, *(each.name for each in LimitedSource(open_source(str(place)), 5).pictures())}) == len(names) + 1
+    )

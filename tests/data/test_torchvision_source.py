@@ -1,0 +1,101 @@
+"""torchvision's sets, read from files in the layouts that torchvision and the sets' makers use."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from idx_files import write_mnist
+from PIL import Image
+
+from trainables.data.decoding import decode_picture
+from trainables.data.sources import open_source
+from trainables.errors import InputError
+
+Folder = Callable[..., Path]
+
+
+@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
+def test_mnists_kind_of_files(below: str, tmp_path: Path) -> None:
+    write_mnist(tmp_path / "set" / below, num_train=12, num_test=3)
+    pictures = open_source(f"torchvision:FashionMNIST:{tmp_path / 'set'}").pictures()
+    assert Counter(picture.side for picture in pictures) == {"train": 12, "test": 3}
+    eleventh = next(picture for picture in pictures if picture.name == "train/000011")
+    assert eleventh.class_name == "Trouser"
+    pixels_HWC = decode_picture(eleventh.read(), 28)
+    assert pixels_HWC.shape == (28, 28, 3)
+    assert set(pixels_HWC.flatten().tolist()) == {11}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("gone", "there is no t10k-labels-idx1-ubyte"),
+        ("cut", "damaged"),
+        ("other", "its magic number is 2051, not 2049"),
+        ("short", "3 pictures and 2 labels on the test side"),
+    ],
+)
+def test_damaged_files_are_named(damage: str, message: str, tmp_path: Path) -> None:
+    write_mnist(tmp_path / "set")
+    file = tmp_path / "set" / "t10k-labels-idx1-ubyte.gz"
+    match damage:
+        case "gone":
+            file.unlink()
+        case "cut":
+            file.write_bytes(file.read_bytes()[:-12])
+        case "other":
+            file.write_bytes((tmp_path / "set" / "t10k-images-idx3-ubyte.gz").read_bytes())
+        case "short":
+            write_mnist(tmp_path / "short", num_test=2)
+            file.write_bytes((tmp_path / "short" / file.name).read_bytes())
+    with pytest.raises(InputError, match=message):
+        open_source(f"torchvision:MNIST:{tmp_path / 'set'}").pictures()
+    assert gzip.decompress((tmp_path / "set" / "train-labels-idx1-ubyte.gz").read_bytes())
+
+
+def test_sets_that_torchvision_reads(folder: Folder, tmp_path: Path) -> None:
+    """One without parts and one with; both of folders, so that their files can be made here."""
+    folder("data/eurosat/2750", Forest=3, River=2)
+    pictures = open_source(f"torchvision:EuroSAT:{tmp_path / 'data'}").pictures()
+    assert Counter((picture.class_name, picture.side) for picture in pictures) == {
+        ("Forest", None): 3,
+        ("River", None): 2,
+    }
+    for side, number in (("train", 3), ("val", 2)):
+        place = folder(f"data/imagenette2/{side}", n01440764=number, n02102040=number)
+        for path in list(place.rglob("*.png")):
+            Image.open(path).save(path.with_suffix(".JPEG"), "JPEG")
+            path.unlink()
+    pictures = open_source(f"torchvision:Imagenette:{tmp_path / 'data'}").pictures()
+    assert Counter(picture.side for picture in pictures) == {"train": 6, "val": 4}
+    assert {picture.class_name for picture in pictures} == {"tench", "English springer"}
+    assert decode_picture(pictures[0].read(), 16).shape == (16, 20, 3)
+
+
+def test_what_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no classification set is called 'MINST': did you mean 'MNIST'"):
+        open_source("torchvision:MINST")
+    with pytest.raises(InputError, match="no such folder"):
+        open_source(f"torchvision:MNIST:{tmp_path / 'gone'}")
+    import torchvision.datasets
+
+    def away(root: str, split: str = "train", *, download: bool = False) -> None:
+        raise RuntimeError("the network is away" if download else "not found")
+
+    monkeypatch.setattr(torchvision.datasets, "DTD", away)
+    with pytest.raises(InputError, match=r"cannot be downloaded \(the network is away\): put its files there"):
+        open_source(f"torchvision:DTD:{tmp_path}").pictures()
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(("name", "folder"), [("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")])
+def test_real_files(name: str, folder: str, shared_data: Path) -> None:
+    pictures = open_source(f"torchvision:{name}:{shared_data / folder}").pictures()
+    assert Counter(picture.side for picture in pictures) == {"train": 60_000, "test": 10_000}
+    assert set(Counter(picture.class_name for picture in pictures if picture.side == "test").values()) <= set(
+        range(800, 1200)
+    )

@@ -1,0 +1,190 @@
+"""torchvision's classification sets, from its download or from files that are there: `torchvision:NAME[:FOLDER]`.
+
+In: the set's name as torchvision spells it, and maybe the folder that holds it. Out: a `Source`. The families of MNIST
+are read straight from their gzipped files; everything else goes through torchvision, which decodes, so that what is
+hashed and packed is the decoded picture, as PPM.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import io
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.config import SplitName
+from trainables.data.sources import Picture, pgm
+from trainables.errors import InputError
+from trainables.node_cache import cache_root
+
+_Parts = tuple[tuple[Mapping[str, Any], SplitName | None], ...]
+
+
+def _split(**sides: SplitName) -> _Parts:
+    return tuple(({"split": name}, side) for name, side in sides.items())
+
+
+_BY_FLAG: _Parts = (({"train": True}, "train"), ({"train": False}, "test"))
+_TWO = _split(train="train", test="test")
+_THREE = _split(train="train", val="val", test="test")
+_WHOLE: _Parts = (({}, None),)
+SETS: dict[str, _Parts] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"), _BY_FLAG),
+    **dict.fromkeys(("Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _TWO),
+    **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _THREE),
+    "Country211": _split(train="train", valid="val", test="test"),
+    "Imagenette": _split(train="train", val="val"),
+    "OxfordIIITPet": _split(trainval="train", test="test"),
+    **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), _WHOLE),
+}
+"""Each set's parts: what torchvision's class is given, and the side that this is."""
+
+_FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_IDX_CLASSES: dict[str, tuple[str, ...]] = {
+    "MNIST": tuple("0123456789"),
+    "FashionMNIST": _FASHION,
+    "KMNIST": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
+_IDX_PREFIXES: dict[SplitName, str] = {"train": "train", "test": "t10k"}
+_IDX_IMAGES, _IDX_LABELS = 2051, 2049
+_decoding = threading.Lock()
+
+
+class TorchvisionSource:
+    """One of torchvision's classification sets; downloaded by torchvision where its files are not there."""
+
+    def __init__(self, place: str) -> None:
+        name, colon, folder = place.partition(":")
+        if name not in SETS:
+            nearest = difflib.get_close_matches(name, SETS, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(sorted(SETS))}"
+            raise InputError(f"data source 'torchvision:{place}': no classification set is called {name!r}: {hint}")
+        self._name = name
+        self._folder = Path(folder).expanduser().resolve() if colon else Path(cache_root()) / "torchvision"
+        if colon and not self._folder.is_dir():
+            raise InputError(f"data source 'torchvision:{place}': no such folder: give the one that holds the set")
+
+    @property
+    def uri(self) -> str:
+        """The set and its folder."""
+        return f"torchvision:{self._name}:{self._folder}"
+
+    def pictures(self) -> Sequence[Picture]:
+        """All pictures of all parts; see `Source.pictures`.
+
+        Raises:
+            InputError: The set's files are not there and cannot be downloaded.
+        """
+        folder = self._idx_folder()
+        found = self._decoded_pictures() if folder is None else self._idx_pictures(folder)
+        return sorted(found, key=lambda picture: picture.name)
+
+    def signature(self) -> str:
+        """SHA-256 over the set's name and the size and time of its files, or its labels."""
+        digest = hashlib.sha256(self.uri.encode())
+        if (folder := self._idx_folder()) is not None:
+            for path in sorted(folder.glob("*-idx?-ubyte*")):
+                stat = path.stat()
+                digest.update(f"\0{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        else:
+            for picture in self.pictures():
+                digest.update(f"\0{picture.name}\0{picture.class_name}".encode())
+        return digest.hexdigest()
+
+    def _idx_folder(self) -> Path | None:
+        """Where MNIST's kind of files lie: flat, or as torchvision keeps them."""
+        if self._name not in _IDX_CLASSES:
+            return None
+        for folder in (self._folder, self._folder / self._name / "raw"):
+            if any(folder.glob("train-images-idx3-ubyte*")):
+                return folder
+        return None
+
+    def _idx_pictures(self, folder: Path) -> Iterator[Picture]:
+        names = _IDX_CLASSES[self._name]
+        for side, prefix in _IDX_PREFIXES.items():
+            images_NHW = _read_idx(folder, f"{prefix}-images-idx3-ubyte", _IDX_IMAGES)
+            labels_N = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", _IDX_LABELS)
+            if len(images_NHW) != len(labels_N):
+                raise InputError(
+                    f"{self.uri}: {len(images_NHW)} pictures and {len(labels_N)} labels on the {side} side: "
+                    "fetch the files again"
+                )
+            for number, (grey_HW, label) in enumerate(zip(images_NHW, labels_N.tolist(), strict=True)):
+                read = partial(pgm, grey_HW.tobytes(), *grey_HW.shape)
+                yield Picture(f"{side}/{number:06d}", names[label], side, read)
+
+    def _decoded_pictures(self) -> Iterator[Picture]:
+        for part, (_, side) in enumerate(SETS[self._name]):
+            opened = _open(self._name, self._folder, part)
+            names = [each[0] if isinstance(each, tuple) else str(each) for each in getattr(opened, "classes", ())]
+            for number, label in enumerate(_labels(opened)):
+                class_name = names[label] if label < len(names) else str(label)
+                read = partial(_read, self._name, self._folder, part, number)
+                yield Picture(f"{side or 'all'}/{number:06d}", class_name, side, read)
+
+
+def _read_idx(folder: Path, name: str, magic: int) -> NDArray[np.uint8]:
+    """An array of bytes as MNIST's files hold it (LeCun et al. 1998): magic number, sizes, values."""
+    for path in (folder / f"{name}.gz", folder / name):
+        if not path.is_file():
+            continue
+        try:
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            found, *sizes = np.frombuffer(content, ">u4", 1 + magic % 256).tolist()
+            if found != magic:
+                raise ValueError(f"its magic number is {found}, not {magic}")
+            return np.frombuffer(content, np.uint8, offset=4 * (1 + len(sizes))).reshape(sizes)
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({error}): fetch it again") from error
+    raise InputError(f"{folder}: there is no {name} and no {name}.gz: fetch it")
+
+
+@lru_cache(8)
+def _open(name: str, folder: Path, part: int) -> Any:
+    import torchvision.datasets
+
+    factory = getattr(torchvision.datasets, name)
+    options = dict(SETS[name][part][0])
+    try:
+        return factory(str(folder), **options)
+    except (RuntimeError, OSError, ValueError):
+        pass  # not there, or not whole
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return factory(str(folder), **options, download=True)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"data source 'torchvision:{name}': it is not in {folder} and cannot be downloaded ({reason}): put its "
+            f"files there, or name their folder: torchvision:{name}:FOLDER"
+        ) from error
+
+
+def _labels(opened: Any) -> list[int]:
+    """Every label, without decoding the pictures where the set keeps its labels in one of the usual places."""
+    for place in ("targets", "labels", "_labels", "y"):
+        values = getattr(opened, place, None)
+        if values is not None and len(values) == len(opened):
+            return [int(value) for value in values]
+    for place in ("samples", "_samples"):
+        pairs = getattr(opened, place, None)
+        if pairs is not None and len(pairs) == len(opened):
+            return [int(label) for _, label in pairs]
+    return [int(opened[number][1]) for number in range(len(opened))]
+
+
+def _read(name: str, folder: Path, part: int, number: int) -> bytes:
+    with _decoding:  # not every set may be read by several threads at once
+        picture, _ = _open(name, folder, part)[number]
+    with io.BytesIO() as stream:
+        picture.convert("RGB").save(stream, "PPM")
+        return stream.getvalue()
