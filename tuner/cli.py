@@ -11,16 +11,16 @@ import typer
 
 from trainables.errors import InputError
 from tuner.archive_cli import export_sweep, import_sweep
+from tuner.backbones_cli import backbones
 from tuner.cache_cli import cache_app
+from tuner.data_cli import augment_app, data_app
 from tuner.doctor_cli import doctor
 from tuner.rank_cli import rank
+from tuner.trial_cli import best, show, train
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from search_spaces.spec import SweepSpec
     from tuner.output import Format
-    from tuner.result import SweepResult
 
 app = typer.Typer(
     name="thaw",
@@ -33,7 +33,13 @@ app = typer.Typer(
 spec_app = typer.Typer(help="Specs: what a sweep is made of.", no_args_is_help=True)
 app.add_typer(spec_app, name="spec")
 app.add_typer(cache_app, name="cache")
+app.add_typer(data_app, name="data")
+app.add_typer(augment_app, name="augment")
+app.command()(train)
+app.command()(show)
+app.command()(best)
 app.command()(rank)
+app.command()(backbones)
 app.command()(doctor)
 app.command("export-sweep")(export_sweep)
 app.command("import-sweep")(import_sweep)
@@ -55,23 +61,14 @@ def sweep(
 ) -> None:
     """Searches, trains, tests and registers the best classifier for a folder of pictures."""
     from search_spaces.loading import load_spec
-    from tuner.paths import HomePaths
 
     loaded = load_spec(spec, overrides or [])
     if dry_run:
         _show_plan(loaded)
         return
-    from tuner.progress import Progress
-    from tuner.sweep import free_name, run_sweep
+    from tuner.running_cli import run_and_show
 
-    home = HomePaths.from_env()
-    if new and (name := free_name(loaded.name, home)) != loaded.name:
-        # The model keeps the spec's own name, so that this sweep's champion meets the last one's.
-        tracking = loaded.tracking.model_copy(update={"model_name": loaded.tracking.model_name or loaded.name})
-        loaded = loaded.model_copy(update={"name": name, "tracking": tracking})
-    with Progress() as progress:
-        result = run_sweep(loaded, home=home, progress=progress)
-    _show_result(result)
+    run_and_show(loaded, new=new)
 
 
 @app.command()
@@ -80,7 +77,9 @@ def resume(
     overrides: Overrides = None,
 ) -> None:
     """Goes on with a sweep that was interrupted, or makes a finished one longer (--set search.num_trials=40)."""
+    from tuner.output import show_result
     from tuner.progress import Progress
+    from tuner.running_cli import output_console
     from tuner.sweep import resume_sweep
 
     with Progress() as progress:
@@ -89,7 +88,7 @@ def resume(
         typer.echo(f"Sweep {name} is finished; `thaw trials {name}` shows it.")
         typer.echo(f"For more trials:  thaw resume {name} --set search.num_trials=NUMBER")
         return
-    _show_result(result)
+    show_result(result, output_console())
 
 
 @app.command()
@@ -102,6 +101,7 @@ def trials(
     from tuner.output import build_trials_table, clean_rows, write_rows
     from tuner.paths import HomePaths
     from tuner.result import read_result, trials_frame
+    from tuner.running_cli import output_console
     from tuner.shared_home import pull_sweeps
 
     home = HomePaths.from_env()
@@ -110,9 +110,9 @@ def trials(
     _, records = read_result(home, name)
     rows = clean_rows(trials_frame(records, spec.metric, spec.mode))
     if _format(format_) == "table":
-        _console().print(build_trials_table(rows, spec.metric))
+        output_console().print(build_trials_table(rows, spec.metric))
     else:
-        write_rows(rows, _format(format_), _console())
+        write_rows(rows, _format(format_), output_console())
 
 
 @app.command()
@@ -134,6 +134,7 @@ def predict(
     uri = resolve_model(model, home, tracking_uri)
     from tuner.model_file import Classifier
     from tuner.output import write_rows
+    from tuner.running_cli import output_console
 
     predictions = list(predict(Classifier.load(uri, tracking_uri), pictures, top_k))
     typer.echo(f"{uri}: {len(pictures)} pictures", err=True)
@@ -142,7 +143,7 @@ def predict(
         for prediction in predictions
         for rank, (name, probability) in enumerate(prediction.classes, start=1)
     ]
-    write_rows(rows, wanted, _console())
+    write_rows(rows, wanted, output_console())
     unread = [prediction for prediction in predictions if prediction.problem]
     for prediction in unread:
         typer.echo(f"could not be read: {prediction.name}: {prediction.problem}", err=True)
@@ -229,14 +230,6 @@ def _complain(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    # A file or a pipe gets whole lines, however long.
-    return console if console.is_terminal else Console(width=10_000)
-
-
 def _format(name: str) -> Format:
     from tuner.output import Format
 
@@ -244,12 +237,6 @@ def _format(name: str) -> Format:
         return Format(name)
     except ValueError:
         raise InputError(f"--format: {name!r} is none of table, csv, json") from None
-
-
-def _show_result(result: SweepResult) -> None:
-    from tuner.output import show_result
-
-    show_result(result, _console())
 
 
 def _show_plan(spec: SweepSpec) -> None:
@@ -260,6 +247,7 @@ def _show_plan(spec: SweepSpec) -> None:
     from tuner.preparing import build_cuts, check_quickly, prepare_data, prepare_weights
     from tuner.pricing import Material, Pricing
     from tuner.progress import Progress
+    from tuner.running_cli import output_console
 
     home = HomePaths.from_env()
     check_quickly(spec, home)
@@ -271,4 +259,4 @@ def _show_plan(spec: SweepSpec) -> None:
         prepare_weights(spec.model.weights, spec.model.backbone, home, home.tracking_uri(spec.tracking.uri))
     material = Material.of(cuts, data, spec.compute.prefix_precision)
     pricing = Pricing(spec, space, material, "cuda" if spec.budget.device == "cuda" else "cpu")
-    show_plan(data, cuts, dump_spec(spec), pricing, _console())
+    show_plan(data, cuts, dump_spec(spec), pricing, output_console())

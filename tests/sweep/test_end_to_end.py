@@ -240,3 +240,24 @@ print("ok")
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "ok"
     assert load_spec(tmp_path / "home" / "sweeps" / "py" / "spec.yaml").search.num_trials == 2
+
+
+def test_the_champions_spec_trains_the_champion_again(whole: tuple[HomePaths, str, str], tmp_path: Path) -> None:
+    home, _, _ = whole
+    root, file = Path(home.root), tmp_path / "best.yaml"
+    found, err = start_thaw(root, "best", "tiny", "--spec", str(file)).communicate(timeout=60)
+    assert "thaw train" in found, err
+    process = start_thaw(root, "train", str(file))
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "models:/tiny-best/1" in out
+    champion = next(each for each in read_records(home.sweep("tiny").journal) if each["event"] == "champion")
+    there = numbers_of(read_trials(home.sweep("tiny").journal))[champion["number"]]
+    (again,) = numbers_of(read_trials(home.sweep("tiny-best").journal)).values()
+    assert again[1:] == there[1:]
+    shown, _ = start_thaw(root, "show", "tiny-best", "0").communicate(timeout=60)
+    assert "Trial 0: completed" in shown
+    refused = start_thaw(root, "train", "digits")
+    _, err = refused.communicate(timeout=60)
+    assert refused.returncode == 2
+    assert "search.lr" in err

@@ -1,0 +1,72 @@
+"""One configuration as a spec: what a sweep looks like that trains a single, known trial.
+
+In: a sweep's spec and a point of its space. Out: a spec whose every field has one value; and which fields of a spec
+still have several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from search_spaces.ranges import DepthRange, Range
+from search_spaces.spec import EarlyStoppingSpec, SearchSpec, SweepSpec
+
+_NOT_VALUES = ("num_trials", "cost_aware", "probe")
+
+
+def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSpec:
+    """The spec that trains the trial at ``point`` and nothing else, with the numbers that it had in the sweep.
+
+    Args:
+        spec: The sweep's.
+        point: A trial's ``params``; a field that had no effect there gets any one value.
+        name: Of the new spec.
+    """
+    search = spec.search
+    settled = {
+        field: point.get(field, _any_value(getattr(search, field)))
+        for field in SearchSpec.model_fields
+        if field not in _NOT_VALUES
+    }
+    if settled["head_init"] == "auto":
+        settled["head_init"] = "random"
+    return SweepSpec.model_validate(
+        spec.model_dump()
+        | {
+            "name": name,
+            "search": {**settled, "num_trials": 1, "probe": "off"},
+            "early_stopping": EarlyStoppingSpec(scheduler="none").model_dump(),
+            "baselines": (),
+        }
+    )
+
+
+def searched_fields(spec: SweepSpec) -> list[str]:
+    """Fields of ``search`` that leave something to choose."""
+    search = spec.search
+    values = {field: getattr(search, field) for field in SearchSpec.model_fields if field not in _NOT_VALUES}
+    open_fields = [field for field, value in values.items() if _is_open(value)]
+    if search.head_init == "auto" and spec.is_pretrained:
+        open_fields.append("head_init")
+    if "magnitude" in open_fields and "randaugment" not in _listed(search.augmentation):
+        open_fields.remove("magnitude")
+    if "backbone_lr_ratio" in open_fields and _listed(search.freeze_depth) == ("all",):
+        open_fields.remove("backbone_lr_ratio")
+    return open_fields
+
+
+def _is_open(value: Any) -> bool:
+    if isinstance(value, Range | DepthRange):
+        return bool(value.low != value.high)
+    return isinstance(value, tuple) and len(value) > 1
+
+
+def _any_value(value: Any) -> Any:
+    if isinstance(value, Range | DepthRange):
+        return value.low
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

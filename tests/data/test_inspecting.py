@@ -1,0 +1,115 @@
+"""What `thaw data inspect` and `thaw augment preview` say and draw, on pictures made to be remarked upon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from search_spaces.spec import DataSpec
+from tuner.cli import app
+from tuner.contact_sheet import SheetRow, contact_sheet
+from tuner.inspecting import Inspection, difference_hash, inspect_data
+from tuner.paths import HomePaths
+
+Folder = Callable[..., Path]
+Photo = Callable[..., Image.Image]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HomePaths:
+    monkeypatch.setenv("THAW_HOME", str(tmp_path / "home"))
+    return HomePaths.from_env()
+
+
+def inspected(place: Path, home: HomePaths, **fields: object) -> Inspection:
+    spec = DataSpec.model_validate({"source": f"folder:{place}", "image_size_px": 16, **fields})
+    return inspect_data(spec, home, lambda *_: None)
+
+
+def test_hashes_follow_looks_and_not_bytes(photo: Photo) -> None:
+    first, other = photo(64, 48, seed=1).convert("L"), photo(64, 48, seed=2).convert("L")
+    assert difference_hash(first) == difference_hash(first.resize((128, 96), Image.Resampling.BICUBIC))
+    brighter = first.point(lambda value: value * 0.8 + 40)
+    assert (difference_hash(first) ^ difference_hash(brighter)).bit_count() <= 2
+    assert (difference_hash(first) ^ difference_hash(other)).bit_count() > 10
+
+
+def test_look_alikes_across_sides_are_named_and_groups_keep_them_together(
+    photo: Photo, tmp_path: Path, home: HomePaths
+) -> None:
+    place = tmp_path / "parts"
+    for number in range(40):
+        shot = photo(32, 32, seed=number)
+        for copy, brightness in enumerate((1.0, 0.93)):
+            file = place / f"class {number % 2}" / f"part{number:02d}_shot{copy}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shot.point(lambda value, factor=brightness: round(value * factor)).save(file)
+    alone = inspected(place, home)
+    assert alone.num_pictures == 80
+    assert len(alone.look_alikes) >= 3
+    pair = alone.look_alikes[0]
+    assert pair.first[:-5] == pair.second[:-5]
+    assert pair.sides[0] != pair.sides[1]
+    assert any("data.group_pattern" in remark for remark in alone.remarks)
+    together = inspected(place, home, group_pattern=r"part(\d+)_")
+    assert together.num_groups == 40
+    assert together.look_alikes == ()
+
+
+def test_what_is_wrong_is_remarked_upon(folder: Folder, photo: Photo, home: HomePaths) -> None:
+    place = folder(many=30, few=2)
+    photo(90, 30, seed=900).save(place / "many" / "long.png")
+    (place / "many" / "again.png").write_bytes((place / "many" / "000.png").read_bytes())
+    (place / "many" / "text.png").write_text("no picture")
+    found = inspected(place, home)
+    remarks = "\n".join(found.remarks)
+    assert "A sweep would refuse these pictures: data: class 'few' has 2 usable pictures" in remarks
+    assert "'many' has 16 times as many pictures as 'few'" in remarks
+    assert "1 pictures are so long" in remarks
+    assert "at most 67%" in remarks
+    assert "1 files are copies" in remarks
+    assert "1 files cannot be used, such as many/text.png" in remarks
+    assert found.classes[0].total + found.classes[1].total == 34
+    assert "Sizes from 20 x 16 to 90 x 30 px" in next(found.lines())
+
+
+def test_the_commands(folder: Folder, tmp_path: Path) -> None:
+    place = folder(ants=12, bees=12)
+    sheet = tmp_path / "sheet.png"
+    run = CliRunner().invoke(app, ["data", "inspect", str(place), "--image-size", "16", "--out", str(sheet)])
+    assert run.exit_code == 0, run.output
+    assert "ants" in run.stdout
+    with Image.open(sheet) as opened:
+        assert opened.width > 8 * 112
+    run = CliRunner().invoke(app, ["data", "inspect", str(place), "--image-size", "16", "--format", "json"])
+    facts = json.loads(run.stdout)
+    assert [each["name"] for each in facts["classes"]] == ["ants", "bees"]
+    preview = tmp_path / "preview.png"
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        f"version: 1\nname: x\ndata: {{source: 'folder:{place}', image_size_px: 16}}\nmodel: {{backbone: lenet}}\n"
+    )
+    run = CliRunner().invoke(app, ["augment", "preview", str(spec), "--out", str(preview)])
+    assert run.exit_code == 0, run.output
+    with Image.open(preview) as opened:
+        # As they are, none, flip, flip_crop, and RandAugment at both ends of its magnitudes.
+        assert opened.height == contact_sheet([SheetRow("", [np.zeros((4, 4, 3), np.uint8)])] * 6).height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "sheet.jpg"], "end its name in .png"),
+        (["--out", "nowhere/sheet.png"], "there is no folder nowhere"),
+        (["--format", "xml"], "'xml' is neither table nor json"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(arguments: list[str], message: str, tmp_path: Path) -> None:
+    run = CliRunner().invoke(app, ["data", "inspect", str(tmp_path), *arguments])
+    assert message in str(run.exception)

@@ -1,0 +1,60 @@
+"""A trial of a sweep as a spec of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from search_spaces.loading import dump_spec, load_spec
+from search_spaces.single import searched_fields, single_spec
+from search_spaces.space import SearchSpace
+from search_spaces.spec import SweepSpec
+
+POINT = {
+    "freeze_depth": 2, "backbone_lr_ratio": 0.3, "lr": 0.002, "optimizer": "adamw", "weight_decay": 1e-3,
+    "warmup_epochs": 1.0, "grad_clip_norm": None, "augmentation": "flip", "num_views": 4, "batch_size": 16,
+    "label_smoothing": 0.1, "head_init": "probe",
+}  # fmt: skip
+
+
+def spec_with(**search: Any) -> SweepSpec:
+    return SweepSpec.model_validate(
+        {"name": "parts", "data": {"source": "digits"}, "model": {"backbone": "lenet"}, "search": search}
+    )
+
+
+def test_the_space_of_one_trial_is_its_point() -> None:
+    single = single_spec(spec_with(), POINT, "parts-best")
+    assert searched_fields(single) == []
+    assert single.name == "parts-best"
+    assert single.most_trials == 1
+    space = SearchSpace(single.search, 4)
+    assert {name: value for name, value in space.fixed.items() if name != "magnitude"} == POINT
+    assert SweepSpec.model_validate(single.model_dump()) == single
+    assert dump_spec(single)
+
+
+def test_a_trial_of_the_head_alone_needs_no_rate_of_the_backbone() -> None:
+    point = {name: value for name, value in POINT.items() if name != "backbone_lr_ratio"} | {"freeze_depth": 4}
+    single = single_spec(spec_with(), point, "x")
+    assert single.search.freeze_depth == 4
+    assert searched_fields(single) == []
+
+
+@pytest.mark.parametrize(
+    ("search", "fields"),
+    [
+        ({}, {"freeze_depth", "lr", "optimizer", "augmentation", "magnitude", "batch_size", "head_init"}),
+        ({"lr": 0.1, "augmentation": ["none", "flip"]}, {"freeze_depth", "optimizer", "augmentation", "head_init"}),
+    ],
+)
+def test_what_is_left_to_choose_is_named(search: dict[str, Any], fields: set[str]) -> None:
+    found = set(searched_fields(spec_with(**search)))
+    assert fields <= found
+    assert ("magnitude" in found) == ("magnitude" in fields)
+    assert ("lr" in found) == ("lr" in fields)
+
+
+def test_the_digits_preset_has_something_to_choose() -> None:
+    assert searched_fields(load_spec("digits"))

@@ -1,0 +1,72 @@
+"""``thaw backbones``: the networks that a spec may name, and what each costs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from trainables.errors import InputError
+
+_SORTS = ("name", "parameters", "gflops", "top1")
+
+
+def backbones(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Only these, with the FLOPs and stages at --image-size.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side that the network sees, in pixels.")] = 224,
+    sort: Annotated[str, typer.Option(help="name, parameters, gflops or top1.")] = "name",
+    format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Lists the networks that sweeps may use: size, FLOPs, and accuracy on ImageNet as torchvision states it."""
+    from tuner.output import Format, write_rows
+    from tuner.running_cli import output_console
+
+    if format_ not in list(Format):
+        raise InputError(f"--format: {format_!r} is none of table, csv, json")
+    if sort not in _SORTS:
+        raise InputError(f"--sort: {sort!r} is none of {', '.join(_SORTS)}")
+    from trainables.backbones.families import backbone_names, check_name
+
+    for name in names or ():
+        check_name(name)
+    rows = [_row(name, image_size if names else None) for name in names or backbone_names()]
+    rows.sort(key=lambda row: (row[sort] is None, row[sort]))
+    write_rows(rows, Format(format_), output_console())
+
+
+def _row(name: str, image_size: int | None) -> dict[str, Any]:
+    """One network; its stages, and its FLOPs at a size of one's own, take a look at the network itself."""
+    from trainables.backbones.families import skeleton
+
+    facts = _stated(name)
+    if image_size is None and facts["parameters"] is not None:
+        return facts
+    from tuner.preparing import build_cuts
+
+    model, _ = skeleton(name)
+    facts["parameters"] = facts["parameters"] or round(sum(each.numel() for each in model.parameters()) / 1e6, 3)
+    if image_size is not None:
+        cuts = build_cuts(name, 1000, image_size)
+        facts |= {"gflops": round(sum(stage.flops for stage in cuts.stages) / 1e9, 3), "stages": cuts.num_stages}
+        facts["input"] = image_size
+    return facts
+
+
+def _stated(name: str) -> dict[str, Any]:
+    """What torchvision says of the weights that 'default' stands for."""
+    unknown: dict[str, Any] = {"name": name, "parameters": None, "gflops": None, "input": None, "top1": None}
+    if name == "lenet":
+        return unknown
+    import torchvision.models
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    scores = weights.meta["_metrics"].get("ImageNet-1K", {})
+    return {
+        "name": name,
+        "parameters": round(weights.meta["num_params"] / 1e6, 3),
+        "gflops": round(2 * weights.meta["_ops"], 3),  # they count a multiplication and an addition as one
+        "input": weights.transforms().crop_size[0],
+        "top1": scores.get("acc@1"),
+    }

@@ -1,0 +1,323 @@
+"""What a set of pictures is like, before anything is trained on it: how many, how large, how alike, how usable.
+
+In: a source of pictures as a spec names it. Out: an `Inspection`: counts by side, sizes, brightness, copies and
+look-alikes on several sides, files that cannot be read, and remarks on what to do about them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from search_spaces.ranges import MagnitudeRange
+from search_spaces.spec import DataSpec, SweepSpec
+from trainables.config import SPLIT_NAMES, AugmentationConfig, SplitName
+from trainables.data.packing import BadFile
+from trainables.data.sources import Source, open_source
+from trainables.data.table import ImageTable
+from trainables.data.views import view
+from trainables.errors import InputError
+from tuner.contact_sheet import SheetRow, contact_sheet
+from tuner.paths import HomePaths
+from tuner.preparing import deal_data
+
+LOOK_ALIKE_BITS = 3
+"""Two pictures whose difference hashes differ in at most so many of 64 bits are taken for shots of one thing."""
+
+_HASH_SIDE = 8
+_FEW_PICTURES = 20
+_UNEVEN = 10.0
+_MUCH_CUT_OFF = 0.25
+_MOST_IN_A_BUCKET = 2000
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """One class.
+
+    Attributes:
+        name: Its name.
+        counts: Pictures by side.
+        brightness: Mean over its pictures, 0 to 255.
+        contrast: Mean over its pictures of the grey values' standard deviation.
+    """
+
+    name: str
+    counts: dict[SplitName, int]
+    brightness: float
+    contrast: float
+
+    @property
+    def total(self) -> int:
+        """Pictures on all sides."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class LookAlike:
+    """Two pictures that look alike and stand on different sides of the split.
+
+    Attributes:
+        first: Name of one.
+        second: Name of the other.
+        sides: Their sides.
+        bits: In how many of 64 bits their difference hashes differ.
+    """
+
+    first: str
+    second: str
+    sides: tuple[str, str]
+    bits: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        source: Where.
+        classes: In label order.
+        num_groups: Groups of pictures that stay together; 0 without any.
+        num_copies: Pictures whose file is, byte for byte, another one's too; they always share a side.
+        sizes_px: Width and height of each file as it is, [M, 2].
+        cut_off: Share of each picture's area that a square from its middle leaves out, [N].
+        look_alikes: Across sides; at most some thousands.
+        bad_files: What was set aside.
+        remarks: What to do about it, in sentences.
+    """
+
+    source: str
+    classes: tuple[ClassFacts, ...]
+    num_groups: int
+    num_copies: int
+    sizes_px: NDArray[np.int64]
+    cut_off: NDArray[np.float64]
+    look_alikes: tuple[LookAlike, ...]
+    bad_files: tuple[BadFile, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def num_pictures(self) -> int:
+        """Usable ones."""
+        return sum(each.total for each in self.classes)
+
+    def lines(self) -> Iterator[str]:
+        """What does not fit into a table by class, and the remarks."""
+        widths, heights = self.sizes_px.T if len(self.sizes_px) else np.zeros((2, 1), dtype=np.int64)
+        yield (
+            f"Sizes from {widths.min()} x {heights.min()} to {widths.max()} x {heights.max()} px, "
+            f"half of the files at least {int(np.median(widths))} x {int(np.median(heights))}."
+        )
+        if self.num_groups:
+            yield f"{self.num_groups} groups of pictures stay together."
+        yield from self.remarks
+
+    def to_json(self) -> str:
+        """Everything but what is per picture."""
+        facts = {
+            "source": self.source,
+            "classes": [
+                {"name": each.name, **each.counts, "brightness": each.brightness, "contrast": each.contrast}
+                for each in self.classes
+            ],
+            "num_groups": self.num_groups,
+            "num_copies": self.num_copies,
+            "look_alikes": [asdict(pair) for pair in self.look_alikes],
+            "bad_files": [asdict(file) for file in self.bad_files],
+            "remarks": list(self.remarks),
+        }
+        return json.dumps(facts, indent=1, ensure_ascii=False)
+
+
+def inspect_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> Inspection:
+    """Looks at every picture of a source once.
+
+    Args:
+        spec: Which pictures, and how they are dealt to the sides.
+        home: Where packed pictures are kept, for the sweep that comes next.
+        counted: Told what is being done, how much of it, of how much.
+
+    Raises:
+        InputError: The source will not do.
+    """
+    dealt = deal_data(spec, home, counted)
+    table, rows, labels, sides = dealt.table, dealt.rows, dealt.labels, dealt.sides
+    looks = _look(table, rows, lambda done: counted("looking at pictures", done, len(rows)))
+    counts = dealt.counts()
+    classes = tuple(
+        ClassFacts(
+            name,
+            {side: counts[side][name] for side in SPLIT_NAMES},
+            float(looks.brightness[labels == label].mean()),
+            float(looks.contrast[labels == label].mean()),
+        )
+        for label, name in enumerate(dealt.config.class_names)
+    )
+    groups = {group for group in table.groups_of(rows, spec.group_pattern) if group}
+    try:
+        dealt.check()
+        refusal: tuple[str, ...] = ()
+    except InputError as error:
+        refusal = (f"A sweep would refuse these pictures: {error}",)
+    inspection = Inspection(
+        source=spec.source,
+        classes=classes,
+        num_groups=len(groups),
+        num_copies=len(rows) - len(np.unique(table.ids[rows])),
+        sizes_px=_sizes(open_source(spec.source), set(table.names)),
+        cut_off=1 - np.minimum(looks.shapes, 1 / looks.shapes),
+        look_alikes=tuple(_across_sides(looks.hashes, sides, [table.names[row] for row in rows])),
+        bad_files=dealt.report.bad_files,
+        remarks=refusal,
+    )
+    return replace(inspection, remarks=(*refusal, *_remarks(inspection)))
+
+
+@dataclass(frozen=True)
+class _Looks:
+    brightness: NDArray[np.float64]
+    contrast: NDArray[np.float64]
+    shapes: NDArray[np.float64]
+    hashes: NDArray[np.uint64]
+
+
+def _look(table: ImageTable, rows: NDArray[np.int64], done: Callable[[int], None]) -> _Looks:
+    brightness, contrast, shapes = (np.empty(len(rows)) for _ in range(3))
+    hashes = np.empty(len(rows), np.uint64)
+    for position, row in enumerate(rows.tolist()):
+        pixels_HWC = table.image(row).permute(1, 2, 0).numpy()
+        grey = Image.fromarray(pixels_HWC).convert("L")
+        values = np.asarray(grey, dtype=np.float32)
+        brightness[position], contrast[position] = values.mean(), values.std()
+        shapes[position] = pixels_HWC.shape[0] / pixels_HWC.shape[1]
+        hashes[position] = difference_hash(grey)
+        done(position + 1)
+    return _Looks(brightness, contrast, shapes, hashes)
+
+
+def _sizes(source: Source, names: set[str]) -> NDArray[np.int64]:
+    """Width and height of the files that are in use, from their headers."""
+    found = []
+    for picture in source.pictures():
+        if picture.name in names:
+            # What went away since it was packed has no size.
+            with suppress(OSError, InputError), Image.open(io.BytesIO(picture.read())) as opened:
+                found.append(opened.size)
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def difference_hash(grey: Image.Image) -> int:
+    """64 bits that say where a small copy of a picture grows brighter from left to right (Krawetz 2013, dHash)."""
+    small = np.asarray(grey.resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX), dtype=np.int16)
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes())
+
+
+def _across_sides(hashes: NDArray[np.uint64], sides: NDArray[np.str_], names: Sequence[str]) -> Iterator[LookAlike]:
+    """Pairs on different sides whose hashes nearly agree.
+
+    Of four 16-bit parts at least one agrees in full where at most three bits differ, so only such pairs are compared.
+    """
+    seen: set[tuple[int, int]] = set()
+    for part in range(4):
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for position, key in enumerate(((hashes >> np.uint64(16 * part)) & np.uint64(0xFFFF)).tolist()):
+            buckets[key].append(position)
+        for bucket in buckets.values():
+            for first, second in combinations(bucket[:_MOST_IN_A_BUCKET], 2):
+                if sides[first] == sides[second] or (first, second) in seen:
+                    continue
+                bits = int(hashes[first] ^ hashes[second]).bit_count()
+                if bits <= LOOK_ALIKE_BITS:
+                    seen.add((first, second))
+                    yield LookAlike(names[first], names[second], (str(sides[first]), str(sides[second])), bits)
+
+
+def _remarks(found: Inspection) -> Iterator[str]:
+    largest = max(found.classes, key=lambda each: each.total)
+    smallest = min(found.classes, key=lambda each: each.total)
+    if smallest.total < _FEW_PICTURES:
+        yield (
+            f"Class {smallest.name!r} has {smallest.total} pictures: figures for it will be rough; add some, or leave "
+            "it out by data.exclude_classes."
+        )
+    if largest.total > _UNEVEN * smallest.total:
+        yield (
+            f"{largest.name!r} has {largest.total / smallest.total:.0f} times as many pictures as {smallest.name!r}: "
+            "choose by val/balanced_accuracy or val/macro_f1 rather than accuracy."
+        )
+    cut = found.cut_off > _MUCH_CUT_OFF
+    if cut.any():
+        yield (
+            f"{cut.sum()} pictures are so long that a square from their middle leaves out more than a quarter of them, "
+            f"at most {found.cut_off.max():.0%}: what matters must not lie at their ends."
+        )
+    if found.look_alikes:
+        pair = found.look_alikes[0]
+        yield (
+            f"{len(found.look_alikes)} pairs on different sides look alike, such as {pair.first} ({pair.sides[0]}) and "
+            f"{pair.second} ({pair.sides[1]}): if they show one part or scene, the test figure will be too good; keep "
+            "them together by data.group_pattern."
+        )
+    if found.num_copies:
+        yield f"{found.num_copies} files are copies of others, byte for byte; copies always share a side."
+    if found.bad_files:
+        yield f"{len(found.bad_files)} files cannot be used, such as {found.bad_files[0].name}."
+
+
+def sheet_of_classes(spec: DataSpec, home: HomePaths) -> Image.Image:
+    """Some pictures of each class, as they are packed."""
+    dealt = deal_data(spec, home, lambda *_: None)
+    rows = []
+    for label, name in enumerate(dealt.config.class_names):
+        some = dealt.rows[dealt.labels == label]
+        chosen = some[np.linspace(0, len(some) - 1, min(_COLUMNS, len(some))).round().astype(int)]
+        pictures = [dealt.table.image(row).permute(1, 2, 0).numpy() for row in chosen.tolist()]
+        rows.append(SheetRow(f"{name}: {len(some)}", pictures))
+    return contact_sheet(rows)
+
+
+def sheet_of_policies(spec: SweepSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> Image.Image:
+    """Views of one training picture of each class, by policy and, where that counts, by magnitude."""
+    dealt = deal_data(spec.data, home, counted)
+    in_train = dealt.sides == "train"
+    firsts = [
+        int(dealt.rows[in_train & (dealt.labels == label)][0])
+        for label in range(len(dealt.config.class_names))
+        if (in_train & (dealt.labels == label)).any()
+    ][:_COLUMNS]
+    size_px, num_each = spec.data.image_size_px, max(1, _COLUMNS // max(1, len(firsts)))
+    rows = [SheetRow("as they are", [dealt.table.image(row).permute(1, 2, 0).numpy() for row in firsts])]
+    for config in _policies(spec):
+        shown = f" at {config.magnitude} of 30" if config.policy == "randaugment" else ""
+        views = [
+            view(dealt.table.image(row), config, dealt.table.id_of(row), index, size_px).permute(1, 2, 0).numpy()
+            for row in firsts
+            for index in range(num_each)
+        ]
+        rows.append(SheetRow(f"{config.policy}{shown}", views))
+    return contact_sheet(rows)
+
+
+def _policies(spec: SweepSpec) -> Iterator[AugmentationConfig]:
+    names = spec.search.augmentation
+    magnitude = spec.search.magnitude
+    ends = (
+        (magnitude.low, magnitude.high)
+        if isinstance(magnitude, MagnitudeRange)
+        else magnitude
+        if isinstance(magnitude, tuple)
+        else (magnitude,)
+    )
+    for name in names if isinstance(names, tuple) else (names,):
+        for strength in ends if name == "randaugment" else ends[:1]:
+            yield AugmentationConfig(policy=name, magnitude=strength, num_views="unlimited", seed=spec.seed)

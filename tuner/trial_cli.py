@@ -1,0 +1,108 @@
+"""``thaw show``, ``thaw best`` and ``thaw train``: one trial of a sweep, and one configuration without a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trainables.errors import InputError
+
+if TYPE_CHECKING:
+    from search_spaces.spec import SweepSpec
+    from tuner.journal import TrialRecord
+    from tuner.paths import HomePaths
+
+_SHOWN = ("epoch", "train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1", "time/epoch_s")
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    number: Annotated[int, typer.Argument(min=0, help="The trial's number.")],
+) -> None:
+    """Shows one trial of a sweep: its settings, its epochs, how it ended."""
+    from rich.console import Console
+
+    from tuner.output import build_table
+
+    trial = _trial_of(*_known(name, "show"), name, number)
+    console = Console()
+    console.print(build_table(["setting", "value"], [[key, str(value)] for key, value in trial.params.items()]))
+    columns = [column for column in _SHOWN if any(column in epoch for epoch in trial.epochs)]
+    if columns:
+        console.print(build_table(columns, [[epoch.get(column) for column in columns] for epoch in trial.epochs]))
+    reason = f" ({trial.reason})" if trial.reason else ""
+    console.print(f"Trial {number}: {trial.outcome or 'not ended'}{reason}", highlight=False, markup=False)
+
+
+def best(
+    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    spec_file: Annotated[
+        Path | None, typer.Option("--spec", help="Writes the spec that trains exactly this trial, for `thaw train`.")
+    ] = None,
+) -> None:
+    """Names a sweep's champion; with --spec, writes down how to train it again."""
+    from search_spaces.loading import dump_spec
+    from search_spaces.single import single_spec
+    from tuner.journal import champion_record, read_records
+
+    paths, spec = _known(name, "best")
+    champion = champion_record(read_records(paths.sweep(name).journal))
+    if champion is None:
+        raise InputError(f"best: sweep {name!r} has no champion yet; `thaw resume {name}` goes on with it")
+    trial = _trial_of(paths, spec, name, champion["number"])
+    if spec_file is None:
+        show(name, trial.number)
+        return
+    if spec_file.exists():
+        raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
+    spec_file.write_text(dump_spec(single_spec(spec, trial.params, f"{name}-best"[:64])), encoding="utf-8")
+    typer.echo(f"{spec_file}: trial {trial.number} of {name}.  Train it:  thaw train {spec_file}")
+
+
+def train(
+    spec: Annotated[
+        str, typer.Argument(help="A spec whose search leaves nothing to choose, as `thaw best` writes it.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field of the spec.")
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="Where the name is in use, take the next free one.")] = False,
+) -> None:
+    """Trains, tests and registers one configuration, without a search."""
+    from search_spaces.loading import load_spec
+    from search_spaces.single import searched_fields
+    from tuner.running_cli import run_and_show
+
+    loaded = load_spec(spec, overrides or [])
+    if left := searched_fields(loaded):
+        raise InputError(
+            f"train: {', '.join(f'search.{field}' for field in left)} have more than one value; give each one value, "
+            f"or search: thaw sweep {spec}"
+        )
+    if loaded.search.num_trials not in ("auto", 1):
+        raise InputError(f"train: search.num_trials is {loaded.search.num_trials}; leave it out, or set it to 1")
+    search = loaded.search.model_copy(update={"num_trials": 1, "probe": "off"})
+    run_and_show(loaded.model_copy(update={"search": search}), new=new)
+
+
+def _known(name: str, asker: str) -> tuple[HomePaths, SweepSpec]:
+    from search_spaces.loading import load_spec
+    from tuner.paths import HomePaths
+    from tuner.shared_home import pull_sweeps
+
+    home = HomePaths.from_env()
+    pull_sweeps(home)
+    return home, load_spec(home.known_sweep(name, asker).spec)
+
+
+def _trial_of(home: HomePaths, spec: SweepSpec, name: str, number: int) -> TrialRecord:
+    from tuner.journal import read_trials
+
+    trials: dict[int, Any] = {trial.number: trial for trial in read_trials(home.sweep(name).journal)}
+    if number not in trials:
+        last = f"the last one is {max(trials)}" if trials else "it has none yet"
+        raise InputError(f"show: sweep {spec.name!r} has no trial {number}; {last}")
+    found: TrialRecord = trials[number]
+    return found
