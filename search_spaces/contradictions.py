@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.ranges import CountRange, NonNegativeRange
+from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
     from search_spaces.spec import ResourceSpec, SweepSpec
@@ -21,6 +22,11 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     """One line per contradiction: the field, why, and what to change."""
     yield from _idle_magnitude(spec)
     yield from _idle_ratio(spec)
+    if spec.search.cost_aware and spec.search.sampler != "tpe":
+        yield (
+            f"search.cost_aware: only the sampler tpe weighs proposals by cost, and search.sampler is "
+            f"{spec.search.sampler}; leave one of the two out"
+        )
     yield from _beyond_the_epochs(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
@@ -52,10 +58,10 @@ def resource_contradictions(resources: ResourceSpec, place: str) -> Iterator[str
 
 def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
     policies = _values(spec.search.augmentation)
-    if _is_searched_on_purpose(spec, "magnitude") and "randaugment" not in policies:
+    if _is_searched_on_purpose(spec, "magnitude") and not set(policies) & set(POLICIES_WITH_MAGNITUDE):
         yield (
-            f"search.magnitude: searched, but only randaugment uses it and search.augmentation is "
-            f"{' or '.join(policies)}; add randaugment there, or leave magnitude out"
+            f"search.magnitude: searched, but only {', '.join(POLICIES_WITH_MAGNITUDE)} use it and search.augmentation "
+            f"is {' or '.join(policies)}; add one of them there, or leave magnitude out"
         )
 
 

@@ -12,18 +12,18 @@ from typing import Any
 
 from search_spaces.costs import ViewCount
 from search_spaces.space import SearchSpace
+from trainables.config import POLICIES_WITH_MAGNITUDE
 
-_RANDAUGMENT = "randaugment"
 _NONE = "none"
 
 
 def policy_name(point: Mapping[str, Any]) -> str:
     """Names the family of views that a point looks at: trials of one name can share stored features.
 
-    RandAugment draws other views at each magnitude, so each magnitude is a family of its own.
+    Where a magnitude counts, each draws other views and is a family of its own.
     """
     policy = str(point["augmentation"])
-    return f"{policy} {point.get('magnitude')}" if policy == _RANDAUGMENT else policy
+    return f"{policy} {point.get('magnitude')}" if policy in POLICIES_WITH_MAGNITUDE else policy
 
 
 def views_of(point: Mapping[str, Any]) -> ViewCount:
@@ -69,7 +69,7 @@ def expected_trials(space: SearchSpace, num_trials: float) -> dict[str, dict[int
     each = num_trials / (len(space.depths) * len(policies))
     expected: dict[str, dict[int, float]] = {}
     for policy in policies:
-        magnitudes = space.values_of("magnitude") if policy == _RANDAUGMENT else (None,)
+        magnitudes = space.values_of("magnitude") if policy in POLICIES_WITH_MAGNITUDE else (None,)
         for magnitude in magnitudes:
             name = policy_name({"augmentation": policy, "magnitude": magnitude})
             expected[name] = dict.fromkeys(space.depths, each / len(magnitudes))

@@ -71,10 +71,22 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
     Raises:
         InputError: No such file or preset, no YAML, or fields that are wrong: one line per mistake.
     """
-    raw = _read(path)
+    return _parse_sweep(_read(path), overrides, str(path))
+
+
+def read_spec(text: str, overrides: Sequence[str], place: str) -> SweepSpec:
+    """`load_spec` of text rather than of a file; ``place`` says where it came from.
+
+    Raises:
+        InputError: As `load_spec`.
+    """
+    return _parse_sweep(_mapping(text, place), overrides, place)
+
+
+def _parse_sweep(raw: dict[str, Any], overrides: Sequence[str], place: str) -> SweepSpec:
     for override in overrides:
         _override(raw, override, SweepSpec)
-    return parse_spec(raw, SweepSpec, str(path))
+    return parse_spec(raw, SweepSpec, place)
 
 
 def load_pretrain_spec(path: str | Path, overrides: Sequence[str] = ()) -> PretrainSpec:
@@ -136,7 +148,10 @@ def preset_names() -> tuple[str, ...]:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    text = _text(path)
+    return _mapping(_text(path), path)
+
+
+def _mapping(text: str, path: str | Path) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -152,7 +167,7 @@ def _text(path: str | Path) -> str:
     try:
         file = Path(path).expanduser()
         if file.is_dir() and name not in preset_names():
-            raise InputError(f"{path}: this is a folder, not a spec; for pictures, use --set data.source=folder:{path}")
+            raise InputError(f"{path}: this is a folder, not a spec; for pictures, write folder:{path}")
         if not file.is_file() and name in preset_names():
             return resources.files(_PRESETS).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
         return file.read_text(encoding="utf-8")

@@ -44,6 +44,7 @@ Float = Annotated[float, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Magnitude = Annotated[int, Field(strict=True, ge=0, le=30)]
 
@@ -73,6 +74,10 @@ class NonNegativeRange(Range[NonNegative]):
 
 class ShareRange(Range[Share]):
     """Numbers from 0 to below 1."""
+
+
+class RateRange(Range[Rate]):
+    """Numbers above 0 up to 1."""
 
 
 class CountRange(Range[Count]):

@@ -11,8 +11,9 @@ from typing import Any
 
 from search_spaces.ranges import DepthRange, Range
 from search_spaces.spec import EarlyStoppingSpec, SearchSpec, SweepSpec
+from trainables.config import POLICIES_WITH_MAGNITUDE
 
-_NOT_VALUES = ("num_trials", "cost_aware", "probe")
+_NOT_VALUES = ("num_trials", "sampler", "cost_aware", "probe")
 
 
 def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSpec:
@@ -49,7 +50,7 @@ def searched_fields(spec: SweepSpec) -> list[str]:
     open_fields = [field for field, value in values.items() if _is_open(value)]
     if search.head_init == "auto" and spec.is_pretrained:
         open_fields.append("head_init")
-    if "magnitude" in open_fields and "randaugment" not in _listed(search.augmentation):
+    if "magnitude" in open_fields and not set(_listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
         open_fields.remove("magnitude")
     if "backbone_lr_ratio" in open_fields and _listed(search.freeze_depth) == ("all",):
         open_fields.remove("backbone_lr_ratio")

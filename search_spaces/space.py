@@ -2,8 +2,8 @@
 
 In: `SearchSpec` and the number of stages. Out: points (flat ``{field: value}``), asked of an Optuna trial or taken from
 rules of thumb, and the `TrialConfig` of a point. A field stands in a point only where it has an effect: the magnitude
-with RandAugment, the backbone's rate where some of it learns. Fields with one value are in the point and never asked
-for. Which points are worth trying is the searcher's business.
+with policies that have one, the backbone's rate where some of it learns. Fields with one value are in the point and
+never asked for. Which points are worth trying is the searcher's business.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.ranges import DepthRange, Range
 from search_spaces.spec import SearchSpec
-from trainables.config import TrialConfig
+from trainables.config import POLICIES_WITH_MAGNITUDE, TrialConfig
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "freeze_depth": ("freeze_depth",),
     "backbone_lr_ratio": ("optimizer", "backbone_lr_ratio"),
     "lr": ("optimizer", "lr"),
+    "layer_decay": ("optimizer", "layer_decay"),
     "optimizer": ("optimizer", "name"),
+    "schedule": ("optimizer", "schedule"),
     "weight_decay": ("optimizer", "weight_decay"),
     "warmup_epochs": ("optimizer", "warmup_epochs"),
     "grad_clip_norm": ("optimizer", "grad_clip_norm"),
@@ -41,6 +43,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "num_views": ("augmentation", "num_views"),
     "batch_size": ("batch_size",),
     "label_smoothing": ("label_smoothing",),
+    "class_balance": ("class_balance",),
     "head_init": ("head_init",),
 }
 # What a careful practitioner starts from; names in order of preference. The rate is AdamW's, SGD's is ten times it.
@@ -55,8 +58,14 @@ _COMMON: dict[str, tuple[Value, ...]] = {
     "num_views": (4,),
     "batch_size": (32,),
     "label_smoothing": (0.1,),
+    "layer_decay": (1.0,),
+    "schedule": ("cosine", "linear", "one_cycle", "constant"),
+    "class_balance": ("none", "weighted"),
     "head_init": ("probe", "random"),
 }
+
+_DEFAULTS: dict[str, Value] = {"layer_decay": 1.0, "schedule": "cosine", "class_balance": "none"}
+"""Fields that came later, with the values that trials had before."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +176,10 @@ class SearchSpace:
 
     def contains(self, point: Mapping[str, Any]) -> bool:
         """Whether `suggest` could have given this point."""
-        active = [name for name in self._dimensions if self._is_active(name, point)]
-        return set(active) == set(point) and all(point[name] in self._dimensions[name] for name in active)
+        active = {name for name in self._dimensions if self._is_active(name, point)}
+        # Trials of an older Thaw lack fields that it did not have; where these have their default, nothing differs.
+        added = {name for name in active - set(point) if self._dimensions[name].choices == (_DEFAULTS.get(name),)}
+        return active - added == set(point) and all(point[name] in self._dimensions[name] for name in point)
 
     def rules_of_thumb(self, **of_head: Value) -> list[Point]:
         """Searched fields of the points that common advice would try first.
@@ -232,11 +243,13 @@ class SearchSpace:
 
     def _is_active(self, name: str, point: Mapping[str, Any]) -> bool:
         if name == "magnitude":
-            return point.get("augmentation") == "randaugment"
+            return point.get("augmentation") in POLICIES_WITH_MAGNITUDE
         if name == "num_views":
             return point.get("augmentation") != "none"
-        if name == "backbone_lr_ratio":
+        if name in ("backbone_lr_ratio", "layer_decay"):
             return point.get("freeze_depth") != self.num_stages
+        if name == "warmup_epochs":
+            return point.get("schedule") != "one_cycle"
         return True
 
 

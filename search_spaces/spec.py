@@ -32,19 +32,22 @@ from search_spaces.ranges import (
     NonNegativeRange,
     Positive,
     PositiveRange,
+    Rate,
+    RateRange,
     Searched,
     Share,
     ShareRange,
     SpecPart,
     are_distinct,
 )
-from trainables.config import ComputeConfig, PolicyName, SplitConfig
+from trainables.config import ClassBalance, ComputeConfig, PolicyName, Schedule, SplitConfig
 
 SPEC_VERSION = 1
 MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
 OptimizerName = Literal["adamw", "sgd"]
 HeadInitName = Literal["auto", "probe", "random"]
+SamplerName = Literal["tpe", "gp", "random"]
 USUAL_NUM_TRIALS = 16
 _OLD_TIME = "time_budget_s"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -171,7 +174,7 @@ class PretrainRecipe(SpecPart):
     batch_size: Count = Field(64, description="Pictures per step over all workers together.")
     label_smoothing: Share = Field(0.0, description="Share of the target spread over all classes.")
     augmentation: PolicyName = Field("flip_crop", description="Views of a picture to learn from.")
-    magnitude: Magnitude = Field(9, description="Strength of RandAugment's operations, of 30.")
+    magnitude: Magnitude = Field(9, description="Strength of the policies that have one, of 30.")
     num_views: CountOrUnlimited = Field("unlimited", description="Epoch e trains on view e modulo this number.")
     seed: Int = Field(0, ge=0, description="Seed of initial weights, order and views.")
 
@@ -231,6 +234,11 @@ class SearchSpec(SpecPart):
         description="Trials in all, those that are stopped early included. 'auto': "
         f"{USUAL_NUM_TRIALS}; or as many as budget.flops or budget.time_s allows, where one is given.",
     )
+    sampler: SamplerName = Field(
+        "tpe",
+        description="Who proposes trials: 'tpe', a tree-structured Parzen estimator (Bergstra et al. 2011); 'gp', a "
+        "Gaussian process; 'random', nobody. The first trials are the same.",
+    )
     cost_aware: bool = Field(
         False,
         strict=True,
@@ -254,7 +262,13 @@ class SearchSpec(SpecPart):
     backbone_lr_ratio: Searched[Positive, PositiveRange] = Field(
         PositiveRange(low=0.03, high=1.0, log=True), description="The unfrozen backbone learns at lr times this."
     )
+    layer_decay: Searched[Rate, RateRange] = Field(
+        1.0, description="Each stage further from the head learns at this times the rate of the next one; 1: alike."
+    )
     optimizer: Chosen[OptimizerName] = Field(("adamw", "sgd"), description="AdamW, or SGD with Nesterov momentum.")
+    schedule: Chosen[Schedule] = Field(
+        "cosine", description="How the rate goes on from its peak: cosine, linear, constant, or one_cycle as a whole."
+    )
     weight_decay: Searched[NonNegative, NonNegativeRange] = Field(
         NonNegativeRange(low=1e-5, high=1e-2, log=True), description="Weight decay."
     )
@@ -266,10 +280,14 @@ class SearchSpec(SpecPart):
     )
     augmentation: Chosen[PolicyName] = Field(
         ("none", "flip", "flip_crop", "randaugment"),
-        description="Views of a picture to learn from: as it is, mirrored, cropped and mirrored, RandAugment on top.",
+        description="Views of a picture to learn from: 'none' as it is; 'flip' mirrored or not; 'crop' a part of it; "
+        "'flip_crop' both; 'color' other brightness, contrast, saturation; 'industrial' small shifts, brightness and "
+        "contrast, never mirrored; 'erasing' flip_crop with a blank patch; 'randaugment', 'trivialaugment', 'augmix' "
+        "flip_crop with those on top.",
     )
     magnitude: Searched[Magnitude, MagnitudeRange] = Field(
-        MagnitudeRange(low=3, high=15), description="Strength of RandAugment's operations, of 30; only with it."
+        MagnitudeRange(low=3, high=15),
+        description="Strength of color, industrial, randaugment and augmix, of 30; only with them.",
     )
     num_views: CountOrUnlimited = Field(4, description="Epoch e trains on view e modulo this number.")
     batch_size: Searched[Count, CountRange] = Field(
@@ -279,7 +297,10 @@ class SearchSpec(SpecPart):
         (0.0, 0.1), description="Share of the target spread over all classes."
     )
     warmup_epochs: Searched[NonNegative, NonNegativeRange] = Field(
-        (0.0, 1.0), description="Epochs of linear warm-up before the cosine."
+        (0.0, 1.0), description="Epochs of linear warm-up; one_cycle has its own."
+    )
+    class_balance: Chosen[ClassBalance] = Field(
+        "none", description="'weighted': a picture's loss counts by the inverse of its class's share, 1 on average."
     )
     grad_clip_norm: Searched[Positive | None, PositiveRange] = Field(
         (None, 1.0), description="Largest global norm of the gradient; none: any."
@@ -299,6 +320,10 @@ class EarlyStoppingSpec(SpecPart):
     scheduler: Literal["asha", "none"] = Field("asha", description="'none': every trial runs all its epochs.")
     grace_period: Count = Field(2, description="Epochs that every trial gets; never more than there are.")
     reduction_factor: Float = Field(3.0, gt=1, description="At each rung about one trial in this many goes on.")
+    patience: Count | None = Field(
+        None,
+        description="A trial ends when its best epoch, by `metric`, is so many epochs ago; none: never.",
+    )
 
 
 class CacheSpec(SpecPart):

@@ -7,13 +7,16 @@ other trial of the process and are never written to; the tail is this trial's ow
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from trainables.backbones.zoo import Backbone
-from trainables.config import OptimizerConfig
+from trainables.config import OptimizerConfig, Schedule
+
+_CYCLE_RISES, _CYCLE_START, _CYCLE_END = 0.3, 1 / 25, 1 / 25e4
 
 
 @dataclass(frozen=True)
@@ -43,38 +46,71 @@ def split_network(backbone: Backbone, freeze_depth: int) -> SplitNetwork:
     )
 
 
-def parameter_groups(tail: nn.Module, head_name: str, config: OptimizerConfig) -> list[dict[str, object]]:
+def parameter_groups(
+    tail: nn.Module, head_name: str, config: OptimizerConfig, stages: Sequence[Collection[str]] = ()
+) -> list[dict[str, object]]:
     """Groups by learning rate (head, backbone) and by weight decay (matrices; none on vectors such as biases).
 
-    Each group carries ``peak_lr``, which the schedule scales.
+    Each group carries ``peak_lr``, which the schedule scales. With a layer decay below 1 each stage is a group of its
+    own, and learns the slower the further it is from the head (Howard & Ruder 2018, section 3.2, and since).
+
+    Args:
+        tail: What trains.
+        head_name: The head's module in it.
+        config: Rates and decays.
+        stages: Names of each stage's parameters in the whole network, first stage first.
     """
-    members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    distances = {name: distance for distance, names in enumerate(reversed(stages)) for name in names}
+    members: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
     for name, parameter in tail.named_parameters():
         in_head = name.startswith(head_name + ".")
-        members.setdefault((in_head, parameter.dim() > 1), []).append(parameter)
+        distance = 0 if in_head or config.layer_decay == 1 else distances.get(name, 0)
+        members.setdefault((in_head, parameter.dim() > 1, distance), []).append(parameter)
     groups: list[dict[str, object]] = []
-    for (in_head, decays), parameters in sorted(members.items()):
-        peak_lr = config.lr * (1.0 if in_head else config.backbone_lr_ratio)
+    for (in_head, decays, distance), parameters in sorted(members.items()):
+        peak_lr = config.lr * (1.0 if in_head else config.backbone_lr_ratio) * config.layer_decay**distance
         decay = config.weight_decay if decays else 0.0
         groups.append({"params": parameters, "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay})
     return groups
 
 
-def build_optimizer(tail: nn.Module, head_name: str, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    tail: nn.Module, head_name: str, config: OptimizerConfig, stages: Sequence[Collection[str]] = ()
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov momentum over the tail's parameters."""
-    groups = parameter_groups(tail, head_name, config)
+    groups = parameter_groups(tail, head_name, config, stages)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
-def lr_scale(step: int, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> float:
-    """Share of the peak learning rate at ``step`` (0-based): linear warm-up, then half a cosine down to 0.
+def lr_scale(
+    step: int, steps_per_epoch: int, epochs: int, warmup_epochs: float, schedule: Schedule = "cosine"
+) -> float:
+    """Share of the peak learning rate at ``step`` (0-based): linear warm-up, then down to 0 as the schedule says.
 
-    The cosine is that of Loshchilov & Hutter 2017 (SGDR, eq. 5) without restarts.
+    ``cosine`` is half a cosine (Loshchilov & Hutter 2017, SGDR, eq. 5, without restarts); ``constant`` stays at the
+    peak; ``one_cycle`` (Smith & Topin 2017, as `torch.optim.lr_scheduler.OneCycleLR`) rises from a 25th of the peak
+    over the first three tenths of all steps and falls to a 250,000th, both along a cosine, and has no other warm-up.
     """
     total = steps_per_epoch * epochs
+    if schedule == "one_cycle":
+        return _one_cycle(step, total)
     warmup = min(round(warmup_epochs * steps_per_epoch), total - 1)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    progress = (step - warmup) / (total - warmup)
+    if schedule == "constant":
+        return 1.0
+    return 1 - progress if schedule == "linear" else _half_cosine(1.0, 0.0, progress)
+
+
+def _one_cycle(step: int, total: int) -> float:
+    peak = max(_CYCLE_RISES * total - 1, 0.0)
+    if step <= peak:
+        return _half_cosine(_CYCLE_START, 1.0, step / peak if peak else 1.0)
+    return _half_cosine(1.0, _CYCLE_END, (step - peak) / max(total - 1 - peak, 1e-9))
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))

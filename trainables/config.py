@@ -11,10 +11,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PolicyName = Literal["none", "flip", "flip_crop", "randaugment"]
+PolicyName = Literal[
+    "none", "flip", "crop", "flip_crop", "color", "industrial", "erasing", "randaugment", "trivialaugment", "augmix"
+]
+POLICIES_WITH_MAGNITUDE: tuple[PolicyName, ...] = ("color", "industrial", "randaugment", "augmix")
+"""Those whose strength `AugmentationConfig.magnitude` sets; the others have one strength."""
 SplitName = Literal["train", "val", "test"]
 Precision = Literal["fp32", "bf16"]
 HeadInit = Literal["probe", "random"]
+Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
+ClassBalance = Literal["none", "weighted"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -60,9 +66,14 @@ class AugmentationConfig(Settings):
     """Which views of a picture the network is trained on."""
 
     policy: PolicyName = "flip_crop"
-    magnitude: int = Field(9, ge=0, le=30, description="Strength of RandAugment's operations, of 30.")
+    magnitude: int = Field(9, ge=0, le=30, description="Strength of the policies that have one, of 30.")
     num_views: int | Literal["unlimited"] = Field(4, description="Epoch e trains on view e modulo this number.")
     seed: int = 0
+
+    @property
+    def effective_magnitude(self) -> int | None:
+        """The magnitude where it has an effect."""
+        return self.magnitude if self.policy in POLICIES_WITH_MAGNITUDE else None
 
 
 class OptimizerConfig(Settings):
@@ -71,9 +82,13 @@ class OptimizerConfig(Settings):
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="Peak learning rate of the head.")
     backbone_lr_ratio: float = Field(1.0, gt=0, description="The unfrozen backbone learns at lr times this.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Each stage further from the head learns at this times the rate of the next one."
+    )
     weight_decay: float = Field(1e-4, ge=0)
+    schedule: Schedule = Field("cosine", description="How the rate goes on from its peak.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum of SGD.")
-    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up before the cosine.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up; one_cycle has its own.")
     grad_clip_norm: float | None = Field(None, gt=0, description="Largest global norm of the gradient.")
 
 
@@ -124,6 +139,9 @@ class TrialConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     batch_size: int = Field(32, ge=1, description="Pictures per step over all workers together.")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_balance: ClassBalance = Field(
+        "none", description="'weighted': a picture's loss counts by the inverse of its class's share, 1 on average."
+    )
     epochs: int = Field(8, ge=1)
     head_init: HeadInit = Field(
         "random", description="'probe': the head starts as a ridge classifier on the frozen network's features."

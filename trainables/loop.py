@@ -168,10 +168,21 @@ class TrialRun:
             self._stored = self._open_store(backbone, cuts_to_keep)
         tail = avoid_slow_kernels(self._network.tail, ranks.device, config.compute.precision)
         self._tail = tail.to(ranks.device).to(memory_format=layout)
-        self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer)
+        self._optimizer = build_optimizer(
+            self._tail, self._network.head_name, config.optimizer, backbone.graph.stage_keys
+        )
+        self._class_weights_K = self._weigh_classes()
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
         self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
+
+    def _weigh_classes(self) -> torch.Tensor | None:
+        """What each class's pictures count in the loss [K]; None where all count the same."""
+        if self.config.class_balance == "none":
+            return None
+        labels = torch.from_numpy(self.side("train").labels)
+        counts_K = torch.bincount(labels, minlength=len(self.config.data.class_names))
+        return (len(labels) / (len(counts_K) * counts_K.clamp(min=1))).float().to(self._ranks.device)
 
     def _open_store(
         self, backbone: Backbone, cuts_to_keep: Mapping[Literal["train", "val"], Collection[int]] | None
@@ -290,7 +301,11 @@ class TrialRun:
             )
             self._set_lr(self.epoch * len(plan) + step, len(plan))
             loss = F.cross_entropy(
-                self._forward(batch.inputs), batch.labels_B, reduction="sum", label_smoothing=config.label_smoothing
+                self._forward(batch.inputs),
+                batch.labels_B,
+                weight=self._class_weights_K,
+                reduction="sum",
+                label_smoothing=config.label_smoothing,
             )
             loss_sum += loss.detach()
             self._optimizer.zero_grad(set_to_none=True)
@@ -363,7 +378,8 @@ class TrialRun:
             return self._model(inputs if is_bf16 else inputs.float()).float()
 
     def _set_lr(self, step: int, steps_per_epoch: int) -> None:
-        scale = lr_scale(step, steps_per_epoch, self.config.epochs, self.config.optimizer.warmup_epochs)
+        optimizer = self.config.optimizer
+        scale = lr_scale(step, steps_per_epoch, self.config.epochs, optimizer.warmup_epochs, optimizer.schedule)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
 

@@ -45,6 +45,9 @@ app.command("export-sweep")(export_sweep)
 app.command("import-sweep")(import_sweep)
 
 SpecFile = Annotated[str, typer.Argument(help="A spec file (YAML), or the name of a preset such as 'digits'.")]
+SpecOrSource = Annotated[
+    str, typer.Argument(help="A spec file, a preset, or pictures (folder:PATH): then a spec is fitted to them.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field: --set search.num_trials=40"),
@@ -54,15 +57,13 @@ FormatName = Annotated[str, typer.Option("--format", help="table, csv or json.")
 
 @app.command()
 def sweep(
-    spec: SpecFile,
+    spec: SpecOrSource,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, train nothing.")] = False,
     new: Annotated[bool, typer.Option("--new", help="Where the name is in use, take the next free one.")] = False,
 ) -> None:
     """Searches, trains, tests and registers the best classifier for a folder of pictures."""
-    from search_spaces.loading import load_spec
-
-    loaded = load_spec(spec, overrides or [])
+    loaded = _load_or_fit(spec, overrides or [])
     if dry_run:
         _show_plan(loaded)
         return
@@ -196,6 +197,33 @@ def spec_schema() -> None:
     sys.stdout.write(spec_schema_text())
 
 
+@spec_app.command("reference")
+def spec_reference() -> None:
+    """Prints every field of a sweep's spec with its default, as Markdown."""
+    from search_spaces.reference import reference_text
+
+    sys.stdout.write(reference_text())
+
+
+@spec_app.command("new")
+def spec_new(
+    source: Annotated[str, typer.Argument(help="A folder of class folders, or a source as in a spec.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
+) -> None:
+    """Writes a spec that is fitted to a set of pictures, with the reason for each choice."""
+    from search_spaces.fitting import spec_text
+    from tuner.facts import facts_of
+
+    text = spec_text(facts_of(source))
+    if out is None:
+        sys.stdout.write(text)
+        return
+    if out.exists():
+        raise InputError(f"--out: {out} is there already; name another file, or remove it")
+    out.write_text(text, encoding="utf-8")
+    typer.echo(f"{out}: change it as you like, then  thaw sweep {out}")
+
+
 @spec_app.command("presets")
 def spec_presets() -> None:
     """Lists the specs that come with Thaw."""
@@ -223,6 +251,22 @@ def main() -> None:
         if not isinstance(error, SweepFailedError):
             raise
         _complain(str(error), 1)
+
+
+def _load_or_fit(spec: str, overrides: list[str]) -> SweepSpec:
+    """A spec file, a preset, or, for a source of pictures, a spec that is fitted to them."""
+    from search_spaces.loading import load_spec, preset_names, read_spec
+    from trainables.data.sources import SCHEMES
+
+    scheme, colon, _ = spec.partition(":")
+    if spec in preset_names() or not colon or scheme not in SCHEMES:
+        return load_spec(spec, overrides)
+    from search_spaces.fitting import spec_text
+    from tuner.facts import facts_of
+
+    text = spec_text(facts_of(spec))
+    typer.echo(f"A spec for these pictures (`thaw spec new {spec}` writes it to change it):\n\n{text}", err=True)
+    return read_spec(text, overrides, spec)
 
 
 def _complain(message: str, code: int) -> None:

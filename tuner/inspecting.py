@@ -20,7 +20,7 @@ from PIL import Image
 
 from search_spaces.ranges import MagnitudeRange
 from search_spaces.spec import DataSpec, SweepSpec
-from trainables.config import SPLIT_NAMES, AugmentationConfig, SplitName
+from trainables.config import POLICIES_WITH_MAGNITUDE, SPLIT_NAMES, AugmentationConfig, SplitName
 from trainables.data.packing import BadFile
 from trainables.data.sources import Source, open_source
 from trainables.data.table import ImageTable
@@ -298,7 +298,7 @@ def sheet_of_policies(spec: SweepSpec, home: HomePaths, counted: Callable[[str, 
     size_px, num_each = spec.data.image_size_px, max(1, _COLUMNS // max(1, len(firsts)))
     rows = [SheetRow("as they are", [dealt.table.image(row).permute(1, 2, 0).numpy() for row in firsts])]
     for config in _policies(spec):
-        shown = f" at {config.magnitude} of 30" if config.policy == "randaugment" else ""
+        shown = f" at {config.magnitude} of 30" if config.policy in POLICIES_WITH_MAGNITUDE else ""
         views = [
             view(dealt.table.image(row), config, dealt.table.id_of(row), index, size_px).permute(1, 2, 0).numpy()
             for row in firsts
@@ -319,5 +319,5 @@ def _policies(spec: SweepSpec) -> Iterator[AugmentationConfig]:
         else (magnitude,)
     )
     for name in names if isinstance(names, tuple) else (names,):
-        for strength in ends if name == "randaugment" else ends[:1]:
+        for strength in ends if name in POLICIES_WITH_MAGNITUDE else ends[:1]:
             yield AugmentationConfig(policy=name, magnitude=strength, num_views="unlimited", seed=spec.seed)

@@ -1,4 +1,4 @@
-"""Optuna's TPE, judging every trial by the best epoch that it had, as the champion is chosen.
+"""Optuna's TPE and Gaussian process, judging every trial by the best epoch that it had, as the champion is chosen.
 
 Optuna ranks a trial that was stopped early behind every whole one. Here that would teach it the wrong thing: a trial
 that successive halving stopped at its sixth epoch may be the best of all, and lone heads, which halving spares, are
@@ -42,6 +42,17 @@ class BestEpochTPE(optuna.samplers.TPESampler):
         return judged
 
 
+class BestEpochGP(optuna.samplers.GPSampler):
+    """A Gaussian process to which a stopped trial is worth its best intermediate value."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Called by Optuna for the fields that all trials have."""
+        proposed: dict[str, Any] = super().sample_relative(_Judged(study), trial, search_space)  # type: ignore[arg-type]
+        return proposed
+
+
 def num_good(num_trials: int) -> int:
     """How many of so many trials are what the next one should resemble."""
     return min(math.ceil(0.75 * math.sqrt(num_trials)), _MOST_GOOD)
@@ -60,8 +71,12 @@ class _Judged:
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        trials = self._study._get_trials(deepcopy=deepcopy, states=states, use_cache=use_cache)
-        return [self._judge(trial) for trial in trials]
+        wanted = states
+        if states is not None and TrialState.COMPLETE in states:
+            wanted = tuple(state for state in TrialState if state in states or state == TrialState.PRUNED)
+        trials = self._study._get_trials(deepcopy=deepcopy, states=wanted, use_cache=use_cache)
+        judged = (self._judge(trial) for trial in trials)
+        return [trial for trial in judged if states is None or trial.state in states]
 
     def _judge(self, trial: FrozenTrial) -> FrozenTrial:
         if trial.state != TrialState.PRUNED or not trial.intermediate_values:

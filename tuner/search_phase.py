@@ -23,6 +23,7 @@ from tuner.journal import Record, TrialRecord, read_records, trials_of
 from tuner.keeping import Keeper
 from tuner.lanes import LanePool
 from tuner.paths import HomePaths
+from tuner.patience import Patience
 from tuner.pricing import Pricing
 from tuner.progress import Progress
 from tuner.searching import StudySearcher
@@ -85,6 +86,7 @@ class SearchPhase:
             history=history,
             first_points=first_points,
             pricing=self._pricing,
+            sampler=spec.search.sampler,
             cooling=self._cooling(pool) if spec.search.cost_aware else None,
         )
         state = self._progress.state
@@ -114,6 +116,7 @@ class SearchPhase:
                 switch=switch,
                 record=self._record,
                 storage=self._home.uri_of(self._paths.ray),
+                patience=self._patience(history),
                 history=history,
                 on_end=keeper.take,
             )
@@ -168,14 +171,17 @@ class SearchPhase:
             is_exempt=lambda params: params.get("freeze_depth") == num_stages,
         )
 
+    def _patience(self, history: Sequence[TrialRecord]) -> Patience:
+        return Patience(self._spec.early_stopping.patience, self._spec.metric, self._spec.mode, history)
+
     def _close_overdue(self, spent: str | None) -> None:
         """Ends what an interruption left open though its last epoch had decided it, or though the budget is spent."""
         history = self._history()
-        scheduler = self._scheduler(history)
+        overdue = {*getattr(self._scheduler(history), "overdue", ()), *self._patience(history).overdue}
         for trial in history:
             if trial.outcome is None and len(trial.epochs) >= self._spec.budget.epochs:
                 self._record("end", number=trial.number, outcome="completed", reason=None)
-            elif trial.number in getattr(scheduler, "overdue", ()):
+            elif trial.number in overdue:
                 self._record(
                     "end", number=trial.number, outcome="stopped_early", reason="decided before the interruption"
                 )

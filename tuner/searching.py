@@ -23,11 +23,12 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search_spaces.space import SearchSpace
+from search_spaces.spec import SamplerName
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
 from tuner.cost_aware import Cooling, CostAwareTPE
 from tuner.pricing import Looked, Pricing
-from tuner.sampling import BestEpochTPE
+from tuner.sampling import BestEpochGP, BestEpochTPE
 from tuner.startup import num_startup_trials, seed_of, startup_points
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class _LiveTrial:
 
 
 class StudySearcher(Searcher):
-    """Optuna's TPE as a Ray Tune searcher, by ask and tell.
+    """Optuna as a Ray Tune searcher, by ask and tell.
 
     The Parzen estimator is multivariate and grouped (Falkner et al., ICML 2018; the groups are those of the conditional
     fields), and seeded for each trial from the sweep's seed and the trial's number: the proposal for a number depends
@@ -77,7 +78,8 @@ class StudySearcher(Searcher):
         make_config: Tune's configuration of a trial, of its number and its point.
         first_points: Searched fields of the points to try first; None: common advice.
         pricing: What trials cost; None: nobody asks.
-        cooling: Weighs the proposals by that cost, less and less; None: by what they promise alone.
+        cooling: Weighs TPE's proposals by that cost, less and less; None: by what they promise alone.
+        sampler: Who proposes.
 
     Raises:
         InputError: A trial of the history is no point of the space.
@@ -97,8 +99,10 @@ class StudySearcher(Searcher):
         first_points: Sequence[Mapping[str, Any]] | None = None,
         pricing: Pricing | None = None,
         cooling: Cooling | None = None,
+        sampler: SamplerName = "tpe",
     ) -> None:
         super().__init__(metric=metric, mode=mode)
+        self._sampler_name = sampler
         self._space = space
         self._num_trials = num_trials
         self._max_concurrent = max_concurrent
@@ -249,7 +253,11 @@ class StudySearcher(Searcher):
             self._study.sampler = self._sampler(number)
         return self._study.ask()
 
-    def _sampler(self, number: int) -> BestEpochTPE:
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        if self._sampler_name == "random":
+            return optuna.samplers.RandomSampler(seed=seed_of(self._seed, number))
+        if self._sampler_name == "gp":
+            return BestEpochGP(seed=seed_of(self._seed, number), n_startup_trials=self._num_startup)
         options: dict[str, Any] = {
             "multivariate": True,
             "group": True,

@@ -19,7 +19,8 @@ from trainables.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_p
 from tuner.champion import totals_of
 from tuner.journal import Outcome, TrialRecord
 from tuner.lanes import LanePool
-from tuner.searching import COST, StudySearcher
+from tuner.patience import Patience
+from tuner.searching import COST, NUMBER, StudySearcher
 from tuner.spending import Spending
 
 Record = Callable[..., object]
@@ -57,15 +58,16 @@ class _NotKept:
 
 
 class _SwitchStopper(_NotKept, tune.Stopper):
-    def __init__(self, switch: StopSwitch, searcher: StudySearcher) -> None:
-        self._switch, self._searcher = switch, searcher
+    def __init__(self, switch: StopSwitch, searcher: StudySearcher, patience: Patience) -> None:
+        self._switch, self._searcher, self._patience = switch, searcher, patience
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         # Counted here, where it is decided, and not by the callback: that one hears of a result later.
         self._switch.spending.see(trial_id, result[EPOCH], result)
         if self._switch:
             self._searcher.stop()
-        return bool(self._switch)
+        number, value = result["config"][NUMBER], result.get(self._searcher.metric)
+        return self._patience.is_over(number, result[EPOCH], value) or bool(self._switch)
 
     def stop_all(self) -> bool:
         return False
@@ -80,6 +82,7 @@ class JournalCallback(_NotKept, tune.Callback):
         switch: Tells a trial that ASHA stopped from one that the sweep's end stopped.
         metric: What decides.
         mode: ``max`` or ``min``.
+        patience: Knows which trials ended for lack of progress.
         history: What earlier runs of the sweep know of trials that go on.
         on_end: Called with each trial that has ended for good, after the journal has it.
     """
@@ -92,10 +95,12 @@ class JournalCallback(_NotKept, tune.Callback):
         *,
         metric: str,
         mode: str,
+        patience: Patience,
         history: Sequence[TrialRecord] = (),
         on_end: Callable[[TrialRecord], object] = lambda _: None,
     ) -> None:
         self._record, self._pool, self._switch, self._on_end = record, pool, switch, on_end
+        self._patience = patience
         self._metric, self._mode = metric, mode
         self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
         self._started: dict[str, float] = {}
@@ -128,7 +133,8 @@ class JournalCallback(_NotKept, tune.Callback):
         if outcome is None and self._switch.is_interrupted:
             outcome, reason = "interrupted", "the sweep was interrupted"
         elif outcome is None:
-            outcome, reason = "stopped_early", self._switch.spending.reason or ASHA_STOPPED
+            reason = self._switch.spending.reason or self._patience.reason(trial.config[NUMBER]) or ASHA_STOPPED
+            outcome = "stopped_early"
         self._end(trial, outcome, reason)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -159,6 +165,7 @@ def run_tune(
     switch: StopSwitch,
     record: Record,
     storage: str,
+    patience: Patience,
     history: Sequence[TrialRecord] = (),
     on_end: Callable[[TrialRecord], object] = lambda _: None,
 ) -> None:
@@ -171,6 +178,7 @@ def run_tune(
         switch: Ends the search in an orderly way.
         record: Where to write what happens.
         storage: Path or URI for Tune's own files.
+        patience: Stops trials that no longer become better.
         history: What earlier runs of the sweep know.
         on_end: Called with each trial that has ended for good.
     """
@@ -178,7 +186,14 @@ def run_tune(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     callback = JournalCallback(
-        record, pool, switch, metric=searcher.metric, mode=searcher.mode, history=history, on_end=on_end
+        record,
+        pool,
+        switch,
+        metric=searcher.metric,
+        mode=searcher.mode,
+        patience=patience,
+        history=history,
+        on_end=on_end,
     )
     tune.Tuner(
         tune.with_resources(LaneTrial, {"CPU": 0.01}),
@@ -192,7 +207,7 @@ def run_tune(
         run_config=tune.RunConfig(
             storage_path=storage,
             name="tune",
-            stop=_SwitchStopper(switch, searcher),
+            stop=_SwitchStopper(switch, searcher, patience),
             callbacks=[callback],
             # Of actors and lanes; a trial that fails by itself says so as its outcome and is not tried again.
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,14 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from trainables.config import AugmentationConfig, PolicyName
-from trainables.data import views
+from trainables.config import POLICIES_WITH_MAGNITUDE, AugmentationConfig, PolicyName
+from trainables.data import finishes, views
+from trainables.data.finishes import OPERATION_NAMES, apply_operation
 from trainables.data.packing import pack
 from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
-from trainables.data.views import OPERATION_NAMES, apply_operation, crop_box, eval_view, view, view_index
+from trainables.data.views import crop_box, eval_view, view, view_index
 
-POLICIES: tuple[PolicyName, ...] = ("none", "flip", "flip_crop", "randaugment")
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 RANDOM_POLICIES = POLICIES[1:]
 Photo = Callable[..., Image.Image]
 ID = "5f" * 32
@@ -137,11 +139,53 @@ def test_seed_picture_and_index_each_make_another_view(policy: PolicyName, image
     assert seen() == seen()
 
 
-def test_magnitude_counts_for_randaugment_only(image: torch.Tensor) -> None:
+def test_magnitude_counts_where_it_is_said_to(image: torch.Tensor) -> None:
     for policy in RANDOM_POLICIES:
         weak, strong = (AugmentationConfig(policy=policy, magnitude=magnitude) for magnitude in (2, 28))
         same = all(view(image, weak, ID, i, 24).equal(view(image, strong, ID, i, 24)) for i in range(8))
-        assert same == (policy != "randaugment")
+        assert same == (policy not in POLICIES_WITH_MAGNITUDE), policy
+
+
+def test_industrial_views_are_never_mirrored_and_move_a_little(photo: Photo) -> None:
+    image = torch.from_numpy(np.array(photo(64, 64))).permute(2, 0, 1)
+    plain = eval_view(image, 64).float()
+    for index in range(40):
+        seen = view(image, AugmentationConfig(policy="industrial", magnitude=9), ID, index, 64).float()
+        assert torch.corrcoef(torch.stack([plain.flatten(), seen.flatten()]))[0, 1] > 0.8
+        assert (plain.mean() - seen.mean()).abs() < 0.2 * plain.mean()
+    still = view(image, AugmentationConfig(policy="industrial", magnitude=0), ID, 0, 64)
+    assert still.equal(eval_view(image, 64))
+
+
+def test_erasing_blanks_one_patch_of_half_of_the_views(image: torch.Tensor) -> None:
+    erased = 0
+    for index in range(200):
+        seen = view(image, AugmentationConfig(policy="erasing"), ID, index, 40)
+        values, counts = seen.reshape(3, -1).unique(dim=1, return_counts=True)
+        assert values.shape[0] == 3
+        erased += int(counts.max() >= 0.015 * 1600)
+    assert abs(erased - 100) < 30  # four standard deviations
+
+
+def test_augmix_stays_near_its_picture_and_trivialaugment_uses_every_magnitude(
+    image: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def note(seen: torch.Tensor, name: str, magnitude: int, *, negative: bool) -> torch.Tensor:
+        drawn.append(magnitude)
+        return seen
+
+    monkeypatch.setattr(finishes, "apply_operation", note)
+    for index in range(400):
+        view(image, AugmentationConfig(policy="trivialaugment"), ID, index, 8)
+    assert set(drawn) == set(range(31))
+    drawn.clear()
+    plain = view(image, AugmentationConfig(policy="augmix", magnitude=5), ID, 3, 32)
+    assert drawn == [5] * 9
+    # Mixing pictures that nothing was done to gives the picture.
+    assert plain.equal(view(image, AugmentationConfig(policy="augmix", magnitude=5), ID, 3, 32))
+    assert plain.float().std() > 10
 
 
 def test_a_smaller_view_shows_the_same_part(photo: Photo) -> None:
@@ -216,7 +260,7 @@ def test_randaugment_draws_all_operations_in_both_directions(
         assert magnitude == 7
         return seen
 
-    monkeypatch.setattr(views, "apply_operation", note)
+    monkeypatch.setattr(finishes, "apply_operation", note)
     for index in range(400):
         view(image, AugmentationConfig(policy="randaugment", magnitude=7), ID, index, 8)
     assert drawn == {(name, negative) for name in OPERATION_NAMES for negative in (False, True)}

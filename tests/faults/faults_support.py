@@ -128,6 +128,19 @@ class Sweep:
         own = _processes(f"THAW_HOME={self.home.root}\0")
         return {pid: title for pid, title in own if not names or any(name in title for name in names)}
 
+    def note_recovery(self, fault: str, since: float) -> None:
+        """Adds to the file that ``THAW_RECOVERIES`` names how long no trial got anywhere after a fault.
+
+        Args:
+            fault: What was done.
+            since: When, by the clock of `time.time`.
+        """
+        if file := os.environ.get("THAW_RECOVERIES"):
+            later = [record["time"] - since for record in self.records() if record["event"] == "epoch"]
+            seconds = min(after for after in later if after > 0)
+            with Path(file).open("a") as lines:
+                lines.write(f"{seconds:6.1f} s  {fault}\n")
+
     def assert_nothing_is_left(self, timeout_s: float = 40) -> None:
         """No process, no temporary file, no claim, no lock on the journal."""
         deadline = time.monotonic() + timeout_s

@@ -59,6 +59,7 @@ def test_no_room_for_checkpoints(sweep: Sweep, undisturbed: Sweep, mount: Disk) 
     sweep.go_on()
     time.sleep(2)  # an epoch takes far less: by now its checkpoint could not be written
     filler.unlink()
+    freed_at = time.time()
     sweep.await_pause(process)
     filler = fill(disk)
     sweep.go_on()
@@ -69,6 +70,7 @@ def test_no_room_for_checkpoints(sweep: Sweep, undisturbed: Sweep, mount: Disk) 
     assert "thaw resume faulty" in out
     filler.unlink()
     sweep.finish("resume", "faulty")
+    sweep.note_recovery("no room for checkpoints, from there being room on", freed_at)
     assert sweep.numbers() == undisturbed.numbers()
     sweep.assert_nothing_is_left()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 
 import pytest
 from faults_support import TITLES, Sweep, kill
@@ -15,17 +16,21 @@ def test_every_process_of_a_running_trial(sweep: Sweep, undisturbed: Sweep) -> N
     """One after the other in one sweep: what mends the first must mend the next as well."""
     sweep.plant(["3-pause"] * len(TITLES))
     process = sweep.start()
-    for names in TITLES.values():
+    struck: dict[str, float] = {}
+    for title, names in TITLES.items():
         sweep.await_pause(process)
         victims = sweep.processes(*names)
         assert victims, names
         for pid in victims:
             kill(pid)
+        struck[title] = time.time()
         sweep.go_on()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert sweep.numbers() == undisturbed.numbers()
     assert "models:/faulty/1" in out
+    for title, since in struck.items():
+        sweep.note_recovery(f"kill -9 of the {title}", since)
     sweep.assert_nothing_is_left()
 
 
@@ -44,7 +49,10 @@ def test_the_driver_at_random_moments(sweep: Sweep, undisturbed: Sweep) -> None:
         arguments = ("resume", "faulty")
         if any(record["event"] == "finished" for record in sweep.records()):
             break
+    resumed_at = time.time()
     out = sweep.finish("resume", "faulty")
+    if sweep.records()[-1]["time"] > resumed_at:
+        sweep.note_recovery("kill -9 of the driver, from `thaw resume` on", resumed_at)
     assert "found:" in out, f"seed {seed}"
     assert sweep.numbers() == undisturbed.numbers(), f"seed {seed}"
     ends = [record["number"] for record in sweep.records() if record["event"] == "end"]

@@ -49,6 +49,7 @@ def test_a_node_that_has_had_notice_and_one_that_dies(patient_sweep: Sweep, undi
         drained = of_worker(sweep, nodes)
         drain = [sys.executable, "-c", DRAIN, head.gcs, drained.name]
         subprocess.run(drain, env=head.environ, check=True, capture_output=True, timeout=60)
+        drained_at = time.time() + 7
         time.sleep(7)  # Ray Train looks for notices every five seconds
         sweep.go_on()
         sweep.await_pause(process)
@@ -57,12 +58,15 @@ def test_a_node_that_has_had_notice_and_one_that_dies(patient_sweep: Sweep, undi
         assert drained.is_up, "the trial moved before its machine was gone"
         stack.enter_context(running_node(head, "c", 2, STORE, **sweep.environment))
         moved.kill()
+        killed_at = time.time()
         sweep.go_on()
         out, err = process.communicate(timeout=240)
         found, _ = sweep.start("doctor", **head.environ, RAY_ADDRESS=head.gcs).communicate(timeout=60)
     assert process.returncode == 0, err
     assert sweep.numbers() == undisturbed.numbers()
     assert "models:/faulty/1" in out
+    sweep.note_recovery("a node drained, from the trial's next step on", drained_at)
+    sweep.note_recovery("a node of two killed", killed_at)
     assert "placement groups, none of a driver that has ended" in found
     sweep.assert_nothing_is_left()
 
@@ -113,6 +117,7 @@ def test_a_cut_wire(patient_sweep: Sweep, undisturbed: Sweep, wire: tuple[str, s
         time.sleep(CUT_S)
         assert len(sweep.trials()[0].epochs) == 2, "nothing came over the wire"
         subprocess.run(["ip", "link", "set", our_end, "up"], check=True)
+        joined_at = time.time()
         deadline = time.monotonic() + 40
         while node.is_up and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -122,4 +127,5 @@ def test_a_cut_wire(patient_sweep: Sweep, undisturbed: Sweep, wire: tuple[str, s
     assert process.returncode == 0, err
     assert sweep.numbers() == undisturbed.numbers()
     assert "models:/faulty/1" in out
+    sweep.note_recovery("no network for 30 s, from its return on", joined_at)
     sweep.assert_nothing_is_left()

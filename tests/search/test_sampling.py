@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuner.sampling import BestEpochTPE, num_good
+from tuner.sampling import BestEpochGP, BestEpochTPE, num_good
 
 X = {"x": FloatDistribution(0.0, 1.0)}
 
@@ -27,12 +27,13 @@ def study_of(direction: str, stopped_at: float, stopped_values: dict[int, float]
     return study
 
 
-def proposals(study: optuna.Study, kind: type[optuna.samplers.TPESampler], number: int = 20) -> list[float]:
+def proposals(study: optuna.Study, kind: type[optuna.samplers.BaseSampler], number: int = 20) -> list[float]:
+    options = {} if issubclass(kind, optuna.samplers.GPSampler) else {"multivariate": True, "group": True}
     points = []
     for seed in range(number):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.sampler = kind(multivariate=True, group=True, n_startup_trials=5, seed=seed)
+            study.sampler = kind(n_startup_trials=5, seed=seed, **options)
         trial = study.ask()
         points.append(trial.suggest_float("x", 0.0, 1.0))
         study.tell(trial, state=TrialState.FAIL)
@@ -45,6 +46,14 @@ def test_proposals_go_to_a_stopped_trial_that_was_the_best(direction: str, best:
     near = sum(abs(x - 0.9) < 0.25 for x in proposals(study, BestEpochTPE))
     assert near >= 15
     assert near > sum(abs(x - 0.9) < 0.25 for x in proposals(study, optuna.samplers.TPESampler))
+
+
+def test_a_gaussian_process_goes_there_too() -> None:
+    study = study_of("maximize", 0.9, {1: 0.5, 2: 0.9, 3: 0.4})
+    near = sum(abs(x - 0.9) < 0.25 for x in proposals(study, BestEpochGP, 4))
+    assert near >= 3
+    assert near > sum(abs(x - 0.9) < 0.25 for x in proposals(study_of("maximize", 0.9, {1: 0.1}), BestEpochGP, 4))
+    assert study.trials[9].state == TrialState.PRUNED
 
 
 def test_proposals_keep_away_from_a_stopped_trial_that_was_the_worst() -> None:

@@ -62,6 +62,23 @@ def test_a_sweep_that_is_broken_off_ends_like_one_that_is_not(undisturbed, steps
     assert loop.asha.rungs() == undisturbed.asha.rungs()
 
 
+@pytest.mark.parametrize("sampler", ["random", "gp"])
+def test_other_samplers_propose_in_the_space_and_survive_interruptions_too(sampler, undisturbed):
+    options = {"num_trials": 13, "options": {"sampler": sampler}}
+    whole = Loop(**options).start().run()
+    loop = Loop(**options).start().run(50)
+    loop.start().run()
+    assert loop.records == whole.records
+    assert all(SPACE.contains(record.params) for record in whole.records.values())
+    numbers = range(8, 13)
+    assert [whole.records[number].params for number in range(8)] == [
+        undisturbed.records[number].params for number in range(8)
+    ], "the first trials are drawn before anybody proposes"
+    assert [whole.records[number].params for number in numbers] != [
+        undisturbed.records[number].params for number in numbers
+    ]
+
+
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_rebuilding_from_the_journal_gives_back_history_and_rungs_at_any_moment(mode):
     loop = Loop(concurrency=3, mode=mode, diverging=(4,), failing=(6,)).start()

@@ -151,7 +151,7 @@ def test_all_means_the_number_of_stages():
 
 def test_a_point_becomes_a_trial_and_leaves_the_rest_alone():
     space = space_of()
-    point = next(point for point, _ in draw(space) if len(point) == 13)
+    point = next(point for point, _ in draw(space) if len(point) == 16)
     trial = space.trial_config(point, BASE)
     assert trial.freeze_depth == point["freeze_depth"]
     assert trial.augmentation.model_dump() == {
@@ -164,7 +164,9 @@ def test_a_point_becomes_a_trial_and_leaves_the_rest_alone():
         "name": point["optimizer"],
         "lr": point["lr"],
         "backbone_lr_ratio": point["backbone_lr_ratio"],
+        "layer_decay": 1.0,
         "weight_decay": point["weight_decay"],
+        "schedule": "cosine",
         "momentum": BASE.optimizer.momentum,
         "warmup_epochs": point["warmup_epochs"],
         "grad_clip_norm": point["grad_clip_norm"],
@@ -190,3 +192,12 @@ def test_the_digest_names_the_space_in_every_process():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == space_of().digest() == space_of(num_trials=99).digest()
     assert space_of(lr=0.1).digest() != space_of().digest() != SearchSpace(SearchSpec(), STAGES + 1).digest()
+
+
+def test_trials_of_an_older_thaw_are_points_where_new_fields_have_their_defaults():
+    (point, _), *_ = draw(space_of())
+    older = {name: value for name, value in point.items() if name not in ("layer_decay", "schedule", "class_balance")}
+    assert space_of().contains(older)
+    assert not space_of(schedule="linear").contains(older)
+    assert not space_of(class_balance=["none", "weighted"]).contains(older)
+    assert not space_of().contains({name: value for name, value in point.items() if name != "lr"})

@@ -69,7 +69,8 @@ def refusal(*overrides, spec="digits"):
         ),
         (
             "early_stopping=asha",
-            "early_stopping: 'asha' is not a mapping; the fields here are scheduler, grace_period, reduction_factor",
+            "early_stopping: 'asha' is not a mapping; the fields here are scheduler, grace_period, reduction_factor, "
+            "patience",
         ),
         ("model.backbone=18", "model.backbone: 18 is not allowed: it should be a valid string"),
         ("version=2", "version: 2 is newer than 1, the newest this Thaw reads; install a newer Thaw"),
@@ -101,8 +102,8 @@ def test_a_wrong_field_is_refused_with_its_path_its_value_and_a_remedy(override,
         ),
         (
             ["search.magnitude={low: 1, high: 30}"],
-            "search.magnitude: searched, but only randaugment uses it and search.augmentation is none; "
-            "add randaugment there, or leave magnitude out",
+            "search.magnitude: searched, but only color, industrial, randaugment, augmix use it and "
+            "search.augmentation is none; add one of them there, or leave magnitude out",
         ),
         (
             ["search.freeze_depth=all"],

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from search_spaces.loading import (
     spec_schema,
     spec_schema_text,
 )
+from search_spaces.reference import reference_text
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 
@@ -124,7 +126,7 @@ def test_a_missing_file_a_folder_and_a_picture_are_refused(tmp_path):
         load_spec("digit")
     with pytest.raises(InputError, match="there is no such file; presets are digits, quick"):
         load_spec(tmp_path / "absent.yaml")
-    with pytest.raises(InputError, match=r"this is a folder, not a spec; for pictures, use --set data\.source=folder:"):
+    with pytest.raises(InputError, match=r"this is a folder, not a spec; for pictures, write folder:"):
         load_spec(tmp_path)
     picture = tmp_path / "bee.png"
     picture.write_bytes(b"\x89PNG\r\n")
@@ -160,6 +162,13 @@ def test_the_digits_preset_transfers_from_one_half_of_the_digits_to_the_other():
 def test_the_schema_beside_the_presets_is_up_to_date():
     path = resources.files("search_spaces.presets").joinpath("sweep.schema.json")
     assert path.read_text(encoding="utf-8") == spec_schema_text(), "write it anew with `thaw spec schema`"
+
+
+def test_the_page_of_all_fields_is_up_to_date():
+    page = (Path(__file__).parents[2] / "docs" / "spec.md").read_text(encoding="utf-8")
+    assert page == reference_text(), "write it anew with `thaw spec reference`"
+    assert "| `search`" not in page
+    assert all(f"`{name}` |" in page for name in ("freeze_depth", "layer_decay", "patience", "group_pattern"))
 
 
 def test_the_schema_states_the_bounds_that_the_spec_checks():

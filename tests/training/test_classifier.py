@@ -41,6 +41,26 @@ def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay(backbon
         assert group["weight_decay"] == (0.01 if parameter.dim() > 1 else 0.0)
 
 
+@pytest.mark.parametrize("backbone", ["lenet", "mobilenet_v2", "resnet18"])
+def test_stages_learn_the_slower_the_further_they_are_from_the_head(backbone: str) -> None:
+    loaded = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0)
+    network = split_network(loaded, 1)
+    config = OptimizerConfig(lr=0.5, backbone_lr_ratio=0.2, layer_decay=0.5)
+    groups = parameter_groups(network.tail, network.head_name, config, loaded.graph.stage_keys)
+    rate_of = {id(parameter): group["peak_lr"] for group in groups for parameter in group["params"]}
+    names = dict(network.tail.named_parameters())
+    assert len(rate_of) == len(names)
+    last = loaded.graph.num_stages - 1
+    for stage, keys in enumerate(loaded.graph.stage_keys[1:], start=1):
+        rates = [rate_of[id(names[key])] for key in keys if key in names]
+        assert rates == pytest.approx([0.1 * 0.5 ** (last - stage)] * len(rates))
+    assert rate_of[id(names[f"{network.head_name}.weight"])] == 0.5
+    alike = parameter_groups(network.tail, network.head_name, OptimizerConfig(), loaded.graph.stage_keys)
+    assert [len(group["params"]) for group in alike] == [
+        len(group["params"]) for group in parameter_groups(network.tail, network.head_name, OptimizerConfig())
+    ]
+
+
 def test_the_prefix_hash_names_exactly_what_is_frozen() -> None:
     def hash_of(backbone: str = "lenet", depth: int = 2, seed: int = 0, num_classes: int = 5) -> str:
         loaded = load_backbone(backbone, None, num_classes=num_classes, input_size_px=32, seed=seed)
@@ -80,6 +100,18 @@ def test_the_schedule_at_its_ends_and_in_its_middle() -> None:
     assert lr_scale(99, 10, 10, 0.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
     assert lr_scale(100, 10, 10, 0.0) == 0.0
     assert [lr_scale(step, 4, 3, 1.0) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_other_schedules_are_those_of_torch() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=40, cycle_momentum=False)
+    for step in range(40):
+        assert lr_scale(step, 10, 4, 3.0, "one_cycle") == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step() if step < 39 else None
+    assert [lr_scale(step, 2, 2, 0.0, "linear") for step in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert [lr_scale(step, 2, 2, 1.0, "constant") for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+    assert all(0 < lr_scale(step, 1, 2, 0.0, "one_cycle") <= 1 for step in range(2))
 
 
 def test_a_trial_follows_the_schedule(config: Callable[..., TrialConfig]) -> None:
@@ -143,6 +175,22 @@ def test_the_gradient_is_that_of_the_mean_smoothed_loss(config: Callable[..., Tr
     torch.testing.assert_close(grads["fc.bias"], bias.grad, rtol=1e-4, atol=1e-6)
     moved = dict(run._tail.named_parameters())
     torch.testing.assert_close(moved["fc.weight"], before["fc.weight"] - 0.1 * weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rare_classs_pictures_count_for_more_and_all_for_1_on_average(config: Callable[..., TrialConfig]) -> None:
+    trial = config(class_balance="weighted", batch_size=64, epochs=1, augmentation={"policy": "none"})
+    before, grads, run = first_step(trial)
+    side = run.side("train")
+    labels = torch.from_numpy(side.labels)
+    weights_K = run._class_weights_K
+    assert weights_K is not None
+    assert weights_K[labels].mean().item() == pytest.approx(1.0)
+    counts_K = torch.bincount(labels).float()
+    torch.testing.assert_close(weights_K * counts_K, torch.full((5,), len(labels) / 5))
+    _, plain, _ = first_step(trial.model_copy(update={"class_balance": "none"}))
+    assert before.keys() == grads.keys()
+    assert not torch.equal(plain["head.weight"], grads["head.weight"])
+    assert TrialRun(config(), Workbench(), Ranks(CPU))._class_weights_K is None
 
 
 def test_smoothing_is_for_training_only(config: Callable[..., TrialConfig]) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import fx, nn
@@ -196,6 +197,12 @@ class CutGraph:
     def prefix_keys(self, depth: int) -> tuple[str, ...]:
         """Names, in the whole network's state dict, of the tensors in the prefix."""
         return self._keys(0, self._end(depth))
+
+    @property
+    def stage_keys(self) -> tuple[tuple[str, ...], ...]:
+        """Names, in the whole network's state dict, of the tensors of each stage."""
+        ends = self._plan.ends[: self.num_stages + 1]
+        return tuple(self._keys(start, stop) for start, stop in pairwise(ends))
 
     def tail_keys(self, depth: int) -> tuple[str, ...]:
         """Names, in the whole network's state dict, of the tensors in the tail, the head's included."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,15 +18,17 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from trainables.config import AugmentationConfig
+from trainables.data.finishes import FINISHES, NUM_OPERATIONS
 
 CROP_AREA = (0.5, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
-NUM_OPERATIONS = 2
-MAGNITUDE_STEPS = 30
 
 _PER_ATTEMPT = 4
 _NUM_DRAWS = CROP_ATTEMPTS * _PER_ATTEMPT + 1 + 2 * NUM_OPERATIONS
+_NUM_DRAWS_OF_AUGMIX = 80
+_WITHOUT_CROP = ("flip", "color", "industrial")
+_WITHOUT_FLIP = ("crop", "color", "industrial")
 
 
 class Box(NamedTuple):
@@ -67,14 +68,18 @@ def eval_view(image_CHW: torch.Tensor, size_px: int) -> torch.Tensor:
 def view(image_CHW: torch.Tensor, policy: AugmentationConfig, image_id: str, index: int, size_px: int) -> torch.Tensor:
     """One view of a picture.
 
-    `none`: `eval_view`. `flip`: the same, mirrored or not. `flip_crop`: a part of the picture (half to all of its
-    area, 3:4 to 4:3), mirrored or not; Szegedy et al. 2014, arXiv 1409.4842, section 6, with a milder crop.
-    `randaugment`: the last, then two operations of one magnitude; Cubuk et al. 2019, arXiv 1909.13719, with
-    torchvision's operations.
+    `none`: `eval_view`. `flip`: the same, mirrored or not. `crop`: a part of the picture (half to all of its area, 3:4
+    to 4:3; Szegedy et al. 2014, arXiv 1409.4842, section 6, with a milder crop). `flip_crop`: such a part, mirrored or
+    not. `color`: `eval_view` with other brightness, contrast and saturation. `industrial`: `eval_view` moved by some
+    pixels (its edge repeated), with other brightness and contrast. All others start from `flip_crop`: `erasing` blanks
+    a patch of half of the views (Zhong et al. 2017, arXiv 1708.04896); `randaugment` does two operations of one
+    magnitude (Cubuk et al. 2019, arXiv 1909.13719); `trivialaugment` one of any magnitude (Müller and Hutter 2021,
+    arXiv 2103.10158); `augmix` mixes three chains of one to three operations with the picture (Hendrycks et al. 2019,
+    arXiv 1912.02781). The operations are torchvision's.
 
     Args:
         image_CHW: uint8 [3, H, W].
-        policy: Which family of views. The magnitude counts for `randaugment` only.
+        policy: Which family of views.
         image_id: The picture's content id.
         index: The number of the view.
         size_px: Side of the result.
@@ -85,28 +90,23 @@ def view(image_CHW: torch.Tensor, policy: AugmentationConfig, image_id: str, ind
     if policy.policy == "none":
         return eval_view(image_CHW, size_px)
     draws = _draws(policy, image_id, index)
-    mirrored = draws[CROP_ATTEMPTS * _PER_ATTEMPT] < 0.5  # noqa: PLR2004
-    if policy.policy == "flip":
+    if policy.policy in _WITHOUT_CROP:
         seen = eval_view(image_CHW, size_px)
     else:
         seen = _resized(image_CHW, crop_box(image_CHW.shape[1], image_CHW.shape[2], draws), size_px)
-    if mirrored:
+    if policy.policy not in _WITHOUT_FLIP and draws[CROP_ATTEMPTS * _PER_ATTEMPT] < 0.5:  # noqa: PLR2004
         seen = seen.flip(-1)
-    if policy.policy == "randaugment":
-        for number in range(NUM_OPERATIONS):
-            choice, sign = draws[CROP_ATTEMPTS * _PER_ATTEMPT + 1 + 2 * number :][:2]
-            name = OPERATION_NAMES[int(choice * len(OPERATION_NAMES))]
-            seen = apply_operation(seen, name, policy.magnitude, negative=sign < 0.5)  # noqa: PLR2004
+    if policy.policy in FINISHES:
+        seen = FINISHES[policy.policy](seen, policy.magnitude, iter(draws[CROP_ATTEMPTS * _PER_ATTEMPT + 1 :]))
     return seen.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _draws(policy: AugmentationConfig, image_id: str, index: int) -> list[float]:
     """Uniform numbers in [0, 1), always as many, so that what one of them decides never shifts the others."""
-    magnitude = policy.magnitude if policy.policy == "randaugment" else 0
-    text = f"{policy.seed} {policy.policy} {magnitude} {image_id} {index}"
+    text = f"{policy.seed} {policy.policy} {policy.effective_magnitude or 0} {image_id} {index}"
     key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
     # The raw stream: NumPy promises that it stays the same, and does not for what is made of it.
-    raw = np.random.Philox(key=key).random_raw(_NUM_DRAWS)
+    raw = np.random.Philox(key=key).random_raw(_NUM_DRAWS_OF_AUGMIX if policy.policy == "augmix" else _NUM_DRAWS)
     return ((raw >> 11) * 2.0**-53).tolist()
 
 
@@ -131,54 +131,3 @@ def _resized(image_CHW: torch.Tensor, box: Box, size_px: int) -> torch.Tensor:
     # A part of a channels-last picture is contiguous in no layout, and then torch would answer in the other one.
     part = part.permute(1, 2, 0).clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
     return F.resize_image(part, [size_px, size_px], antialias=True)
-
-
-def _shear(image: torch.Tensor, horizontal: float, vertical: float) -> torch.Tensor:
-    shear = [math.degrees(math.atan(horizontal)), math.degrees(math.atan(vertical))]
-    return F.affine_image(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
-
-
-def _translate(image: torch.Tensor, right: float, down: float) -> torch.Tensor:
-    return F.affine_image(image, angle=0.0, translate=[int(right), int(down)], scale=1.0, shear=[0.0, 0.0])
-
-
-def _contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
-    """`adjust_contrast_image`, but with an exact mean: torch's depends on the number of threads above 256 px."""
-    grey = F.rgb_to_grayscale_image(image)
-    mean = int(grey.sum(dtype=torch.int64)) / grey.numel()
-    return image.mul(factor).add_((1.0 - factor) * mean).clamp_(0, 255).to(torch.uint8)
-
-
-# Per operation: what it does with a signed strength, the strength at full magnitude, and whether it has a sign. As
-# torchvision's `RandAugment` with 31 bins; posterize and solarize count downwards.
-_OPERATIONS: dict[str, tuple[Callable[[torch.Tensor, float], torch.Tensor], float, bool]] = {
-    "Identity": (lambda image, _: image, 0.0, False),
-    "ShearX": (lambda image, strength: _shear(image, strength, 0.0), 0.3, True),
-    "ShearY": (lambda image, strength: _shear(image, 0.0, strength), 0.3, True),
-    "TranslateX": (lambda image, strength: _translate(image, strength * image.shape[-1], 0.0), 150 / 331, True),
-    "TranslateY": (lambda image, strength: _translate(image, 0.0, strength * image.shape[-2]), 150 / 331, True),
-    "Rotate": (F.rotate_image, 30.0, True),
-    "Brightness": (lambda image, strength: F.adjust_brightness_image(image, 1.0 + strength), 0.9, True),
-    "Color": (lambda image, strength: F.adjust_saturation_image(image, 1.0 + strength), 0.9, True),
-    "Contrast": (lambda image, strength: _contrast(image, 1.0 + strength), 0.9, True),
-    "Sharpness": (lambda image, strength: F.adjust_sharpness_image(image, 1.0 + strength), 0.9, True),
-    "Posterize": (lambda image, strength: F.posterize_image(image, 8 - round(strength)), 4.0, False),
-    "Solarize": (lambda image, strength: F.solarize_image(image, 255.0 * (1.0 - strength)), 1.0, False),
-    "AutoContrast": (lambda image, _: F.autocontrast_image(image), 0.0, False),
-    "Equalize": (lambda image, _: F.equalize_image(image), 0.0, False),
-}
-OPERATION_NAMES = tuple(_OPERATIONS)
-
-
-def apply_operation(image_CHW: torch.Tensor, name: str, magnitude: int, *, negative: bool) -> torch.Tensor:
-    """One of RandAugment's operations at `magnitude` thirtieths of its full strength.
-
-    Args:
-        image_CHW: uint8 [3, H, W]; not written to.
-        name: One of `OPERATION_NAMES`.
-        magnitude: 0 to 30.
-        negative: Turns the other way, darkens instead of brightening; no meaning for operations without a sign.
-    """
-    operation, full_strength, is_signed = _OPERATIONS[name]
-    strength = full_strength * magnitude / MAGNITUDE_STEPS
-    return operation(image_CHW, -strength if negative and is_signed else strength)

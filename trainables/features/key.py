@@ -24,7 +24,7 @@ class ViewKey(Settings):
     """Which view of each picture; only what `views.view` reads under the policy."""
 
     policy: PolicyName
-    magnitude: int | None = Field(description="For randaugment; None elsewhere, where it has no effect.")
+    magnitude: int | None = Field(description="None where it has no effect.")
     seed: int | None = Field(description="None where the policy draws nothing.")
     index: int = Field(ge=0)
 
@@ -33,8 +33,7 @@ class ViewKey(Settings):
         """View ``index`` under ``policy``; how many views there are does not change any of them."""
         if policy.policy == "none":
             return cls(policy="none", magnitude=None, seed=None, index=0)
-        magnitude = policy.magnitude if policy.policy == "randaugment" else None
-        return cls(policy=policy.policy, magnitude=magnitude, seed=policy.seed, index=index)
+        return cls(policy=policy.policy, magnitude=policy.effective_magnitude, seed=policy.seed, index=index)
 
 
 class FrozenPart(Settings):

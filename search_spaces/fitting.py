@@ -1,0 +1,131 @@
+"""A spec for a set of pictures, chosen by rules that are said beside each choice.
+
+In: a few facts about the pictures and the machine. Out: YAML text of a sweep's spec, with the reason behind each field.
+Pure: who looks at pictures is `tuner.facts`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+_SIZES_PX = (32, 64, 96, 128, 160, 224)
+_MOST_ON_CPU_PX, _MOST_ON_GPU_PX = 128, 224
+_FEW, _MANY = 1000, 10_000
+_VERY_FEW = 500
+_UNEVEN = 3.0
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the choices rest on.
+
+    Attributes:
+        source: As a spec names it.
+        class_counts: Pictures of each class.
+        has_sides: Whether the source itself says what is trained on and what is judged on.
+        short_side_px: The shorter side of a picture in the middle of all.
+        has_gpu: Whether this machine has a CUDA GPU.
+        has_fast_bf16: Whether its processors multiply bf16 faster than float32.
+    """
+
+    source: str
+    class_counts: dict[str, int]
+    has_sides: bool
+    short_side_px: int
+    has_gpu: bool
+    has_fast_bf16: bool
+
+    @property
+    def num_pictures(self) -> int:
+        """Of all classes."""
+        return sum(self.class_counts.values())
+
+    @property
+    def unevenness(self) -> float:
+        """How many times as many pictures the largest class has as the smallest."""
+        return max(self.class_counts.values()) / max(1, min(self.class_counts.values()))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One field of the spec, its value as YAML, and why; a field with a dot in it lies in a section."""
+
+    field: str
+    value: str
+    reason: str = ""
+
+
+def choose(facts: DataFacts) -> Iterator[Choice]:
+    """The choices, in the order of a spec."""
+    count, most_px = facts.num_pictures, _MOST_ON_GPU_PX if facts.has_gpu else _MOST_ON_CPU_PX
+    yield Choice("version", "1")
+    yield Choice("name", _quoted(name_for(facts.source)))
+    yield Choice("data.source", _quoted(facts.source))
+    size = max((px for px in _SIZES_PX if px <= min(most_px, facts.short_side_px)), default=_SIZES_PX[0])
+    yield Choice(
+        "data.image_size_px",
+        str(size),
+        f"pictures are about {facts.short_side_px} px; no more than {most_px} on a {'GPU' if facts.has_gpu else 'CPU'}",
+    )
+    if not facts.has_sides:
+        split = "{train: 0.7, val: 0.15, test: 0.15}" if count < _VERY_FEW else "{train: 0.8, val: 0.1, test: 0.1}"
+        why = "few, so that both are large enough to judge by" if count < _VERY_FEW else "enough to judge by a tenth"
+        yield Choice("data.split", split, f"{count} pictures: {why}")
+    backbone = "resnet50" if facts.has_gpu else "mobilenet_v2"
+    yield Choice("model.backbone", backbone, "a usual first choice on a " + ("GPU" if facts.has_gpu else "CPU"))
+    yield Choice("model.weights", "default", "ImageNet, torchvision's download; or the path of a file")
+    batches = "[16, 32]" if count < _FEW else "[32, 64]"
+    yield Choice("search.batch_size", batches, "small batches take more steps, which few pictures need")
+    if facts.unevenness > _UNEVEN:
+        yield Choice(
+            "search.class_balance",
+            "[none, weighted]",
+            f"the largest class has {facts.unevenness:.0f} times as many pictures as the smallest",
+        )
+    epochs = 12 if count < _FEW else 8 if count < _MANY else 4
+    yield Choice("budget.epochs", str(epochs), f"{count} pictures are {'few' if count < _FEW else 'enough'} an epoch")
+    if facts.has_fast_bf16:
+        yield Choice("compute.precision", "bf16", "this machine multiplies it faster than float32")
+        yield Choice("compute.prefix_precision", "bf16")
+    uneven = facts.unevenness > _UNEVEN
+    metric = "val/balanced_accuracy" if uneven else "val/accuracy"
+    yield Choice("metric", metric, "each class counts the same" if uneven else "classes are about even")
+    yield Choice("baselines", "[head_only, full_finetune]", "what the champion is compared with")
+
+
+def spec_text(facts: DataFacts) -> str:
+    """The spec as YAML, each choice with its reason behind it."""
+    classes = ", ".join(f"{_printable(name)} {count}" for name, count in list(facts.class_counts.items())[:12])
+    more = f" and {len(facts.class_counts) - 12} more" if len(facts.class_counts) > 12 else ""  # noqa: PLR2004
+    lines = [f"# {facts.num_pictures} pictures of {len(facts.class_counts)} classes: {classes}{more}"]
+    section = ""
+    for choice in choose(facts):
+        parent, _, field = choice.field.rpartition(".")
+        if parent and parent != section:
+            lines.append(f"{parent}:")
+        section = parent
+        line = f"{'  ' if parent else ''}{field}: {choice.value}"
+        lines.append(f"{line}  # {choice.reason}" if choice.reason else line)
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return yaml.safe_dump(text, default_style='"', allow_unicode=text.isprintable(), width=math.inf).strip()
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def name_for(source: str) -> str:
+    """A name for a sweep on a source: the last part of its place, in letters that every file system takes."""
+    place = source.partition(":")[2] or source
+    last = [part for part in re.split(r"[/\\:]+", place) if part][-1:]
+    name = _NOT_IN_A_NAME.sub("-", last[0] if last else "pictures").strip("-._")
+    return (name if name and name[0].isalnum() else f"sweep-{name}".rstrip("-"))[:64]

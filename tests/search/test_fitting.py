@@ -1,0 +1,102 @@
+"""A spec that is fitted to pictures: it is always one that loads, and its choices follow the facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from search_spaces.fitting import DataFacts, choose, name_for, spec_text
+from search_spaces.loading import load_spec, read_spec
+from trainables.errors import InputError
+from tuner.cli import app
+from tuner.facts import facts_of
+
+FACTS: dict[str, Any] = {
+    "source": "folder:/data/parts", "class_counts": {"bad": 40, "good": 400}, "has_sides": False,
+    "short_side_px": 300, "has_gpu": False, "has_fast_bf16": False,
+}  # fmt: skip
+
+
+def chosen(**changes: Any) -> dict[str, str]:
+    return {choice.field: choice.value for choice in choose(DataFacts(**{**FACTS, **changes}))}
+
+
+@given(
+    st.builds(
+        DataFacts,
+        source=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40),
+        class_counts=st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1), st.integers(1, 10**6),
+            min_size=1, max_size=30,
+        ),
+        has_sides=st.booleans(),
+        short_side_px=st.integers(1, 5000),
+        has_gpu=st.booleans(),
+        has_fast_bf16=st.booleans(),
+    )
+)  # fmt: skip
+def test_every_fitted_spec_loads(facts: DataFacts) -> None:
+    spec = read_spec(spec_text(facts), [], "fitted")
+    assert spec.data.source == facts.source
+
+
+def test_choices_follow_the_facts() -> None:
+    assert chosen()["data.image_size_px"] == "128"
+    assert chosen(short_side_px=100)["data.image_size_px"] == "96"
+    assert chosen(short_side_px=8)["data.image_size_px"] == "32"
+    assert chosen(has_gpu=True)["data.image_size_px"] == "224"
+    assert chosen()["metric"] == "val/balanced_accuracy"
+    assert chosen(class_counts={"a": 5000, "b": 6000})["metric"] == "val/accuracy"
+    assert "search.class_balance" not in chosen(class_counts={"a": 50, "b": 60})
+    assert "data.split" not in chosen(has_sides=True)
+    assert chosen()["budget.epochs"] == "12"
+    assert chosen(class_counts={"a": 50_000})["budget.epochs"] == "4"
+    assert chosen(has_fast_bf16=True)["compute.precision"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("folder:/data/my parts/", "my-parts"),
+        ("digits", "digits"),
+        ("torchvision:MNIST:/x/mnist", "mnist"),
+        ("csv:/lists/tiles.csv", "tiles.csv"),
+        ("folder:/", "pictures"),
+        ("folder:/\u7530", "sweep"),
+    ],
+)
+def test_names_are_those_of_the_place(source: str, name: str) -> None:
+    assert name_for(source) == name
+
+
+def test_a_look_at_pictures(tmp_path: Path) -> None:
+    for name, number in (("ants", 3), ("bees", 1)):
+        (tmp_path / "insects" / name).mkdir(parents=True)
+        for position in range(number):
+            Image.new("RGB", (300, 200 + position)).save(tmp_path / "insects" / name / f"{position}.png")
+    (tmp_path / "insects" / "ants" / "text.png").write_text("no picture")
+    facts = facts_of(f"folder:{tmp_path / 'insects'}")
+    assert facts.class_counts == {"ants": 4, "bees": 1}
+    assert (facts.short_side_px, facts.has_sides) == (200, False)
+    assert facts_of("digits").short_side_px == 8
+    for path in (tmp_path / "insects").rglob("*.png"):
+        path.write_text("no picture")
+    with pytest.raises(InputError, match="none of 5 files is a picture"):
+        facts_of(f"folder:{tmp_path / 'insects'}")
+
+
+def test_spec_new_writes_what_sweep_would_take(tmp_path: Path) -> None:
+    file = tmp_path / "new.yaml"
+    printed = CliRunner().invoke(app, ["spec", "new", "digits"])
+    assert printed.exit_code == 0
+    assert CliRunner().invoke(app, ["spec", "new", "digits", "--out", str(file)]).exit_code == 0
+    assert file.read_text() == printed.stdout
+    assert load_spec(file).data.source == "digits"
+    again = CliRunner().invoke(app, ["spec", "new", "digits", "--out", str(file)])
+    assert "is there already" in str(again.exception)

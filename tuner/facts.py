@@ -1,0 +1,66 @@
+"""What a spec for a set of pictures is fitted to: a look at the set, without decoding it, and at this machine."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from search_spaces.fitting import DataFacts
+from trainables.data.sources import Picture, open_source
+from trainables.errors import InputError
+
+_SAMPLE = 100
+_CPUINFO = Path("/proc/cpuinfo")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def facts_of(source: str) -> DataFacts:
+    """Counts the classes, looks at the sizes of some pictures, and at this machine's processors.
+
+    Args:
+        source: As a spec names it.
+
+    Raises:
+        InputError: There is no such source, or no picture of it can be opened.
+    """
+    opened = open_source(source)
+    pictures = opened.pictures()
+    counts = Counter(picture.class_name for picture in pictures)
+    sides = {picture.side for picture in pictures}
+    return DataFacts(
+        source=opened.uri,
+        class_counts=dict(sorted(counts.items())),
+        has_sides={"train", "val"} <= sides or {"train", "test"} <= sides,
+        short_side_px=_short_side(pictures, source),
+        has_gpu=_GPUS.is_dir() and any(_GPUS.iterdir()),
+        has_fast_bf16=_has_fast_bf16(),
+    )
+
+
+def _short_side(pictures: Sequence[Picture], source: str) -> int:
+    """The median of some pictures' shorter sides, from their headers."""
+    chosen = np.linspace(0, len(pictures) - 1, min(_SAMPLE, len(pictures))).round().astype(int)
+    found = []
+    for position in chosen.tolist():
+        try:
+            with Image.open(io.BytesIO(pictures[position].read())) as picture:
+                found.append(min(picture.size))
+        except (OSError, InputError, Image.DecompressionBombError):
+            continue  # packing will set it aside and name it
+    if not found:
+        raise InputError(f"data source {source!r}: none of {len(chosen)} files is a picture that can be opened")
+    return int(np.median(found))
+
+
+def _has_fast_bf16() -> bool:
+    if _GPUS.is_dir() and any(_GPUS.iterdir()):
+        return True  # every GPU that this torch supports has it, or takes no harm
+    try:
+        return "amx_bf16" in _CPUINFO.read_text(errors="replace")
+    except OSError:
+        return False
