@@ -125,7 +125,10 @@ def _printable(text: str) -> str:
 
 def name_for(source: str) -> str:
     """A name for a sweep on a source: the last part of its place, in letters that every file system takes."""
-    place = source.partition(":")[2] or source
+    scheme, _, place = source.partition(":")
+    if scheme == "torchvision":
+        place = place.partition(":")[0]  # the set; its folder often holds several
+    place = place or source
     last = [part for part in re.split(r"[/\\:]+", place) if part][-1:]
     name = _NOT_IN_A_NAME.sub("-", last[0] if last else "pictures").strip("-._")
     return (name if name and name[0].isalnum() else f"sweep-{name}".rstrip("-"))[:64]

@@ -52,9 +52,12 @@ def searched_fields(spec: SweepSpec) -> list[str]:
         open_fields.append("head_init")
     if "magnitude" in open_fields and not set(_listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
         open_fields.remove("magnitude")
-    if "backbone_lr_ratio" in open_fields and _listed(search.freeze_depth) == ("all",):
-        open_fields.remove("backbone_lr_ratio")
-    return open_fields
+    idle: set[str] = set()
+    if _listed(search.freeze_depth) == ("all",):
+        idle |= {"backbone_lr_ratio", "layer_decay"}
+    if _listed(search.schedule) == ("one_cycle",):
+        idle.add("warmup_epochs")
+    return [field for field in open_fields if field not in idle]
 
 
 def _is_open(value: Any) -> bool:

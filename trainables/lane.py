@@ -21,9 +21,10 @@ from typing import Any
 
 import ray
 import torch
+from pydantic import ValidationError
 
 from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from trainables.config import FeatureSettings
+from trainables.config import FeatureSettings, TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob, parse_job
 from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
 from trainables.memory import give_back_freed_memory, keep_freed_memory
@@ -289,7 +290,7 @@ def _newest_checkpoint(job: TrainJob) -> Checkpoint | None:
     except CheckpointError as error:
         logger.warning("%s; the trial starts again", error)
         return None
-    if checkpoint.meta["config"] != job.config.model_dump(mode="json"):
+    if not _is_of(checkpoint, job.config):
         logger.warning("%s holds another trial's checkpoint; the trial starts again", job.directory)
         return None
     try:
@@ -299,6 +300,17 @@ def _newest_checkpoint(job: TrainJob) -> Checkpoint | None:
         logger.warning("the best epoch's checkpoint cannot be used (%s); the trial starts again", error)
         return None
     return checkpoint
+
+
+def _is_of(checkpoint: Checkpoint, config: TrialConfig) -> bool:
+    """Whether a checkpoint is that trial's; an older Thaw's lacks fields that came later."""
+    try:
+        known = TrialConfig.model_validate(checkpoint.meta["config"])
+    except ValidationError:
+        return False
+    # Where the pictures lie decides nothing: their fingerprint is in the configuration too.
+    data = known.data.model_copy(update={"table": config.data.table})
+    return known.model_copy(update={"data": data}) == config
 
 
 def _is_best(metrics: dict[str, float], history: list[Message], job: TrainJob) -> bool:

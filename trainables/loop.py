@@ -300,13 +300,7 @@ class TrialRun:
                 self.epoch, step, *share_bounds(len(positions), ranks.rank, ranks.world_size), len(positions)
             )
             self._set_lr(self.epoch * len(plan) + step, len(plan))
-            loss = F.cross_entropy(
-                self._forward(batch.inputs),
-                batch.labels_B,
-                weight=self._class_weights_K,
-                reduction="sum",
-                label_smoothing=config.label_smoothing,
-            )
+            loss = self._loss(self._forward(batch.inputs), batch.labels_B)
             loss_sum += loss.detach()
             self._optimizer.zero_grad(set_to_none=True)
             # DDP divides gradients by the number of ranks; the loss of the global batch wants their sum.
@@ -315,6 +309,15 @@ class TrialRun:
                 clip_grad_norm_(self._tail.parameters(), config.optimizer.grad_clip_norm)
             self._optimizer.step()
         return ranks.sum(loss_sum).item() / len(side)
+
+    def _loss(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        """The pictures' losses, added up."""
+        smoothing = self.config.label_smoothing
+        if self._class_weights_K is None:
+            return F.cross_entropy(logits_BK, labels_B, reduction="sum", label_smoothing=smoothing)
+        # Not by torch's `weight`: that weighs the smoothed part by the other classes instead of by the picture's own.
+        losses_B = F.cross_entropy(logits_BK, labels_B, reduction="none", label_smoothing=smoothing)
+        return (self._class_weights_K[labels_B] * losses_B).sum()
 
     @torch.no_grad()
     def evaluate(self, name: SplitName) -> Evaluation:

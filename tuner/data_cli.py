@@ -34,6 +34,7 @@ def inspect_command(
     """Counts classes and sides, finds look-alikes across sides, long pictures and bad files, and says what to do."""
     from rich.console import Console
 
+    from search_spaces.loading import parse_spec
     from search_spaces.spec import DataSpec
     from tuner.inspecting import inspect_data, sheet_of_classes
     from tuner.paths import HomePaths
@@ -42,7 +43,8 @@ def inspect_command(
     if format_ not in ("table", "json"):
         raise InputError(f"--format: {format_!r} is neither table nor json")
     _check_out(out)
-    spec = DataSpec(source=_as_source(source), group_pattern=group_pattern, image_size_px=image_size)
+    asked = {"source": _as_source(source), "group_pattern": group_pattern, "image_size_px": image_size}
+    spec = parse_spec(asked, DataSpec, "data inspect")
     home = HomePaths.from_env()
     with Progress() as progress:
         found = inspect_data(spec, home, progress.counted)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,8 @@ _HASH_SIDE = 8
 _FEW_PICTURES = 20
 _UNEVEN = 10.0
 _MUCH_CUT_OFF = 0.25
-_MOST_IN_A_BUCKET = 2000
+_MOST_IN_A_BUCKET = 300
+_MOST_LOOK_ALIKES = 1000
 _COLUMNS = 8
 
 
@@ -91,7 +92,7 @@ class Inspection:
         num_copies: Pictures whose file is, byte for byte, another one's too; they always share a side.
         sizes_px: Width and height of each file as it is, [M, 2].
         cut_off: Share of each picture's area that a square from its middle leaves out, [N].
-        look_alikes: Across sides; at most some thousands.
+        look_alikes: Across sides; at most 1,000.
         bad_files: What was set aside.
         remarks: What to do about it, in sentences.
     """
@@ -158,8 +159,8 @@ def inspect_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
         ClassFacts(
             name,
             {side: counts[side][name] for side in SPLIT_NAMES},
-            float(looks.brightness[labels == label].mean()),
-            float(looks.contrast[labels == label].mean()),
+            _mean(looks.brightness[labels == label]),
+            _mean(looks.contrast[labels == label]),
         )
         for label, name in enumerate(dealt.config.class_names)
     )
@@ -176,11 +177,18 @@ def inspect_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
         num_copies=len(rows) - len(np.unique(table.ids[rows])),
         sizes_px=_sizes(open_source(spec.source), set(table.names)),
         cut_off=1 - np.minimum(looks.shapes, 1 / looks.shapes),
-        look_alikes=tuple(_across_sides(looks.hashes, sides, [table.names[row] for row in rows])),
+        look_alikes=tuple(
+            islice(_across_sides(looks.hashes, sides, [table.names[row] for row in rows]), _MOST_LOOK_ALIKES)
+        ),
         bad_files=dealt.report.bad_files,
         remarks=refusal,
     )
     return replace(inspection, remarks=(*refusal, *_remarks(inspection)))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """0 for a class of which nothing is usable."""
+    return float(values.mean()) if len(values) else 0.0
 
 
 @dataclass(frozen=True)
@@ -229,17 +237,16 @@ def _across_sides(hashes: NDArray[np.uint64], sides: NDArray[np.str_], names: Se
     """
     seen: set[tuple[int, int]] = set()
     for part in range(4):
-        buckets: dict[int, list[int]] = defaultdict(list)
+        buckets: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for position, key in enumerate(((hashes >> np.uint64(16 * part)) & np.uint64(0xFFFF)).tolist()):
-            buckets[key].append(position)
+            buckets[key][str(sides[position])].append(position)
         for bucket in buckets.values():
-            for first, second in combinations(bucket[:_MOST_IN_A_BUCKET], 2):
-                if sides[first] == sides[second] or (first, second) in seen:
-                    continue
-                bits = int(hashes[first] ^ hashes[second]).bit_count()
-                if bits <= LOOK_ALIKE_BITS:
-                    seen.add((first, second))
-                    yield LookAlike(names[first], names[second], (str(sides[first]), str(sides[second])), bits)
+            for one, other in combinations(bucket.values(), 2):
+                for first, second in product(one[:_MOST_IN_A_BUCKET], other[:_MOST_IN_A_BUCKET]):
+                    bits = int(hashes[first] ^ hashes[second]).bit_count()
+                    if bits <= LOOK_ALIKE_BITS and (first, second) not in seen:
+                        seen.add((first, second))
+                        yield LookAlike(names[first], names[second], (str(sides[first]), str(sides[second])), bits)
 
 
 def _remarks(found: Inspection) -> Iterator[str]:
@@ -250,7 +257,7 @@ def _remarks(found: Inspection) -> Iterator[str]:
             f"Class {smallest.name!r} has {smallest.total} pictures: figures for it will be rough; add some, or leave "
             "it out by data.exclude_classes."
         )
-    if largest.total > _UNEVEN * smallest.total:
+    if smallest.total and largest.total > _UNEVEN * smallest.total:
         yield (
             f"{largest.name!r} has {largest.total / smallest.total:.0f} times as many pictures as {smallest.name!r}: "
             "choose by val/balanced_accuracy or val/macro_f1 rather than accuracy."
@@ -263,10 +270,11 @@ def _remarks(found: Inspection) -> Iterator[str]:
         )
     if found.look_alikes:
         pair = found.look_alikes[0]
+        at_least = "At least " if len(found.look_alikes) == _MOST_LOOK_ALIKES else ""
         yield (
-            f"{len(found.look_alikes)} pairs on different sides look alike, such as {pair.first} ({pair.sides[0]}) and "
-            f"{pair.second} ({pair.sides[1]}): if they show one part or scene, the test figure will be too good; keep "
-            "them together by data.group_pattern."
+            f"{at_least}{len(found.look_alikes)} pairs on different sides look alike, such as {pair.first} "
+            f"({pair.sides[0]}) and {pair.second} ({pair.sides[1]}): if they show one part or scene, the test figure "
+            "will be too good; keep them together by data.group_pattern."
         )
     if found.num_copies:
         yield f"{found.num_copies} files are copies of others, byte for byte; copies always share a side."

@@ -32,7 +32,8 @@ def check_placement_groups(environ: Mapping[str, str] | None = None) -> Iterator
     try:
         groups, ended = _groups_and_ended_jobs(address)
     except (RayStateApiException, RayError, OSError, RuntimeError, ValueError) as error:
-        text = f"placement groups cannot be listed ({str(error).strip().splitlines()[0]})"
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        text = f"placement groups cannot be listed ({why})"
         yield Finding("Ray", "warning", text, "start the head with its dashboard, or ask `ray status`")
         return
     left = [
@@ -47,12 +48,14 @@ def check_placement_groups(environ: Mapping[str, str] | None = None) -> Iterator
 
 
 def _groups_and_ended_jobs(address: str) -> tuple[list[Any], set[str]]:
-    from ray.util.state import list_jobs, list_placement_groups
+    from ray.util.state import list_actors, list_jobs, list_placement_groups
 
     options: dict[str, Any] = {"address": address, "limit": _MOST, "timeout": _PATIENCE_S, "detail": True}
     # The jobs first: one that ends in between is not taken for one that left something behind.
     ended = {str(job.job_id) for job in list_jobs(**options) if job.status in _ENDED}
-    return list_placement_groups(**options), ended
+    # Actors may outlive their driver, as a service's do, and keep their groups.
+    alive = {str(actor.job_id) for actor in list_actors(filters=[("state", "=", "ALIVE")], **options)}
+    return list_placement_groups(**options), ended - alive
 
 
 def _resources(groups: Sequence[Any]) -> str:

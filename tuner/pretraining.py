@@ -99,7 +99,11 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     # Where the table and the weights lie does not decide the numbers; what is in them does.
     decisive = config.model_dump(mode="json")
     del decisive["data"]["table"]
-    del decisive["head_init"]  # always random: older recipes do not have it
+    # Nothing that a recipe can set, and older recipes do not have it.
+    del decisive["head_init"], decisive["class_balance"]
+    del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
+    if config.data.group_pattern is None:
+        del decisive["data"]["group_pattern"]
     if config.backbone.weights is not None:
         del decisive["backbone"]["weights"]["uri"]
     return Pretraining(spec, config, json.dumps(decisive, sort_keys=True, separators=(",", ":")), data)

@@ -45,10 +45,15 @@ class BestEpochTPE(optuna.samplers.TPESampler):
 class BestEpochGP(optuna.samplers.GPSampler):
     """A Gaussian process to which a stopped trial is worth its best intermediate value."""
 
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Called by Optuna for the fields that all trials have, the stopped ones too."""
+        found: dict[str, BaseDistribution] = super().infer_relative_search_space(_Judged(study), trial)  # type: ignore[arg-type]
+        return found
+
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Called by Optuna for the fields that all trials have."""
+        """Called by Optuna for those fields together."""
         proposed: dict[str, Any] = super().sample_relative(_Judged(study), trial, search_space)  # type: ignore[arg-type]
         return proposed
 

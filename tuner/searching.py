@@ -257,7 +257,12 @@ class StudySearcher(Searcher):
         if self._sampler_name == "random":
             return optuna.samplers.RandomSampler(seed=seed_of(self._seed, number))
         if self._sampler_name == "gp":
-            return BestEpochGP(seed=seed_of(self._seed, number), n_startup_trials=self._num_startup)
+            # Fields that not every trial has are drawn at random; it would say so for each of them, each time.
+            return BestEpochGP(
+                seed=seed_of(self._seed, number),
+                n_startup_trials=self._num_startup,
+                warn_independent_sampling=False,
+            )
         options: dict[str, Any] = {
             "multivariate": True,
             "group": True,

@@ -79,6 +79,27 @@ def test_what_is_wrong_is_remarked_upon(folder: Folder, photo: Photo, home: Home
     assert "Sizes from 20 x 16 to 90 x 30 px" in next(found.lines())
 
 
+def test_a_class_without_a_usable_picture_is_said_and_no_crash(folder: Folder, home: HomePaths) -> None:
+    place = folder(good=30)
+    (place / "bad").mkdir()
+    (place / "bad" / "text.png").write_text("no picture")
+    found = inspected(place, home)
+    bad, _ = found.classes
+    assert (bad.name, bad.total, bad.brightness) == ("bad", 0, 0.0)
+    assert "A sweep would refuse these pictures" in found.remarks[0]
+
+
+def test_many_flat_pictures_are_not_all_compared(home: HomePaths, tmp_path: Path) -> None:
+    for number in range(80):
+        file = tmp_path / "flat" / f"class {number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), number).save(file)
+    found = inspected(tmp_path / "flat", home)
+    sides = [pair.sides for pair in found.look_alikes]
+    assert 0 < len(sides) <= 1000
+    assert all(one != other for one, other in sides)
+
+
 def test_the_commands(folder: Folder, tmp_path: Path) -> None:
     place = folder(ants=12, bees=12)
     sheet = tmp_path / "sheet.png"
@@ -108,6 +129,7 @@ def test_the_commands(folder: Folder, tmp_path: Path) -> None:
         (["--out", "sheet.jpg"], "end its name in .png"),
         (["--out", "nowhere/sheet.png"], "there is no folder nowhere"),
         (["--format", "xml"], "'xml' is neither table nor json"),
+        (["--group-pattern", "("], "'(' is no regular expression"),
     ],
 )
 def test_mistakes_are_found_before_any_work(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_mnists_kind_of_files(below: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("gone", "there is no t10k-labels-idx1-ubyte"),
+        ("byte", "damaged"),
         ("cut", "damaged"),
         ("other", "its magic number is 2051, not 2049"),
         ("short", "3 pictures and 2 labels on the test side"),
@@ -43,8 +44,10 @@ def test_damaged_files_are_named(damage: str, message: str, tmp_path: Path) -> N
     write_mnist(tmp_path / "set")
     file = tmp_path / "set" / "t10k-labels-idx1-ubyte.gz"
     match damage:
-        case "gone":
-            file.unlink()
+        case "byte":
+            content = bytearray(file.read_bytes())
+            content[12] ^= 0xFF
+            file.write_bytes(content)
         case "cut":
             file.write_bytes(file.read_bytes()[:-12])
         case "other":
@@ -55,6 +58,29 @@ def test_damaged_files_are_named(damage: str, message: str, tmp_path: Path) -> N
     with pytest.raises(InputError, match=message):
         open_source(f"torchvision:MNIST:{tmp_path / 'set'}").pictures()
     assert gzip.decompress((tmp_path / "set" / "train-labels-idx1-ubyte.gz").read_bytes())
+
+
+def test_a_download_that_was_broken_off_is_torchvisions_to_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets
+
+    write_mnist(tmp_path / "whole", num_train=4)
+    raw = tmp_path / "set" / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    first = "train-images-idx3-ubyte.gz"
+    shutil.copy(tmp_path / "whole" / first, raw / first)
+
+    def finish(root: str, train: bool = True, *, download: bool = False) -> None:
+        if not download:
+            raise RuntimeError("not found")
+        shutil.copytree(tmp_path / "whole", raw, dirs_exist_ok=True)
+
+    monkeypatch.setattr(torchvision.datasets, "KMNIST", finish)
+    source = open_source(f"torchvision:KMNIST:{tmp_path / 'set'}")
+    before = source.signature()
+    assert Counter(picture.side for picture in source.pictures()) == {"train": 4, "test": 3}
+    assert source.signature() == before
 
 
 def test_sets_that_torchvision_reads(folder: Folder, tmp_path: Path) -> None:

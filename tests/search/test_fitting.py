@@ -65,7 +65,7 @@ def test_choices_follow_the_facts() -> None:
     [
         ("folder:/data/my parts/", "my-parts"),
         ("digits", "digits"),
-        ("torchvision:MNIST:/x/mnist", "mnist"),
+        ("torchvision:MNIST:/x/sets", "MNIST"),
         ("csv:/lists/tiles.csv", "tiles.csv"),
         ("folder:/", "pictures"),
         ("folder:/\u7530", "sweep"),

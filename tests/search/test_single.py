@@ -57,5 +57,12 @@ def test_what_is_left_to_choose_is_named(search: dict[str, Any], fields: set[str
     assert ("lr" in found) == ("lr" in fields)
 
 
+def test_fields_without_effect_leave_nothing_to_choose() -> None:
+    fixed = {name: value for name, value in POINT.items() if name not in ("warmup_epochs", "backbone_lr_ratio")}
+    assert searched_fields(spec_with(**fixed, schedule="one_cycle", backbone_lr_ratio=0.5)) == []
+    assert searched_fields(spec_with(**{**fixed, "freeze_depth": "all"}, warmup_epochs=1.0)) == []
+    assert searched_fields(spec_with(**fixed, backbone_lr_ratio=0.5)) == ["warmup_epochs"]
+
+
 def test_the_digits_preset_has_something_to_choose() -> None:
     assert searched_fields(load_spec("digits"))

@@ -51,6 +51,8 @@ def test_stages_learn_the_slower_the_further_they_are_from_the_head(backbone: st
     names = dict(network.tail.named_parameters())
     assert len(rate_of) == len(names)
     last = loaded.graph.num_stages - 1
+    found = {key for keys in loaded.graph.stage_keys[1:] for key in keys if key in names}
+    assert found == {name for name in names if not name.startswith(f"{network.head_name}.")}
     for stage, keys in enumerate(loaded.graph.stage_keys[1:], start=1):
         rates = [rate_of[id(names[key])] for key in keys if key in names]
         assert rates == pytest.approx([0.1 * 0.5 ** (last - stage)] * len(rates))
@@ -178,7 +180,9 @@ def test_the_gradient_is_that_of_the_mean_smoothed_loss(config: Callable[..., Tr
 
 
 def test_a_rare_classs_pictures_count_for_more_and_all_for_1_on_average(config: Callable[..., TrialConfig]) -> None:
-    trial = config(class_balance="weighted", batch_size=64, epochs=1, augmentation={"policy": "none"})
+    trial = config(
+        class_balance="weighted", batch_size=64, epochs=1, augmentation={"policy": "none"}, label_smoothing=0.2
+    )
     before, grads, run = first_step(trial)
     side = run.side("train")
     labels = torch.from_numpy(side.labels)
@@ -189,6 +193,9 @@ def test_a_rare_classs_pictures_count_for_more_and_all_for_1_on_average(config: 
     torch.testing.assert_close(weights_K * counts_K, torch.full((5,), len(labels) / 5))
     _, plain, _ = first_step(trial.model_copy(update={"class_balance": "none"}))
     assert before.keys() == grads.keys()
+    logits, targets = torch.randn(9, 5), torch.arange(9) % 5
+    by_picture = [F.cross_entropy(logits[i], targets[i], label_smoothing=0.2) * weights_K[targets[i]] for i in range(9)]
+    torch.testing.assert_close(run._loss(logits, targets), torch.stack(by_picture).sum())
     assert not torch.equal(plain["head.weight"], grads["head.weight"])
     assert TrialRun(config(), Workbench(), Ranks(CPU))._class_weights_K is None
 

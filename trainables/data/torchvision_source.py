@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -55,6 +56,9 @@ _IDX_CLASSES: dict[str, tuple[str, ...]] = {
 }
 _IDX_PREFIXES: dict[SplitName, str] = {"train": "train", "test": "t10k"}
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
+_IDX_FILES = tuple(
+    f"{prefix}-{kind}" for prefix in _IDX_PREFIXES.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
 _decoding = threading.Lock()
 
 
@@ -90,6 +94,8 @@ class TorchvisionSource:
     def signature(self) -> str:
         """SHA-256 over the set's name and the size and time of its files, or its labels."""
         digest = hashlib.sha256(self.uri.encode())
+        if self._name in _IDX_CLASSES and self._idx_folder() is None:
+            _open(self._name, self._folder, 0)  # downloads: the files are what is signed, then and ever after
         if (folder := self._idx_folder()) is not None:
             for path in sorted(folder.glob("*-idx?-ubyte*")):
                 stat = path.stat()
@@ -104,7 +110,8 @@ class TorchvisionSource:
         if self._name not in _IDX_CLASSES:
             return None
         for folder in (self._folder, self._folder / self._name / "raw"):
-            if any(folder.glob("train-images-idx3-ubyte*")):
+            # All four: a download that was broken off is torchvision's to finish.
+            if all(any((folder / name).with_name(name + end).is_file() for end in ("", ".gz")) for name in _IDX_FILES):
                 return folder
         return None
 
@@ -125,7 +132,8 @@ class TorchvisionSource:
     def _decoded_pictures(self) -> Iterator[Picture]:
         for part, (_, side) in enumerate(SETS[self._name]):
             opened = _open(self._name, self._folder, part)
-            names = [each[0] if isinstance(each, tuple) else str(each) for each in getattr(opened, "classes", ())]
+            named: Sequence[Any] = getattr(opened, "classes", None) or getattr(opened, "categories", None) or ()
+            names = [each[0] if isinstance(each, tuple) else str(each) for each in named]
             for number, label in enumerate(_labels(opened)):
                 class_name = names[label] if label < len(names) else str(label)
                 read = partial(_read, self._name, self._folder, part, number)
@@ -143,7 +151,7 @@ def _read_idx(folder: Path, name: str, magic: int) -> NDArray[np.uint8]:
             if found != magic:
                 raise ValueError(f"its magic number is {found}, not {magic}")
             return np.frombuffer(content, np.uint8, offset=4 * (1 + len(sizes))).reshape(sizes)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(f"{path}: damaged ({error}): fetch it again") from error
     raise InputError(f"{folder}: there is no {name} and no {name}.gz: fetch it")
 
