@@ -37,7 +37,7 @@ def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSp
         | {
             "name": name,
             "search": {**settled, "num_trials": 1, "probe": "off"},
-            "early_stopping": EarlyStoppingSpec(scheduler="none").model_dump(),
+            "early_stopping": EarlyStoppingSpec(scheduler="none", patience=spec.early_stopping.patience).model_dump(),
             "baselines": (),
         }
     )

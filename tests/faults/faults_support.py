@@ -68,7 +68,7 @@ class Sweep:
 
     def await_pause(self, process: subprocess.Popen[str]) -> None:
         """Until a trial has come to a planted ``pause``."""
-        self._await((self._faults / "paused").exists, process, 120)
+        self.wait_until((self._faults / "paused").exists, process, 120)
 
     def go_on(self) -> None:
         """Ends the pause."""
@@ -111,9 +111,10 @@ class Sweep:
         self, is_wanted: Callable[[Record], Any], process: subprocess.Popen[str], timeout_s: float = 120
     ) -> Record | None:
         """The first record of a kind; fails when the process ends before."""
-        return self._await(lambda: next(filter(is_wanted, self.records()), None), process, timeout_s)
+        return self.wait_until(lambda: next(filter(is_wanted, self.records()), None), process, timeout_s)
 
-    def _await(self, look: Callable[[], _Seen], process: subprocess.Popen[str], timeout_s: float) -> _Seen:
+    def wait_until(self, look: Callable[[], _Seen], process: subprocess.Popen[str], timeout_s: float = 120) -> _Seen:
+        """What a look gives when it first gives something; fails when the process ends before."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             has_ended = process.poll() is not None

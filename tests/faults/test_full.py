@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,15 @@ def fill(folder: Path) -> Path:
                 stream.write(bytes(1 << 16))
         except OSError:
             return file
+
+
+def has_a_run(database: Path) -> bool:
+    """Whether MLflow's database holds one yet."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("SELECT COUNT(*) FROM runs").fetchone()[0])
+    except sqlite3.Error:
+        return False
 
 
 def test_no_room_for_checkpoints(sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:
@@ -103,15 +114,20 @@ def test_a_home_that_cannot_be_written_to_is_refused_at_once(sweep: Sweep, mount
     assert "Traceback" not in err
 
 
-def test_no_room_for_what_mlflow_keeps(sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:
+def test_no_room_for_what_mlflow_keeps(patient_sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:
     """The search goes on; MLflow hears the rest, and gets the files, when there is room."""
+    sweep = patient_sweep
     disk = sweep.home.artifacts
     mount(disk, "size=64k")
     sweep.plant(["2-pause"] * 6)
     filler = fill(disk)
     process = sweep.start()
-    for _ in range(6):
+    for number in range(6):
         sweep.await_pause(process)
+        if number == 1:
+            # MLflow is told from the first epoch on; its first run is there just before its first file is refused.
+            sweep.wait_until(lambda: has_a_run(sweep.home.mlflow_db), process)
+            time.sleep(2)
         sweep.go_on()
     sweep.await_record(lambda record: record["event"] == "champion", process)
     filler.unlink()

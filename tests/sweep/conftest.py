@@ -19,7 +19,7 @@ search:
   augmentation: [none, flip_crop]
   batch_size: [16, 32]
 budget: {{epochs: 5, threads_per_worker: 1}}
-early_stopping: {{grace_period: 1, reduction_factor: 2, patience: 3}}
+early_stopping: {{grace_period: 1, reduction_factor: 2, patience: 4}}
 baselines: [head_only]
 """
 
