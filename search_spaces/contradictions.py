@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from search_spaces.ranges import CountRange, NonNegativeRange
+from search_spaces.ranges import CountRange, NonNegativeRange, listed
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
@@ -22,11 +22,7 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     """One line per contradiction: the field, why, and what to change."""
     yield from _idle_magnitude(spec)
     yield from _idle_ratio(spec)
-    if spec.search.cost_aware and spec.search.sampler != "tpe":
-        yield (
-            f"search.cost_aware: only the sampler tpe weighs proposals by cost, and search.sampler is "
-            f"{spec.search.sampler}; leave one of the two out"
-        )
+    yield from _idle_price(spec)
     yield from _beyond_the_epochs(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
@@ -57,7 +53,7 @@ def resource_contradictions(resources: ResourceSpec, place: str) -> Iterator[str
 
 
 def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
-    policies = _values(spec.search.augmentation)
+    policies = listed(spec.search.augmentation)
     if _is_searched_on_purpose(spec, "magnitude") and not set(policies) & set(POLICIES_WITH_MAGNITUDE):
         yield (
             f"search.magnitude: searched, but only {', '.join(POLICIES_WITH_MAGNITUDE)} use it and search.augmentation "
@@ -66,17 +62,25 @@ def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
 
 
 def _idle_ratio(spec: SweepSpec) -> Iterator[str]:
-    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and _values(spec.search.freeze_depth) == ("all",):
+    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and listed(spec.search.freeze_depth) == ("all",):
         yield (
             "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
             "lower freeze_depth, or leave backbone_lr_ratio out"
         )
 
 
+def _idle_price(spec: SweepSpec) -> Iterator[str]:
+    if spec.search.cost_aware and spec.search.sampler != "tpe":
+        yield (
+            f"search.cost_aware: only the sampler tpe weighs proposals by cost, and search.sampler is "
+            f"{spec.search.sampler}; leave one of the two out"
+        )
+
+
 def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
     epochs = spec.budget.epochs
     warmup = spec.search.warmup_epochs
-    longest = warmup.high if isinstance(warmup, NonNegativeRange) else max(_values(warmup))
+    longest = warmup.high if isinstance(warmup, NonNegativeRange) else max(listed(warmup))
     if longest > epochs:
         yield f"search.warmup_epochs: {longest:g} is more than the {epochs} of budget.epochs; lower it, or train longer"
     early = spec.early_stopping
@@ -90,17 +94,12 @@ def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
 
 def _batches_too_small(spec: SweepSpec) -> Iterator[str]:
     sizes, workers = spec.search.batch_size, spec.budget.workers_per_trial
-    smallest = sizes.low if isinstance(sizes, CountRange) else min(_values(sizes))
+    smallest = sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))
     if smallest < workers:
         yield (
             f"search.batch_size: {smallest} pictures cannot be shared among {workers} workers; "
             f"use at least {workers}, or lower budget.workers_per_trial"
         )
-
-
-def _values(field: Any) -> tuple[Any, ...]:
-    """The values of a field that is not a range."""
-    return field if isinstance(field, tuple) else (field,)
 
 
 def _is_searched_on_purpose(spec: SweepSpec, name: str) -> bool:

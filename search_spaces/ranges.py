@@ -88,6 +88,11 @@ class MagnitudeRange(Range[Magnitude]):
     """Whole numbers from 0 to 30."""
 
 
+def listed(field: Any) -> tuple[Any, ...]:
+    """The values of a field that is not a range: its choices, or the only one."""
+    return field if isinstance(field, tuple) else (field,)
+
+
 def _number_or_word(value: object) -> str:
     return WORD if isinstance(value, str) else VALUE
 

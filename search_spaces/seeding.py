@@ -16,8 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from search_spaces.search_spec import SearchSpec
 from search_spaces.space import COMMON_LR, Point, SearchSpace, distinct_points
-from search_spaces.spec import SearchSpec
 
 _NEIGHBOURS = 2
 """Shallower depths that are tried beside the best one."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from search_spaces.ranges import DepthRange, Range
-from search_spaces.spec import EarlyStoppingSpec, SearchSpec, SweepSpec
+from search_spaces.ranges import DepthRange, Range, listed
+from search_spaces.search_spec import SearchSpec
+from search_spaces.spec import EarlyStoppingSpec, SweepSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 _NOT_VALUES = ("num_trials", "sampler", "cost_aware", "probe")
@@ -50,12 +51,12 @@ def searched_fields(spec: SweepSpec) -> list[str]:
     open_fields = [field for field, value in values.items() if _is_open(value)]
     if search.head_init == "auto" and spec.is_pretrained:
         open_fields.append("head_init")
-    if "magnitude" in open_fields and not set(_listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
+    if "magnitude" in open_fields and not set(listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
         open_fields.remove("magnitude")
     idle: set[str] = set()
-    if _listed(search.freeze_depth) == ("all",):
+    if listed(search.freeze_depth) == ("all",):
         idle |= {"backbone_lr_ratio", "layer_decay"}
-    if _listed(search.schedule) == ("one_cycle",):
+    if listed(search.schedule) == ("one_cycle",):
         idle.add("warmup_epochs")
     return [field for field in open_fields if field not in idle]
 
@@ -63,14 +64,10 @@ def searched_fields(spec: SweepSpec) -> list[str]:
 def _is_open(value: Any) -> bool:
     if isinstance(value, Range | DepthRange):
         return bool(value.low != value.high)
-    return isinstance(value, tuple) and len(value) > 1
+    return len(listed(value)) > 1
 
 
 def _any_value(value: Any) -> Any:
     if isinstance(value, Range | DepthRange):
         return value.low
-    return value[0] if isinstance(value, tuple) else value
-
-
-def _listed(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+    return listed(value)[0]

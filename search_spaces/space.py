@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.ranges import DepthRange, Range
-from search_spaces.spec import SearchSpec
+from search_spaces.ranges import DepthRange, Range, listed
+from search_spaces.search_spec import SearchSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE, TrialConfig
 from trainables.errors import InputError
 
@@ -297,9 +297,7 @@ def check_depths(search: SearchSpec, num_stages: int, backbone: str = "the backb
 
 
 def _numbers_of(depth: Any) -> Iterator[int]:
-    values = (
-        (depth.low, depth.high) if isinstance(depth, DepthRange) else depth if isinstance(depth, tuple) else (depth,)
-    )
+    values = (depth.low, depth.high) if isinstance(depth, DepthRange) else listed(depth)
     return (value for value in values if value != "all")
 
 
@@ -312,5 +310,4 @@ def _dimension(field: Any, num_stages: int) -> Dimension:
     if isinstance(field, Range):
         is_integer = isinstance(field.low, int)
         return Dimension(low=field.low, high=field.high, log=field.log, is_integer=is_integer)
-    values = field if isinstance(field, tuple) else (field,)
-    return Dimension(choices=tuple(dict.fromkeys(num_stages if value == "all" else value for value in values)))
+    return Dimension(choices=tuple(dict.fromkeys(num_stages if value == "all" else value for value in listed(field))))

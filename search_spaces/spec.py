@@ -16,39 +16,25 @@ from search_spaces.contradictions import contradictions, resource_contradictions
 from search_spaces.ranges import (
     RANGE,
     VALUE,
-    Chosen,
     ClassNames,
     Count,
     CountOrAuto,
     CountOrUnlimited,
-    CountRange,
-    Depth,
-    DepthRange,
     Float,
     Int,
     Magnitude,
-    MagnitudeRange,
     NonNegative,
-    NonNegativeRange,
     Positive,
-    PositiveRange,
-    Rate,
-    RateRange,
-    Searched,
     Share,
-    ShareRange,
     SpecPart,
     are_distinct,
 )
-from trainables.config import ClassBalance, ComputeConfig, PolicyName, Schedule, SplitConfig
+from search_spaces.search_spec import USUAL_NUM_TRIALS, OptimizerName, SearchSpec
+from trainables.config import ComputeConfig, PolicyName, SplitConfig
 
 SPEC_VERSION = 1
 MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
-OptimizerName = Literal["adamw", "sgd"]
-HeadInitName = Literal["auto", "probe", "random"]
-SamplerName = Literal["tpe", "gp", "random"]
-USUAL_NUM_TRIALS = 16
 _OLD_TIME = "time_budget_s"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
@@ -224,94 +210,6 @@ class ModelSpec(SpecPart):
         description="'default' or a name of torchvision's weights (a download), a .pth or .safetensors file, "
         "'models:/NAME@ALIAS' of MLflow, 'none' (random), or {pretrain: ...}: train them first.",
     )
-
-
-class SearchSpec(SpecPart):
-    """What varies from trial to trial: each field one value, a list of choices, or a range."""
-
-    num_trials: CountOrAuto = Field(
-        "auto",
-        description="Trials in all, those that are stopped early included. 'auto': "
-        f"{USUAL_NUM_TRIALS}; or as many as budget.flops or budget.time_s allows, where one is given.",
-    )
-    sampler: SamplerName = Field(
-        "tpe",
-        description="Who proposes trials: 'tpe', a tree-structured Parzen estimator (Bergstra et al. 2011); 'gp', a "
-        "Gaussian process; 'random', nobody. The first trials are the same.",
-    )
-    cost_aware: bool = Field(
-        False,
-        strict=True,
-        description="Whether proposals weigh what a trial should bring against what it computes: improvement per FLOP "
-        "at first, improvement alone at the end.",
-    )
-    probe: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Whether a linear classifier on the features behind every stage is fitted first, in closed form; "
-        "it takes one pass over the pictures, and its accuracy by depth chooses the first trials. 'auto': where "
-        "weights are pretrained and freeze_depth is searched.",
-    )
-    freeze_depth: Searched[Depth, DepthRange] = Field(
-        DepthRange(),
-        description="Number of leading stages kept frozen; 0 trains everything, 'all' only the head. "
-        "`--dry-run` lists the stages.",
-    )
-    lr: Searched[Positive, PositiveRange] = Field(
-        PositiveRange(low=3e-4, high=3e-2, log=True), description="Peak learning rate of the head."
-    )
-    backbone_lr_ratio: Searched[Positive, PositiveRange] = Field(
-        PositiveRange(low=0.03, high=1.0, log=True), description="The unfrozen backbone learns at lr times this."
-    )
-    layer_decay: Searched[Rate, RateRange] = Field(
-        1.0, description="Each stage further from the head learns at this times the rate of the next one; 1: alike."
-    )
-    optimizer: Chosen[OptimizerName] = Field(("adamw", "sgd"), description="AdamW, or SGD with Nesterov momentum.")
-    schedule: Chosen[Schedule] = Field(
-        "cosine", description="How the rate goes on from its peak: cosine, linear, constant, or one_cycle as a whole."
-    )
-    weight_decay: Searched[NonNegative, NonNegativeRange] = Field(
-        NonNegativeRange(low=1e-5, high=1e-2, log=True), description="Weight decay."
-    )
-    head_init: Chosen[HeadInitName] = Field(
-        "auto",
-        description="What the head starts from: 'probe', a linear classifier fitted in closed form on the frozen "
-        "network's features, or 'random'. A probe is ahead in the first epochs and not always at the end, so 'auto' "
-        "tries both where weights are pretrained; else it is random.",
-    )
-    augmentation: Chosen[PolicyName] = Field(
-        ("none", "flip", "flip_crop", "randaugment"),
-        description="Views of a picture to learn from: 'none' as it is; 'flip' mirrored or not; 'crop' a part of it; "
-        "'flip_crop' both; 'color' other brightness, contrast, saturation; 'industrial' small shifts, brightness and "
-        "contrast, never mirrored; 'erasing' flip_crop with a blank patch; 'randaugment', 'trivialaugment', 'augmix' "
-        "flip_crop with those on top.",
-    )
-    magnitude: Searched[Magnitude, MagnitudeRange] = Field(
-        MagnitudeRange(low=3, high=15),
-        description="Strength of color, industrial, randaugment and augmix, of 30; only with them.",
-    )
-    num_views: CountOrUnlimited = Field(4, description="Epoch e trains on view e modulo this number.")
-    batch_size: Searched[Count, CountRange] = Field(
-        (16, 32, 64), description="Pictures per step over all workers together."
-    )
-    label_smoothing: Searched[Share, ShareRange] = Field(
-        (0.0, 0.1), description="Share of the target spread over all classes."
-    )
-    warmup_epochs: Searched[NonNegative, NonNegativeRange] = Field(
-        (0.0, 1.0), description="Epochs of linear warm-up; one_cycle has its own."
-    )
-    class_balance: Chosen[ClassBalance] = Field(
-        "none", description="'weighted': a picture's loss counts by the inverse of its class's share, 1 on average."
-    )
-    grad_clip_norm: Searched[Positive | None, PositiveRange] = Field(
-        (None, 1.0), description="Largest global norm of the gradient; none: any."
-    )
-
-    @field_validator("head_init")
-    @classmethod
-    def _auto_stands_alone(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and "auto" in value:
-            raise ValueError("'auto' in a list says nothing; write auto alone, or list probe and random")
-        return value
 
 
 class EarlyStoppingSpec(SpecPart):

@@ -3,3 +3,8 @@
 
 class InputError(ValueError):
     """Bad input, found before expensive work. The message is one line: the place, the value, the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; where it says nothing, its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

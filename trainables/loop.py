@@ -168,9 +168,9 @@ class TrialRun:
             self._stored = self._open_store(backbone, cuts_to_keep)
         tail = avoid_slow_kernels(self._network.tail, ranks.device, config.compute.precision)
         self._tail = tail.to(ranks.device).to(memory_format=layout)
-        self._optimizer = build_optimizer(
-            self._tail, self._network.head_name, config.optimizer, backbone.graph.stage_keys
-        )
+        # Looked up where it counts: it takes a look at every tensor of the network.
+        stage_keys = backbone.graph.stage_keys if config.optimizer.layer_decay < 1 else ()
+        self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer, stage_keys)
         self._class_weights_K = self._weigh_classes()
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))

@@ -26,7 +26,9 @@ def join(uri: str, *parts: str) -> str:
 
 
 def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The filesystem behind a storage URI and the path in it; credentials come from the environment.
+    """The filesystem behind a storage URI or an absolute path, and the path in it.
+
+    Credentials come from the environment.
 
     Raises:
         ValueError: No filesystem is known for the URI's scheme.

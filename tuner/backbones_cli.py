@@ -20,11 +20,10 @@ def backbones(
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
 ) -> None:
     """Lists the networks that sweeps may use: size, FLOPs, and accuracy on ImageNet as torchvision states it."""
-    from tuner.output import Format, write_rows
+    from tuner.output import named_format, write_rows
     from tuner.running_cli import output_console
 
-    if format_ not in list(Format):
-        raise InputError(f"--format: {format_!r} is none of table, csv, json")
+    wanted = named_format(format_)
     if sort not in _SORTS:
         raise InputError(f"--sort: {sort!r} is none of {', '.join(_SORTS)}")
     from trainables.backbones.families import backbone_names, check_name
@@ -33,7 +32,7 @@ def backbones(
         check_name(name)
     rows = [_row(name, image_size if names else None) for name in names or backbone_names()]
     rows.sort(key=lambda row: (row[sort] is None, row[sort]))
-    write_rows(rows, Format(format_), output_console())
+    write_rows(rows, wanted, output_console())
 
 
 def _row(name: str, image_size: int | None) -> dict[str, Any]:

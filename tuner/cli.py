@@ -20,7 +20,6 @@ from tuner.trial_cli import best, show, train
 
 if TYPE_CHECKING:
     from search_spaces.spec import SweepSpec
-    from tuner.output import Format
 
 app = typer.Typer(
     name="thaw",
@@ -98,22 +97,17 @@ def trials(
     format_: FormatName = "table",
 ) -> None:
     """Lists a sweep's trials, the best first."""
-    from search_spaces.loading import load_spec
-    from tuner.output import build_trials_table, clean_rows, write_rows
-    from tuner.paths import HomePaths
+    from tuner.output import build_trials_table, clean_rows, named_format, write_rows
     from tuner.result import read_result, trials_frame
-    from tuner.running_cli import output_console
-    from tuner.shared_home import pull_sweeps
+    from tuner.running_cli import open_sweep, output_console
 
-    home = HomePaths.from_env()
-    pull_sweeps(home)
-    spec = load_spec(home.known_sweep(name, "trials").spec)
+    home, spec = open_sweep(name, "trials")
     _, records = read_result(home, name)
     rows = clean_rows(trials_frame(records, spec.metric, spec.mode))
-    if _format(format_) == "table":
+    if named_format(format_) == "table":
         output_console().print(build_trials_table(rows, spec.metric))
     else:
-        write_rows(rows, _format(format_), output_console())
+        write_rows(rows, named_format(format_), output_console())
 
 
 @app.command()
@@ -124,17 +118,17 @@ def predict(
     format_: FormatName = "table",
 ) -> None:
     """Says what pictures show, by a registered model."""
+    from tuner.output import named_format, write_rows
     from tuner.paths import HomePaths
     from tuner.predicting import find_pictures, predict
     from tuner.registry import resolve_model
 
-    wanted = _format(format_)
+    wanted = named_format(format_)
     pictures = find_pictures(place)
     home = HomePaths.from_env()
     tracking_uri = home.tracking_uri()
     uri = resolve_model(model, home, tracking_uri)
     from tuner.model_file import Classifier
-    from tuner.output import write_rows
     from tuner.running_cli import output_console
 
     predictions = list(predict(Classifier.load(uri, tracking_uri), pictures, top_k))
@@ -272,15 +266,6 @@ def _load_or_fit(spec: str, overrides: list[str]) -> SweepSpec:
 def _complain(message: str, code: int) -> None:
     typer.echo(f"thaw: {message}", err=True)
     sys.exit(code)
-
-
-def _format(name: str) -> Format:
-    from tuner.output import Format
-
-    try:
-        return Format(name)
-    except ValueError:
-        raise InputError(f"--format: {name!r} is none of table, csv, json") from None
 
 
 def _show_plan(spec: SweepSpec) -> None:

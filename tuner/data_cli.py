@@ -36,25 +36,28 @@ def inspect_command(
 
     from search_spaces.loading import parse_spec
     from search_spaces.spec import DataSpec
-    from tuner.inspecting import inspect_data, sheet_of_classes
+    from trainables.data.sources import as_source
+    from tuner.inspecting import inspect_data
     from tuner.paths import HomePaths
+    from tuner.preparing import deal_data
     from tuner.progress import Progress
+    from tuner.sheets import sheet_of_classes
 
     if format_ not in ("table", "json"):
         raise InputError(f"--format: {format_!r} is neither table nor json")
     _check_out(out)
-    asked = {"source": _as_source(source), "group_pattern": group_pattern, "image_size_px": image_size}
+    asked = {"source": as_source(source), "group_pattern": group_pattern, "image_size_px": image_size}
     spec = parse_spec(asked, DataSpec, "data inspect")
-    home = HomePaths.from_env()
     with Progress() as progress:
-        found = inspect_data(spec, home, progress.counted)
+        dealt = deal_data(spec, HomePaths.from_env(), progress.counted)
+        found = inspect_data(spec, dealt, progress.counted)
     console = Console()
     if format_ == "json":
         console.out(found.to_json(), highlight=False)
     else:
         _show(found, console)
     if out is not None:
-        sheet_of_classes(spec, home).save(out)
+        sheet_of_classes(dealt).save(out)
         typer.echo(f"Contact sheet: {out}", err=True)
 
 
@@ -68,21 +71,17 @@ def preview(
 ) -> None:
     """Writes a contact sheet of what the network will see: each policy of the spec, at each end of its magnitudes."""
     from search_spaces.loading import load_spec
-    from tuner.inspecting import sheet_of_policies
     from tuner.paths import HomePaths
+    from tuner.preparing import deal_data
     from tuner.progress import Progress
+    from tuner.sheets import sheet_of_policies
 
     _check_out(out)
     loaded = load_spec(spec, overrides or [])
     with Progress() as progress:
-        sheet = sheet_of_policies(loaded, HomePaths.from_env(), progress.counted)
-    sheet.save(out)
+        dealt = deal_data(loaded.data, HomePaths.from_env(), progress.counted)
+    sheet_of_policies(loaded, dealt).save(out)
     typer.echo(f"Contact sheet: {out}")
-
-
-def _as_source(text: str) -> str:
-    """A folder's path as people type it, or a source as a spec names it."""
-    return text if text == "digits" or ":" in text else f"folder:{text}"
 
 
 def _check_out(out: Path | None) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from search_spaces.fitting import DataFacts
+from trainables.data.decoding import size_of
 from trainables.data.sources import Picture, open_source
 from trainables.errors import InputError
 
@@ -37,7 +36,7 @@ def facts_of(source: str) -> DataFacts:
         class_counts=dict(sorted(counts.items())),
         has_sides={"train", "val"} <= sides or {"train", "test"} <= sides,
         short_side_px=_short_side(pictures, source),
-        has_gpu=_GPUS.is_dir() and any(_GPUS.iterdir()),
+        has_gpu=_has_gpu(),
         has_fast_bf16=_has_fast_bf16(),
     )
 
@@ -48,17 +47,20 @@ def _short_side(pictures: Sequence[Picture], source: str) -> int:
     found = []
     for position in chosen.tolist():
         try:
-            with Image.open(io.BytesIO(pictures[position].read())) as picture:
-                found.append(min(picture.size))
-        except (OSError, InputError, Image.DecompressionBombError):
+            found.append(min(size_of(pictures[position].read())))
+        except (OSError, InputError):
             continue  # packing will set it aside and name it
     if not found:
         raise InputError(f"data source {source!r}: none of {len(chosen)} files is a picture that can be opened")
     return int(np.median(found))
 
 
+def _has_gpu() -> bool:
+    return _GPUS.is_dir() and any(_GPUS.iterdir())
+
+
 def _has_fast_bf16() -> bool:
-    if _GPUS.is_dir() and any(_GPUS.iterdir()):
+    if _has_gpu():
         return True  # every GPU that this torch supports has it, or takes no harm
     try:
         return "amx_bf16" in _CPUINFO.read_text(errors="replace")

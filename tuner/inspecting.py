@@ -6,29 +6,25 @@ look-alikes on several sides, files that cannot be read, and remarks on what to 
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations, islice, product
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from search_spaces.ranges import MagnitudeRange
-from search_spaces.spec import DataSpec, SweepSpec
-from trainables.config import POLICIES_WITH_MAGNITUDE, SPLIT_NAMES, AugmentationConfig, SplitName
+from search_spaces.spec import DataSpec
+from trainables.config import SPLIT_NAMES, SplitName
+from trainables.data.decoding import size_of
 from trainables.data.packing import BadFile
 from trainables.data.sources import Source, open_source
 from trainables.data.table import ImageTable
-from trainables.data.views import view
 from trainables.errors import InputError
-from tuner.contact_sheet import SheetRow, contact_sheet
-from tuner.paths import HomePaths
-from tuner.preparing import deal_data
+from tuner.preparing import DealtData
 
 LOOK_ALIKE_BITS = 3
 """Two pictures whose difference hashes differ in at most so many of 64 bits are taken for shots of one thing."""
@@ -39,7 +35,6 @@ _UNEVEN = 10.0
 _MUCH_CUT_OFF = 0.25
 _MOST_IN_A_BUCKET = 300
 _MOST_LOOK_ALIKES = 1000
-_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ class Inspection:
         cut_off: Share of each picture's area that a square from its middle leaves out, [N].
         look_alikes: Across sides; at most 1,000.
         bad_files: What was set aside.
-        remarks: What to do about it, in sentences.
+        refusal: Why a sweep would refuse these pictures; empty if it would not.
     """
 
     source: str
@@ -105,12 +100,17 @@ class Inspection:
     cut_off: NDArray[np.float64]
     look_alikes: tuple[LookAlike, ...]
     bad_files: tuple[BadFile, ...]
-    remarks: tuple[str, ...]
+    refusal: str
 
     @property
     def num_pictures(self) -> int:
         """Usable ones."""
         return sum(each.total for each in self.classes)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to do about it, in sentences."""
+        return tuple(_remarks(self))
 
     def lines(self) -> Iterator[str]:
         """What does not fit into a table by class, and the remarks."""
@@ -140,18 +140,14 @@ class Inspection:
         return json.dumps(facts, indent=1, ensure_ascii=False)
 
 
-def inspect_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> Inspection:
+def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, int], None]) -> Inspection:
     """Looks at every picture of a source once.
 
     Args:
         spec: Which pictures, and how they are dealt to the sides.
-        home: Where packed pictures are kept, for the sweep that comes next.
+        dealt: What `deal_data` made of it.
         counted: Told what is being done, how much of it, of how much.
-
-    Raises:
-        InputError: The source will not do.
     """
-    dealt = deal_data(spec, home, counted)
     table, rows, labels, sides = dealt.table, dealt.rows, dealt.labels, dealt.sides
     looks = _look(table, rows, lambda done: counted("looking at pictures", done, len(rows)))
     counts = dealt.counts()
@@ -165,12 +161,12 @@ def inspect_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
         for label, name in enumerate(dealt.config.class_names)
     )
     groups = {group for group in table.groups_of(rows, spec.group_pattern) if group}
+    refusal = ""
     try:
         dealt.check()
-        refusal: tuple[str, ...] = ()
     except InputError as error:
-        refusal = (f"A sweep would refuse these pictures: {error}",)
-    inspection = Inspection(
+        refusal = str(error)
+    return Inspection(
         source=spec.source,
         classes=classes,
         num_groups=len(groups),
@@ -181,9 +177,8 @@ def inspect_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
             islice(_across_sides(looks.hashes, sides, [table.names[row] for row in rows]), _MOST_LOOK_ALIKES)
         ),
         bad_files=dealt.report.bad_files,
-        remarks=refusal,
+        refusal=refusal,
     )
-    return replace(inspection, remarks=(*refusal, *_remarks(inspection)))
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -219,8 +214,8 @@ def _sizes(source: Source, names: set[str]) -> NDArray[np.int64]:
     for picture in source.pictures():
         if picture.name in names:
             # What went away since it was packed has no size.
-            with suppress(OSError, InputError), Image.open(io.BytesIO(picture.read())) as opened:
-                found.append(opened.size)
+            with suppress(OSError, InputError):
+                found.append(size_of(picture.read()))
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
@@ -250,6 +245,8 @@ def _across_sides(hashes: NDArray[np.uint64], sides: NDArray[np.str_], names: Se
 
 
 def _remarks(found: Inspection) -> Iterator[str]:
+    if found.refusal:
+        yield f"A sweep would refuse these pictures: {found.refusal}"
     largest = max(found.classes, key=lambda each: each.total)
     smallest = min(found.classes, key=lambda each: each.total)
     if smallest.total < _FEW_PICTURES:
@@ -280,52 +277,3 @@ def _remarks(found: Inspection) -> Iterator[str]:
         yield f"{found.num_copies} files are copies of others, byte for byte; copies always share a side."
     if found.bad_files:
         yield f"{len(found.bad_files)} files cannot be used, such as {found.bad_files[0].name}."
-
-
-def sheet_of_classes(spec: DataSpec, home: HomePaths) -> Image.Image:
-    """Some pictures of each class, as they are packed."""
-    dealt = deal_data(spec, home, lambda *_: None)
-    rows = []
-    for label, name in enumerate(dealt.config.class_names):
-        some = dealt.rows[dealt.labels == label]
-        chosen = some[np.linspace(0, len(some) - 1, min(_COLUMNS, len(some))).round().astype(int)]
-        pictures = [dealt.table.image(row).permute(1, 2, 0).numpy() for row in chosen.tolist()]
-        rows.append(SheetRow(f"{name}: {len(some)}", pictures))
-    return contact_sheet(rows)
-
-
-def sheet_of_policies(spec: SweepSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> Image.Image:
-    """Views of one training picture of each class, by policy and, where that counts, by magnitude."""
-    dealt = deal_data(spec.data, home, counted)
-    in_train = dealt.sides == "train"
-    firsts = [
-        int(dealt.rows[in_train & (dealt.labels == label)][0])
-        for label in range(len(dealt.config.class_names))
-        if (in_train & (dealt.labels == label)).any()
-    ][:_COLUMNS]
-    size_px, num_each = spec.data.image_size_px, max(1, _COLUMNS // max(1, len(firsts)))
-    rows = [SheetRow("as they are", [dealt.table.image(row).permute(1, 2, 0).numpy() for row in firsts])]
-    for config in _policies(spec):
-        shown = f" at {config.magnitude} of 30" if config.policy in POLICIES_WITH_MAGNITUDE else ""
-        views = [
-            view(dealt.table.image(row), config, dealt.table.id_of(row), index, size_px).permute(1, 2, 0).numpy()
-            for row in firsts
-            for index in range(num_each)
-        ]
-        rows.append(SheetRow(f"{config.policy}{shown}", views))
-    return contact_sheet(rows)
-
-
-def _policies(spec: SweepSpec) -> Iterator[AugmentationConfig]:
-    names = spec.search.augmentation
-    magnitude = spec.search.magnitude
-    ends = (
-        (magnitude.low, magnitude.high)
-        if isinstance(magnitude, MagnitudeRange)
-        else magnitude
-        if isinstance(magnitude, tuple)
-        else (magnitude,)
-    )
-    for name in names if isinstance(names, tuple) else (names,):
-        for strength in ends if name in POLICIES_WITH_MAGNITUDE else ends[:1]:
-            yield AugmentationConfig(policy=name, magnitude=strength, num_views="unlimited", seed=spec.seed)

@@ -18,6 +18,7 @@ from typing import Any
 
 from trainables.config import FeatureSettings
 from trainables.entry import run_lane
+from trainables.errors import first_line
 from trainables.jobs import LAST_WORDS, AnyJob, Message
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class LanePool:
                 if message["kind"] in LAST_WORDS or message.get("outcome"):
                     return
         except ray.exceptions.RayTaskError as error:
-            raise LaneError(_first_line(error.cause)) from error
+            raise LaneError(first_line(error.cause)) from error
         finally:
             ray.get(self._board.give_back.remote(client))
 
@@ -191,10 +192,10 @@ class LanePool:
             try:
                 self._fit(lane, board)
             except (TrainingFailedError, ray.exceptions.RayError) as error:
-                reason = _first_line(error)
+                reason = first_line(error)
                 logger.warning("lane %d broke: %s", lane, reason)
             except Exception as error:  # a thread that dies of it would leave everyone waiting for this lane
-                reason = _first_line(error)
+                reason = first_line(error)
                 logger.exception("lane %d broke", lane)
             if self._is_closing.is_set():
                 break
@@ -253,7 +254,3 @@ def quicken_ray_train() -> None:
 def await_machines() -> None:
     """Has Ray Train wait for the machines that the cluster starts for it; its own minute is too short for that."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_MACHINE_START_S))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from trainables.errors import first_line
 from tuner.doctor import Finding
 
 _HELD = ("PENDING", "CREATED", "RESCHEDULING")
@@ -32,8 +33,7 @@ def check_placement_groups(environ: Mapping[str, str] | None = None) -> Iterator
     try:
         groups, ended = _groups_and_ended_jobs(address)
     except (RayStateApiException, RayError, OSError, RuntimeError, ValueError) as error:
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        text = f"placement groups cannot be listed ({why})"
+        text = f"placement groups cannot be listed ({first_line(error)})"
         yield Finding("Ray", "warning", text, "start the head with its dashboard, or ask `ray status`")
         return
     left = [

@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from trainables.errors import InputError
 from tuner.result import Standing, SweepResult
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ class Format(StrEnum):
     table = "table"
     csv = "csv"
     json = "json"
+
+
+def named_format(name: str) -> Format:
+    """The format that an option ``--format`` names.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    try:
+        return Format(name)
+    except ValueError:
+        raise InputError(f"--format: {name!r} is none of table, csv, json") from None
 
 
 def clean_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

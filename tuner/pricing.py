@@ -20,8 +20,9 @@ from search_spaces.expecting import (
     shares_by_epoch,
     views_of,
 )
+from search_spaces.search_spec import USUAL_NUM_TRIALS
 from search_spaces.space import Point, SearchSpace
-from search_spaces.spec import USUAL_NUM_TRIALS, SweepSpec
+from search_spaces.spec import SweepSpec
 from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
 from trainables.config import Precision
 from trainables.features.layout import ITEM_BYTES

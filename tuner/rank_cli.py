@@ -25,21 +25,21 @@ def rank(
 
     from search_spaces.spec import DataSpec
     from trainables.config import ComputeConfig
-    from tuner.output import Format, build_table, write_rows
+    from trainables.data.sources import as_source
+    from tuner.output import build_table, named_format, write_rows
     from tuner.paths import HomePaths
     from tuner.progress import Progress
     from tuner.ranking import rank_backbones, read_weights
+    from tuner.running_cli import output_console
 
-    if format_ not in list(Format):
-        raise InputError(f"--format: {format_!r} is none of table, csv, json")
+    form = named_format(format_)
     if precision not in ("fp32", "bf16"):
         raise InputError(f"--precision: {precision!r} is neither fp32 nor bf16")
     wanted = read_weights(backbones.split(","), weights or [])
     home = HomePaths.from_env()
-    source = data if data == "digits" or ":" in data else f"folder:{data}"
     with Progress() as progress:
         rankings = rank_backbones(
-            DataSpec(source=source, image_size_px=image_size),
+            DataSpec(source=as_source(data), image_size_px=image_size),
             wanted,
             home,
             tracking_uri=home.tracking_uri(),
@@ -64,7 +64,7 @@ def rank(
         ]
         console.print(build_table(columns, shown, title="Frozen backbones, the best first"))
     else:
-        write_rows(rows, Format(format_), console if console.is_terminal else Console(width=10_000))
+        write_rows(rows, form, output_console())
     for row in rows:
         if row["problem"]:
             typer.echo(f"not ranked: {row['backbone']}: {row['problem']}", err=True)

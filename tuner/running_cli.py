@@ -1,4 +1,4 @@
-"""What the commands that train share: a sweep under a live display, and its result on standard output."""
+"""What commands share: a sweep under a live display, its result on standard output, a sweep that is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from search_spaces.spec import SweepSpec
+    from tuner.paths import HomePaths
 
 
 def run_and_show(spec: SweepSpec, *, new: bool) -> None:
@@ -38,3 +39,18 @@ def output_console() -> Console:
 
     console = Console()
     return console if console.is_terminal else Console(width=10_000)
+
+
+def open_sweep(name: str, asker: str) -> tuple[HomePaths, SweepSpec]:
+    """The home, with what other machines wrote to it, and the spec of one of its sweeps.
+
+    Raises:
+        InputError: There is no such sweep; the message begins with who asks.
+    """
+    from search_spaces.loading import load_spec
+    from tuner.paths import HomePaths
+    from tuner.shared_home import pull_sweeps
+
+    home = HomePaths.from_env()
+    pull_sweeps(home)
+    return home, load_spec(home.known_sweep(name, asker).spec)

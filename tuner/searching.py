@@ -22,8 +22,8 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from search_spaces.search_spec import SamplerName
 from search_spaces.space import SearchSpace
-from search_spaces.spec import SamplerName
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
 from tuner.cost_aware import Cooling, CostAwareTPE

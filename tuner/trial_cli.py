@@ -10,7 +10,6 @@ import typer
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
-    from search_spaces.spec import SweepSpec
     from tuner.journal import TrialRecord
     from tuner.paths import HomePaths
 
@@ -22,18 +21,24 @@ def show(
     number: Annotated[int, typer.Argument(min=0, help="The trial's number.")],
 ) -> None:
     """Shows one trial of a sweep: its settings, its epochs, how it ended."""
+    from tuner.running_cli import open_sweep
+
+    home, _ = open_sweep(name, "show")
+    _show(_trial_of(home, name, number))
+
+
+def _show(trial: TrialRecord) -> None:
     from rich.console import Console
 
     from tuner.output import build_table
 
-    trial = _trial_of(*_known(name, "show"), name, number)
     console = Console()
     console.print(build_table(["setting", "value"], [[key, str(value)] for key, value in trial.params.items()]))
     columns = [column for column in _SHOWN if any(column in epoch for epoch in trial.epochs)]
     if columns:
         console.print(build_table(columns, [[epoch.get(column) for column in columns] for epoch in trial.epochs]))
     reason = f" ({trial.reason})" if trial.reason else ""
-    console.print(f"Trial {number}: {trial.outcome or 'not ended'}{reason}", highlight=False, markup=False)
+    console.print(f"Trial {trial.number}: {trial.outcome or 'not ended'}{reason}", highlight=False, markup=False)
 
 
 def best(
@@ -46,14 +51,15 @@ def best(
     from search_spaces.loading import dump_spec
     from search_spaces.single import single_spec
     from tuner.journal import champion_record, read_records
+    from tuner.running_cli import open_sweep
 
-    paths, spec = _known(name, "best")
-    champion = champion_record(read_records(paths.sweep(name).journal))
+    home, spec = open_sweep(name, "best")
+    champion = champion_record(read_records(home.sweep(name).journal))
     if champion is None:
         raise InputError(f"best: sweep {name!r} has no champion yet; `thaw resume {name}` goes on with it")
-    trial = _trial_of(paths, spec, name, champion["number"])
+    trial = _trial_of(home, name, champion["number"])
     if spec_file is None:
-        show(name, trial.number)
+        _show(trial)
         return
     if spec_file.exists():
         raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
@@ -87,22 +93,12 @@ def train(
     run_and_show(loaded.model_copy(update={"search": search}), new=new)
 
 
-def _known(name: str, asker: str) -> tuple[HomePaths, SweepSpec]:
-    from search_spaces.loading import load_spec
-    from tuner.paths import HomePaths
-    from tuner.shared_home import pull_sweeps
-
-    home = HomePaths.from_env()
-    pull_sweeps(home)
-    return home, load_spec(home.known_sweep(name, asker).spec)
-
-
-def _trial_of(home: HomePaths, spec: SweepSpec, name: str, number: int) -> TrialRecord:
+def _trial_of(home: HomePaths, name: str, number: int) -> TrialRecord:
     from tuner.journal import read_trials
 
     trials: dict[int, Any] = {trial.number: trial for trial in read_trials(home.sweep(name).journal)}
     if number not in trials:
         last = f"the last one is {max(trials)}" if trials else "it has none yet"
-        raise InputError(f"show: sweep {spec.name!r} has no trial {number}; {last}")
+        raise InputError(f"show: sweep {name!r} has no trial {number}; {last}")
     found: TrialRecord = trials[number]
     return found

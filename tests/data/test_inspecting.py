@@ -16,6 +16,7 @@ from tuner.cli import app
 from tuner.contact_sheet import SheetRow, contact_sheet
 from tuner.inspecting import Inspection, difference_hash, inspect_data
 from tuner.paths import HomePaths
+from tuner.preparing import deal_data
 
 Folder = Callable[..., Path]
 Photo = Callable[..., Image.Image]
@@ -29,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HomePaths:
 
 def inspected(place: Path, home: HomePaths, **fields: object) -> Inspection:
     spec = DataSpec.model_validate({"source": f"folder:{place}", "image_size_px": 16, **fields})
-    return inspect_data(spec, home, lambda *_: None)
+    return inspect_data(spec, deal_data(spec, home, lambda *_: None), lambda *_: None)
 
 
 def test_hashes_follow_looks_and_not_bytes(photo: Photo) -> None:

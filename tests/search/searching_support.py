@@ -15,8 +15,9 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
-from search_spaces.spec import SearchSpec, SweepSpec
+from search_spaces.spec import SweepSpec
 from trainables.trial import EPOCH, OUTCOME
 from tuner.halving import ResumableASHA
 from tuner.journal import TrialRecord

@@ -8,8 +8,8 @@ from typing import Any
 import optuna
 import pytest
 
+from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
-from search_spaces.spec import SearchSpec
 from tuner.cost_aware import Cooling, CostAwareTPE
 from tuner.sampling import BestEpochTPE
 

@@ -7,9 +7,9 @@ import warnings
 import optuna
 import pytest
 
+from search_spaces.search_spec import SearchSpec
 from search_spaces.seeding import ProbedDepth, best_depth, first_points, should_probe
 from search_spaces.space import SearchSpace
-from search_spaces.spec import SearchSpec
 
 STAGES = 6
 RISING = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9)

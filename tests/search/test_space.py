@@ -10,8 +10,8 @@ import optuna
 import pytest
 
 from search_spaces.loading import load_spec
+from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace, apply_params, check_depths
-from search_spaces.spec import SearchSpec
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.errors import InputError
 
@@ -186,7 +186,7 @@ def test_a_pretraining_is_a_point_too():
 
 def test_the_digest_names_the_space_in_every_process():
     code = (
-        "from search_spaces.space import SearchSpace; from search_spaces.spec import SearchSpec; "
+        "from search_spaces.space import SearchSpace; from search_spaces.search_spec import SearchSpec; "
         f"print(SearchSpace(SearchSpec(), {STAGES}).digest())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

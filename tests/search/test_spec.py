@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from search_spaces.loading import dump_spec, load_pretrain_spec, load_spec, parse_spec
 from search_spaces.mistakes import field_paths, fields_at
-from search_spaces.spec import PretrainSpec, SearchSpec, SweepSpec
+from search_spaces.search_spec import SearchSpec
+from search_spaces.spec import PretrainSpec, SweepSpec
 from trainables.errors import InputError
 
 MINIMAL = {"name": "bees", "data": {"source": "folder:bees"}, "model": {"backbone": "resnet18"}}

@@ -7,8 +7,8 @@ from typing import Any
 import optuna
 import pytest
 
+from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
-from search_spaces.spec import SearchSpec
 from tuner.startup import num_startup_trials, seed_of, startup_points
 
 SPACE = SearchSpace(SearchSpec(), num_stages=6)

@@ -88,6 +88,19 @@ def decode_picture(data: bytes, side_px: int | None = None) -> NDArray[np.uint8]
         raise UnreadablePictureError(f"cannot be decoded: {reason[:200]}") from error
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture file as they stand in its header, before it is turned upright.
+
+    Raises:
+        UnreadablePictureError: Not a picture, or far too large for one.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return opened.size
+    except DAMAGE_ERRORS as error:
+        raise UnreadablePictureError(f"cannot be opened: {type(error).__name__}") from error
+
+
 def _upright_rgb(opened: Image.Image, side_px: int | None) -> Image.Image:
     full_size = opened.size
     if side_px is not None:

@@ -103,7 +103,7 @@ class ParquetSource:
     def __init__(self, place: str) -> None:
         self._place = place if not is_local(place) else str(Path(place).expanduser().resolve())
         try:
-            self._filesystem, self._root = open_place(self._place)
+            self._filesystem, self._root = open_filesystem(self._place)
             self._infos = sorted(_parquet_files(self._filesystem, self._root), key=lambda info: info.path)
         except (OSError, ValueError) as error:
             raise InputError(
@@ -156,11 +156,6 @@ class ParquetSource:
                         number += 1
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{where}: cannot be read as Parquet ({error}): write it anew") from error
-
-
-def open_place(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The filesystem of a path or storage URI, and the path in it."""
-    return (pyarrow.fs.LocalFileSystem(), place) if is_local(place) else open_filesystem(place)
 
 
 @dataclass(frozen=True)
@@ -247,6 +242,6 @@ def _read_image(file: _File, row_group: int, column: str, position: int) -> byte
 
 @lru_cache(_ROW_GROUPS_IN_MEMORY)
 def _images(file: _File, row_group: int, column: str) -> pa.ChunkedArray:
-    filesystem, _ = open_place(file.place)
+    filesystem, _ = open_filesystem(file.place)
     with _open(filesystem, file.path) as opened:
         return opened.read_row_group(row_group, columns=[column]).column(0)

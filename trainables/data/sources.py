@@ -95,6 +95,11 @@ def open_source(uri: str) -> Source:
     raise InputError(f"data source {uri!r}: no such folder: {hint}")
 
 
+def as_source(text: str) -> str:
+    """What people type on a command line, as a spec names it: a folder's path needs no scheme there."""
+    return text if text == "digits" or ":" in text else f"folder:{text}"
+
+
 @dataclass(frozen=True)
 class _File:
     """A candidate found in a folder: its path, and what tells one version of it from another."""

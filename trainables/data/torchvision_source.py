@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from trainables.config import SplitName
 from trainables.data.sources import Picture, pgm
-from trainables.errors import InputError
+from trainables.errors import InputError, first_line
 from trainables.node_cache import cache_root
 
 _Parts = tuple[tuple[Mapping[str, Any], SplitName | None], ...]
@@ -111,7 +111,7 @@ class TorchvisionSource:
             return None
         for folder in (self._folder, self._folder / self._name / "raw"):
             # All four: a download that was broken off is torchvision's to finish.
-            if all(any((folder / name).with_name(name + end).is_file() for end in ("", ".gz")) for name in _IDX_FILES):
+            if all(any((folder / f"{name}{end}").is_file() for end in ("", ".gz")) for name in _IDX_FILES):
                 return folder
         return None
 
@@ -134,7 +134,7 @@ class TorchvisionSource:
             opened = _open(self._name, self._folder, part)
             named: Sequence[Any] = getattr(opened, "classes", None) or getattr(opened, "categories", None) or ()
             names = [each[0] if isinstance(each, tuple) else str(each) for each in named]
-            for number, label in enumerate(_labels(opened)):
+            for number, label in enumerate(_labels(self._name, self._folder, part)):
                 class_name = names[label] if label < len(names) else str(label)
                 read = partial(_read, self._name, self._folder, part, number)
                 yield Picture(f"{side or 'all'}/{number:06d}", class_name, side, read)
@@ -170,15 +170,16 @@ def _open(name: str, folder: Path, part: int) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
         return factory(str(folder), **options, download=True)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"data source 'torchvision:{name}': it is not in {folder} and cannot be downloaded ({reason}): put its "
-            f"files there, or name their folder: torchvision:{name}:FOLDER"
+            f"data source 'torchvision:{name}': it is not in {folder} and cannot be downloaded ({first_line(error)}): "
+            f"put its files there, or name their folder: torchvision:{name}:FOLDER"
         ) from error
 
 
-def _labels(opened: Any) -> list[int]:
+@lru_cache(8)
+def _labels(name: str, folder: Path, part: int) -> list[int]:
     """Every label, without decoding the pictures where the set keeps its labels in one of the usual places."""
+    opened = _open(name, folder, part)
     for place in ("targets", "labels", "_labels", "y"):
         values = getattr(opened, place, None)
         if values is not None and len(values) == len(opened):

@@ -1,0 +1,60 @@
+"""Which pictures go on a contact sheet: some of each class, or what each augmentation policy makes of some.
+
+In: packed pictures and their sides. Out: an image, to be saved as PNG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from search_spaces.ranges import MagnitudeRange, listed
+from search_spaces.spec import SweepSpec
+from trainables.config import POLICIES_WITH_MAGNITUDE, AugmentationConfig
+from trainables.data.views import view
+from tuner.contact_sheet import SheetRow, contact_sheet
+from tuner.preparing import DealtData
+
+_COLUMNS = 8
+
+
+def sheet_of_classes(dealt: DealtData) -> Image.Image:
+    """Some pictures of each class, as they are packed."""
+    rows = []
+    for label, name in enumerate(dealt.config.class_names):
+        some = dealt.rows[dealt.labels == label]
+        chosen = some[np.linspace(0, len(some) - 1, min(_COLUMNS, len(some))).round().astype(int)]
+        pictures = [dealt.table.image(row).permute(1, 2, 0).numpy() for row in chosen.tolist()]
+        rows.append(SheetRow(f"{name}: {len(some)}", pictures))
+    return contact_sheet(rows)
+
+
+def sheet_of_policies(spec: SweepSpec, dealt: DealtData) -> Image.Image:
+    """Views of one training picture of each class, by policy and, where that counts, by magnitude."""
+    in_train = dealt.sides == "train"
+    firsts = [
+        int(dealt.rows[in_train & (dealt.labels == label)][0])
+        for label in range(len(dealt.config.class_names))
+        if (in_train & (dealt.labels == label)).any()
+    ][:_COLUMNS]
+    size_px, num_each = spec.data.image_size_px, max(1, _COLUMNS // max(1, len(firsts)))
+    rows = [SheetRow("as they are", [dealt.table.image(row).permute(1, 2, 0).numpy() for row in firsts])]
+    for config in _policies(spec):
+        shown = f" at {config.magnitude} of 30" if config.policy in POLICIES_WITH_MAGNITUDE else ""
+        views = [
+            view(dealt.table.image(row), config, dealt.table.id_of(row), index, size_px).permute(1, 2, 0).numpy()
+            for row in firsts
+            for index in range(num_each)
+        ]
+        rows.append(SheetRow(f"{config.policy}{shown}", views))
+    return contact_sheet(rows)
+
+
+def _policies(spec: SweepSpec) -> Iterator[AugmentationConfig]:
+    magnitude = spec.search.magnitude
+    ends = (magnitude.low, magnitude.high) if isinstance(magnitude, MagnitudeRange) else listed(magnitude)
+    for name in listed(spec.search.augmentation):
+        for strength in ends if name in POLICIES_WITH_MAGNITUDE else ends[:1]:
+            yield AugmentationConfig(policy=name, magnitude=strength, num_views="unlimited", seed=spec.seed)
