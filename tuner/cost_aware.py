@@ -26,12 +26,12 @@ class Cooling:
     """How the price counts less and less while a sweep spends its budget; what is None is no bound.
 
     Attributes:
-        num_trials: Of the sweep.
+        num_trials: Of the sweep, or what its budget pays for on average.
         flops: That it may compute.
         lane_s: Seconds that all its lanes together may train.
     """
 
-    num_trials: int | None = None
+    num_trials: float | None = None
     flops: float | None = None
     lane_s: float | None = None
 
@@ -56,7 +56,7 @@ class CostAwareTPE(BestEpochTPE):
     fields without those that do, are left to TPE.
 
     Args:
-        price: FLOPs of a point of which the depth and the policy are known.
+        price: As FLOPs, of a point of which the depth and the policy are known.
         fixed: Fields with one value.
         price_weight: 0 ignores the price.
         options: Of TPE.

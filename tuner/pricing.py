@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tuner.preparing import PreparedData
 
 
+OVERHEAD_SHARE = 0.1
+"""What a trial costs beside its FLOPs, as a share of what a whole trial computes on average over the depths."""
 FLOPS_PER_BYTE: dict[Literal["cpu", "cuda"], float] = {"cpu": 200.0, "cuda": 10_000.0}
 """What a byte of the store costs, as FLOPs that the same machine could do meanwhile.
 
@@ -113,6 +115,10 @@ class Pricing:
         space: The same, as points.
         material: What stages compute and give.
         device: What lanes compute on.
+
+    Attributes:
+        num_trials: About how many trials the sweep will have.
+        overhead_flops: What a trial costs beside FLOPs (its start, its checkpoints, the end of each epoch), as FLOPs.
     """
 
     def __init__(
@@ -131,6 +137,7 @@ class Pricing:
         self._kept: dict[tuple[str, int], CutsToKeep] = {}
         self._expected = expected_trials(space, 1.0)
         self.num_trials = float(spec.most_trials or self._trials_for(spec.budget.flops))
+        self.overhead_flops = OVERHEAD_SHARE * self._mean_flops()
 
     def cost(self, point: Mapping[str, Any], before: Iterable[Looked] = ()) -> Cost:
         """What a whole trial at a point computes.
@@ -147,6 +154,14 @@ class Pricing:
         """The prediction as the metrics that the journal and MLflow keep beside what was computed in the end."""
         cost = self.cost(point, before)
         return {"compute/predicted_gflops": cost.total / 1e9, "compute/predicted_fill_gflops": cost.fill_flops / 1e9}
+
+    def price(self, point: Mapping[str, Any], before: Iterable[Looked] = ()) -> float:
+        """What a search weighs a trial by: its FLOPs, and what every trial costs beside them, as FLOPs.
+
+        Without the latter a trial of the head alone is as good as free, and a search that goes by the price runs
+        hundreds of them.
+        """
+        return self.cost(point, before).total + self.overhead_flops
 
     def spent(self, trials: Sequence[Looked]) -> float:
         """About what trials have computed, one behind the other: of each one's prediction the share of its epochs."""
@@ -304,10 +319,13 @@ class Pricing:
         """About how many trials a budget of FLOPs pays for, each of the usual length, nothing being stored."""
         if budget_flops is None:  # seconds alone: how many FLOPs they are worth, nobody knows here
             return USUAL_NUM_TRIALS
+        return max(1.0, budget_flops / (self._mean_flops() * self._mean_epochs / self._epochs))
+
+    def _mean_flops(self) -> float:
+        """Of a whole trial over the depths of the space, nothing being stored."""
         depths = self._space.depths
         nothing: CutsToKeep = {"train": (), "val": ()}
-        mean = sum(self._cost(self._point(depth), (), nothing).total for depth in depths) / len(depths)
-        return max(1.0, budget_flops / (mean * self._mean_epochs / self._epochs))
+        return sum(self._cost(self._point(depth), (), nothing).total for depth in depths) / len(depths)
 
     def _point(self, depth: int) -> Point:
         # One of RandAugment's magnitudes is as rare as another.

@@ -132,7 +132,9 @@ class SearchPhase:
     def _cooling(self, pool: LanePool) -> Cooling:
         budget = self._spec.budget
         lane_s = None if budget.time_s is None else budget.time_s * pool.num_lanes
-        return Cooling(self._spec.most_trials, budget.flops, lane_s)
+        # A trial of the head alone spends next to nothing of a budget of FLOPs: the price would count for ever.
+        num_trials = self._spec.most_trials if budget.flops is None else self._pricing.num_trials
+        return Cooling(num_trials, budget.flops, lane_s)
 
     def _config_maker(self, pool: LanePool, history: Sequence[TrialRecord]) -> Callable[..., dict[str, Any]]:
         """What Tune hands to a trial, from its number and its point."""

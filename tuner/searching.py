@@ -274,7 +274,7 @@ class StudySearcher(Searcher):
             return BestEpochTPE(**options)
         pricing, before = self._pricing, self.looked()
         weight = self._cooling.weight(number, pricing.spent(before), sum(self._seconds.values()))
-        return CostAwareTPE(lambda point: pricing.cost(point, before).total, self._space.fixed, weight, **options)
+        return CostAwareTPE(lambda point: pricing.price(point, before), self._space.fixed, weight, **options)
 
     def _is_over(self) -> bool:
         if self._num_trials is not None:
