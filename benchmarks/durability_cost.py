@@ -23,11 +23,12 @@ from measuring import conclude, median, report, span
 from trainables.backbones.zoo import load_backbone
 from trainables.checkpoint import save_checkpoint
 from trainables.config import FeatureSettings
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.memory import keep_freed_memory
 from trainables.ranks import Ranks
 from trainables.storage import make_durable
 from trainables.watchdog import Watchdog
+from trainables.workbench import Workbench
 from tuner.journal import Journal
 
 BAR = 0.02

@@ -38,8 +38,9 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 BAR = 0.8
 HEAD_ONLY_BAR = 50.0

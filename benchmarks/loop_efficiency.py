@@ -44,8 +44,9 @@ from trainables.data.batches import memory_format, plan_epoch
 from trainables.data.packing import pack
 from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 BAR = 0.9
 # Turns in which other processes took more of the machine than this are repeated, as long as patience lasts: torch's

@@ -39,8 +39,8 @@ from trainables.features.key import FeatureKey, FrozenPart, Machine, ViewKey
 from trainables.features.reading import Features
 from trainables.features.source import StoredFeatures, visit
 from trainables.features.store import FeatureStore
-from trainables.loop import Workbench
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 CPU = torch.device("cpu")
 BAR = 0.8

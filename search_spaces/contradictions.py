@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from search_spaces.ranges import CountRange, NonNegativeRange, listed
+from search_spaces.ranges import AlphaRange, CountRange, NonNegativeRange, listed
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _beyond_the_epochs(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
+    yield from _nothing_to_mix(spec)
 
 
 def split_contradiction(split: SplitConfig) -> str | None:
@@ -100,6 +101,20 @@ def _batches_too_small(spec: SweepSpec) -> Iterator[str]:
             f"search.batch_size: {smallest} pictures cannot be shared among {workers} workers; "
             f"use at least {workers}, or lower budget.workers_per_trial"
         )
+
+
+def _nothing_to_mix(spec: SweepSpec) -> Iterator[str]:
+    sizes = spec.search.batch_size
+    if (sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))) > 1:
+        return
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        alpha = getattr(spec.search, name)
+        largest = alpha.high if isinstance(alpha, AlphaRange) else max(listed(alpha))
+        if largest > 0:
+            yield (
+                f"search.{name}: {largest:g} mixes pictures of one batch, and search.batch_size may be 1; "
+                f"use at least 2 there, or set {name} to 0"
+            )
 
 
 def _is_searched_on_purpose(spec: SweepSpec, name: str) -> bool:

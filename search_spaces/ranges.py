@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainables.config import Settings
+from trainables.config import MOST_ALPHA, Settings
 
 # Pydantic puts these into an error's location. None can be a field's name, so messages can leave them out.
 VALUE, CHOICES, RANGE, WORD = "one value", "a list", "a range", "a word"
@@ -45,6 +45,8 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
+Decay = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Alpha = Annotated[float, Field(strict=True, ge=0, le=MOST_ALPHA)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Magnitude = Annotated[int, Field(strict=True, ge=0, le=30)]
 
@@ -78,6 +80,14 @@ class ShareRange(Range[Share]):
 
 class RateRange(Range[Rate]):
     """Numbers above 0 up to 1."""
+
+
+class DecayRange(Range[Decay]):
+    """Numbers between 0 and 1."""
+
+
+class AlphaRange(Range[Alpha]):
+    """Numbers from 0 to 100."""
 
 
 class CountRange(Range[Count]):

@@ -11,11 +11,15 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from search_spaces.ranges import (
+    Alpha,
+    AlphaRange,
     Chosen,
     Count,
     CountOrAuto,
     CountOrUnlimited,
     CountRange,
+    Decay,
+    DecayRange,
     Depth,
     DepthRange,
     Magnitude,
@@ -112,8 +116,29 @@ class SearchSpec(SpecPart):
     warmup_epochs: Searched[NonNegative, NonNegativeRange] = Field(
         (0.0, 1.0), description="Epochs of linear warm-up; one_cycle has its own."
     )
+    mixup_alpha: Searched[Alpha, AlphaRange] = Field(
+        0.0,
+        description="Mixup (Zhang et al. 2018) of what enters the trained part: of pictures at freeze_depth 0, of "
+        "features behind frozen stages (manifold mixup, Verma et al. 2019), so that stored ones serve. 0: off; 0.2 is "
+        "usual.",
+    )
+    cutmix_alpha: Searched[Alpha, AlphaRange] = Field(
+        0.0,
+        description="CutMix (Yun et al. 2019) of the same maps; where they have no extent, mixup. 0: off; 1 is usual. "
+        "Beside mixup_alpha, each batch draws one of the two.",
+    )
     class_balance: Chosen[ClassBalance] = Field(
-        "none", description="'weighted': a picture's loss counts by the inverse of its class's share, 1 on average."
+        "none",
+        description="'weighted': a picture's loss counts by the inverse of its class's share, 1 on average. "
+        "'balanced': an epoch draws as many pictures as there are, of each class equally many; rare ones repeat.",
+    )
+    ema_decay: Searched[Decay | None, DecayRange] = Field(
+        None,
+        description="Moving average of the weights, by step of the optimizer, judged and kept in their place; shorter "
+        "at first. none: the weights themselves; 0.99 is usual for hundreds of steps.",
+    )
+    grad_accumulation: Searched[Count, CountRange] = Field(
+        1, description="Batches whose gradients make one step of the optimizer, as one batch so many times as large."
     )
     grad_clip_norm: Searched[Positive | None, PositiveRange] = Field(
         (None, 1.0), description="Largest global norm of the gradient; none: any."

@@ -43,7 +43,11 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "num_views": ("augmentation", "num_views"),
     "batch_size": ("batch_size",),
     "label_smoothing": ("label_smoothing",),
+    "mixup_alpha": ("mixup_alpha",),
+    "cutmix_alpha": ("cutmix_alpha",),
     "class_balance": ("class_balance",),
+    "ema_decay": ("ema_decay",),
+    "grad_accumulation": ("grad_accumulation",),
     "head_init": ("head_init",),
 }
 # What a careful practitioner starts from; names in order of preference. The rate is AdamW's, SGD's is ten times it.
@@ -60,11 +64,23 @@ _COMMON: dict[str, tuple[Value, ...]] = {
     "label_smoothing": (0.1,),
     "layer_decay": (1.0,),
     "schedule": ("cosine", "linear", "one_cycle", "constant"),
-    "class_balance": ("none", "weighted"),
+    "mixup_alpha": (0.0, 0.2),
+    "cutmix_alpha": (0.0, 1.0),
+    "class_balance": ("none", "weighted", "balanced"),
+    "ema_decay": (None, 0.99),
+    "grad_accumulation": (1,),
     "head_init": ("probe", "random"),
 }
 
-_DEFAULTS: dict[str, Value] = {"layer_decay": 1.0, "schedule": "cosine", "class_balance": "none"}
+_DEFAULTS: dict[str, Value] = {
+    "layer_decay": 1.0,
+    "schedule": "cosine",
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "class_balance": "none",
+    "ema_decay": None,
+    "grad_accumulation": 1,
+}
 """Fields that came later, with the values that trials had before."""
 
 
@@ -94,7 +110,7 @@ class Dimension:
         for value in wanted:
             if value in self:
                 return value
-        first = wanted[0]
+        first = next((value for value in wanted if isinstance(value, (int, float))), wanted[0])
         if self.choices is None and isinstance(first, (int, float)):
             return type(first)(min(max(first, self.low), self.high))
         choices = self.choices or (first,)

@@ -33,12 +33,14 @@ class Checkpoint:
         tail: State of the trained part by its names in the whole model.
         meta: JSON values; the loop's own, such as the epoch.
         optimizer: Tensors of the optimizer by ``<parameter number>/<name>``; empty where only the weights are kept.
+        average: Moving averages by the names of ``tail``; empty where there are none, or only the weights are kept.
     """
 
     prefix_hash: str
     tail: Mapping[str, torch.Tensor]
     meta: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    average: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def tail_for(self, prefix_hash: str) -> Mapping[str, torch.Tensor]:
         """The trained tensors, to be loaded beside the prefix of that hash.
@@ -58,6 +60,7 @@ def save_checkpoint(uri: str, checkpoint: Checkpoint) -> int:
     """Writes ``checkpoint`` to a path or URI, whole or not at all; returns its size in bytes."""
     tensors = {f"tail/{name}": tensor for name, tensor in checkpoint.tail.items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in checkpoint.average.items()}
     header = {"prefix_hash": checkpoint.prefix_hash, "meta": json.dumps(dict(checkpoint.meta))}
     payload = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
     content = _MAGIC + hashlib.sha256(payload).digest() + payload
@@ -81,6 +84,7 @@ def load_checkpoint(uri: str) -> Checkpoint:
         tail=_strip(tensors, "tail/"),
         meta=json.loads(header["meta"]),
         optimizer=_strip(tensors, "optimizer/"),
+        average=_strip(tensors, "average/"),
     )
 
 

@@ -20,7 +20,9 @@ SplitName = Literal["train", "val", "test"]
 Precision = Literal["fp32", "bf16"]
 HeadInit = Literal["probe", "random"]
 Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
-ClassBalance = Literal["none", "weighted"]
+ClassBalance = Literal["none", "weighted", "balanced"]
+MOST_ALPHA = 100.0
+"""Of mixup and CutMix: from there on nearly every share is one half."""
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -139,9 +141,21 @@ class TrialConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     batch_size: int = Field(32, ge=1, description="Pictures per step over all workers together.")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_balance: ClassBalance = Field(
-        "none", description="'weighted': a picture's loss counts by the inverse of its class's share, 1 on average."
+    mixup_alpha: float = Field(
+        0.0, ge=0, le=MOST_ALPHA, description="Of mixup at the input of the trained part; 0: off. See `mixing`."
     )
+    cutmix_alpha: float = Field(
+        0.0, ge=0, le=MOST_ALPHA, description="Of CutMix there; 0: off. With both, each batch gets one of them."
+    )
+    class_balance: ClassBalance = Field(
+        "none",
+        description="'weighted': a picture's loss counts by the inverse of its class's share, 1 on average. "
+        "'balanced': an epoch draws as many pictures as there are, of each class equally many.",
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Of the moving average of the weights that is judged and kept; None: none is."
+    )
+    grad_accumulation: int = Field(1, ge=1, description="Batches whose gradients make one step of the optimizer.")
     epochs: int = Field(8, ge=1)
     head_init: HeadInit = Field(
         "random", description="'probe': the head starts as a ridge classifier on the frozen network's features."

@@ -26,13 +26,14 @@ from pydantic import ValidationError
 from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob, parse_job
-from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
+from trainables.loop import DivergedError, StoppedError, TrialRun
 from trainables.memory import give_back_freed_memory, keep_freed_memory
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
 from trainables.storage import join, make_durable
 from trainables.switchboard import Order
 from trainables.watchdog import Watchdog
+from trainables.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -18,38 +18,35 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
+from trainables.accumulation import turns_of
+from trainables.averaging import WeightAverage
 from trainables.backbones.graph import Stage
-from trainables.backbones.zoo import Backbone, load_backbone
+from trainables.backbones.zoo import Backbone
 from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
 from trainables.classifier import build_optimizer, lr_scale, split_network
-from trainables.config import AugmentationConfig, DataConfig, FeatureSettings, SplitName, TrialConfig
+from trainables.config import AugmentationConfig, SplitName, TrialConfig
 from trainables.data.batches import (
+    Batch,
     BatchSource,
     FrozenPrefix,
     ImageBatches,
     Normaliser,
     Side,
-    ViewCache,
     Views,
     memory_format,
     plan_epoch,
     plan_in_order,
 )
-from trainables.data.sharing import open_table
-from trainables.data.splits import sides_of
-from trainables.data.table import ImageTable
 from trainables.data.views import view_index
-from trainables.errors import InputError
-from trainables.features.probes import ProbeResult
 from trainables.features.source import FeatureBatches, StoredFeatures, visit
-from trainables.features.store import FeatureStore
 from trainables.kernels import avoid_slow_kernels
-from trainables.node_cache import features_root
+from trainables.losses import TrainingLoss, class_weights
+from trainables.mixing import Mixer
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.scores import Evaluation, count_confusion, rates
+from trainables.workbench import Workbench
 
 _EVALUATION_BATCH_SIZE = 64
-_MOST_BACKBONES = 4
 _AS_IS = AugmentationConfig(policy="none", num_views=1)
 
 
@@ -59,80 +56,6 @@ class DivergedError(RuntimeError):
 
 class StoppedError(Exception):
     """Nobody wants this trial any more; the epoch under way is dropped."""
-
-
-class Workbench:
-    """What a warm process keeps from trial to trial: open tables, views in memory, fitted heads, the feature store.
-
-    Args:
-        view_cache_bytes: Memory that views may take.
-        features: Where what frozen parts computed is kept; None computes it each time.
-
-    Attributes:
-        beat: Called for each batch, as a sign of life.
-    """
-
-    def __init__(self, view_cache_bytes: int = 1 << 30, features: FeatureSettings | None = None) -> None:
-        self.views = ViewCache(view_cache_bytes)
-        self.heads: dict[str, ProbeResult] = {}  # by `probing.head_key`
-        self.features = features
-        self.beat: Callable[[], object] = lambda: None
-        self.store: FeatureStore | None = None
-        if features is not None:
-            directory = features_root(features.directory)
-            self.store = FeatureStore(directory, features.budget_bytes, features.shared_uri)
-        self._tables: dict[tuple[str, str], ImageTable] = {}
-        self._sides: dict[tuple[object, ...], Side] = {}
-        self._backbones: OrderedDict[tuple[object, ...], Backbone] = OrderedDict()
-
-    def table(self, config: DataConfig) -> ImageTable:
-        """The image table of ``config``, opened once; from shared storage by way of this node's copy.
-
-        Raises:
-            InputError: No table there, a damaged one, or one with other content than ``config`` names.
-        """
-        key = (config.table, config.fingerprint)
-        if key not in self._tables:
-            table = open_table(config)
-            if table.fingerprint != config.fingerprint:
-                raise InputError(
-                    f"image table {config.table}: its pictures are others now ({table.fingerprint[:12]} instead of "
-                    f"{config.fingerprint[:12]}): start a new sweep on them"
-                )
-            self._tables[key] = table
-        return self._tables[key]
-
-    def side(self, config: DataConfig, name: SplitName) -> Side:
-        """The pictures of one side, in table order; dealt once.
-
-        Raises:
-            InputError: See `table`.
-        """
-        key = (config.table, config.fingerprint, config.class_names, config.split, config.group_pattern, name)
-        if key not in self._sides:
-            table = self.table(config)
-            rows, labels = table.rows_of(config.class_names)
-            chosen = sides_of(table, rows, config) == name
-            self._sides[key] = Side(table, rows[chosen], labels[chosen], name)
-        return self._sides[key]
-
-    def backbone(self, config: TrialConfig) -> Backbone:
-        """The backbone of ``config``, with the bits that `load_backbone` gives it.
-
-        Its body is loaded once and shared, which the frozen stages are made for; its head is the trial's own.
-        """
-        num_classes, size_px = len(config.data.class_names), config.data.image_size_px
-        name, weights = config.backbone.name, config.backbone.weights
-        # Without weights the body is drawn from the seed; with them their hash says what is in it.
-        key = (name, size_px, config.seed if weights is None else weights.sha256)
-        if key not in self._backbones:
-            self._backbones[key] = load_backbone(
-                name, weights, num_classes=num_classes, input_size_px=size_px, seed=config.seed
-            )
-            while len(self._backbones) > _MOST_BACKBONES:
-                self._backbones.popitem(last=False)
-        self._backbones.move_to_end(key)
-        return self._backbones[key].with_head(num_classes, config.seed)
 
 
 class TrialRun:
@@ -171,18 +94,18 @@ class TrialRun:
         # Looked up where it counts: it takes a look at every tensor of the network.
         stage_keys = backbone.graph.stage_keys if config.optimizer.layer_decay < 1 else ()
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer, stage_keys)
-        self._class_weights_K = self._weigh_classes()
+        self._loss = TrainingLoss(config.label_smoothing, self._weigh_classes())
+        self._mixer = Mixer(config, ranks)
+        self._average: WeightAverage | None = None
         self._noise = SharedNoise(config.seed)
         self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
         self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
 
     def _weigh_classes(self) -> torch.Tensor | None:
         """What each class's pictures count in the loss [K]; None where all count the same."""
-        if self.config.class_balance == "none":
+        if self.config.class_balance != "weighted":
             return None
-        labels = torch.from_numpy(self.side("train").labels)
-        counts_K = torch.bincount(labels, minlength=len(self.config.data.class_names))
-        return (len(labels) / (len(counts_K) * counts_K.clamp(min=1))).float().to(self._ranks.device)
+        return class_weights(self.side("train").labels, len(self.config.data.class_names)).to(self._ranks.device)
 
     def _open_store(
         self, backbone: Backbone, cuts_to_keep: Mapping[Literal["train", "val"], Collection[int]] | None
@@ -227,7 +150,7 @@ class TrialRun:
         return caught[0]
 
     def _start_head(self) -> None:
-        """Gives the head what it starts from, once; a checkpoint brings its own."""
+        """Gives the head what it starts from, once, and the average of the weights; a checkpoint brings its own."""
         if self._has_begun:
             return
         self._has_begun = True
@@ -237,6 +160,12 @@ class TrialRun:
             weight_KD, bias_K = probed_head(self.config, len(self.stages), self._bench, self._ranks)
             head = self._tail.get_submodule(self._network.head_name)
             head.load_state_dict({"weight": weight_KD, "bias": bias_K})
+        self._start_average()
+
+    def _start_average(self) -> None:
+        """Begins the moving average with the weights as they are, if the trial has one."""
+        if self.config.ema_decay is not None:
+            self._average = WeightAverage(self._tail, self.config.ema_decay)
 
     def run_epoch(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Trains one epoch and scores the validation side; the same numbers on every rank.
@@ -288,41 +217,58 @@ class TrialRun:
     def _train_epoch(self, should_stop: Callable[[], bool]) -> float:
         config, ranks, side = self.config, self._ranks, self.side("train")
         self._model.train()
-        plan = plan_epoch(len(side), config.batch_size, config.seed, self.epoch)
+        balanced_labels = side.labels if config.class_balance == "balanced" else None
+        plan = plan_epoch(len(side), config.batch_size, config.seed, self.epoch, balanced_labels)
         batches = self._batches(side, config.augmentation).batches(
             [ranks.share(positions) for positions in plan], view_index(config.augmentation, self.epoch)
         )
+        turns = turns_of(plan, config.grad_accumulation)
+        num_steps = turns[-1].step + 1
         loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        for step, (positions, batch) in enumerate(zip(plan, batches, strict=True)):
+        for number, (positions, batch, turn) in enumerate(zip(plan, batches, turns, strict=True)):
             if ranks.agree_to(should_stop()):
                 raise StoppedError
             self._noise.begin_step(
-                self.epoch, step, *share_bounds(len(positions), ranks.rank, ranks.world_size), len(positions)
+                self.epoch, number, *share_bounds(len(positions), ranks.rank, ranks.world_size), len(positions)
             )
-            self._set_lr(self.epoch * len(plan) + step, len(plan))
-            loss = self._loss(self._forward(batch.inputs), batch.labels_B)
-            loss_sum += loss.detach()
-            self._optimizer.zero_grad(set_to_none=True)
-            # DDP divides gradients by the number of ranks; the loss of the global batch wants their sum.
-            (loss * (ranks.world_size / len(positions))).backward()
-            if config.optimizer.grad_clip_norm is not None:
-                clip_grad_norm_(self._tail.parameters(), config.optimizer.grad_clip_norm)
-            self._optimizer.step()
+            if turn.is_first:
+                self._optimizer.zero_grad(set_to_none=True)
+            with ranks.syncing(self._model, is_last=turn.is_last):
+                loss = self._loss_of(batch, number, len(positions))
+                loss_sum += loss.detach()
+                # DDP divides gradients by the number of ranks; the loss of the global batch wants their sum.
+                (loss * (ranks.world_size / turn.num_pictures)).backward()
+            if turn.is_last:
+                self._take_step(self.epoch * num_steps + turn.step, num_steps)
         return ranks.sum(loss_sum).item() / len(side)
 
-    def _loss(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """The pictures' losses, added up."""
-        smoothing = self.config.label_smoothing
-        if self._class_weights_K is None:
-            return F.cross_entropy(logits_BK, labels_B, reduction="sum", label_smoothing=smoothing)
-        # Not by torch's `weight`: that weighs the smoothed part by the other classes instead of by the picture's own.
-        losses_B = F.cross_entropy(logits_BK, labels_B, reduction="none", label_smoothing=smoothing)
-        return (self._class_weights_K[labels_B] * losses_B).sum()
+    def _loss_of(self, batch: Batch, number: int, num_rows: int) -> torch.Tensor:
+        """The losses of a batch's pictures, added up, after mixing if the trial mixes; every rank must call this."""
+        mixed = self._mixer.mixed(batch, self.epoch, number, num_rows)
+        if mixed is None:
+            return self._loss(self._forward(batch.inputs), batch.labels_B)
+        return self._loss.of_mixed(self._forward(mixed.inputs), mixed)
+
+    def _take_step(self, step: int, steps_per_epoch: int) -> None:
+        self._set_lr(step, steps_per_epoch)
+        if self.config.optimizer.grad_clip_norm is not None:
+            clip_grad_norm_(self._tail.parameters(), self.config.optimizer.grad_clip_norm)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update(step)
+
+    def _judged(self) -> AbstractContextManager[None]:
+        """While this lasts the trained part holds the weights that are judged: their average, if the trial has one."""
+        return nullcontext() if self._average is None else self._average.in_place()
 
     @torch.no_grad()
     def evaluate(self, name: SplitName) -> Evaluation:
-        """Scores one side with the weights as they are; the same on every rank."""
+        """Scores one side with the weights as they are, or their average; the same on every rank."""
         self._start_head()
+        with self._judged():
+            return self._evaluate(name)
+
+    def _evaluate(self, name: SplitName) -> Evaluation:
         side, num_classes = self.side(name), len(self.config.data.class_names)
         self._model.eval()
         positions = self._ranks.share(np.arange(len(side)))
@@ -342,14 +288,16 @@ class TrialRun:
 
         Args:
             meta: JSON values to keep beside the loop's own.
-            weights_only: Leaves out what only training needs.
+            weights_only: Leaves out what only training needs; the weights are those that are judged.
         """
         self._start_head()
+        averages = {} if self._average is None else self._average.tensors()
         return Checkpoint(
             prefix_hash=self._network.prefix_hash,
-            tail=self._tail.state_dict(),
+            tail=averages if averages and weights_only else self._tail.state_dict(),
             meta={"epoch": self.epoch, "config": self.config.model_dump(mode="json"), **(meta or {})},
             optimizer={} if weights_only else optimizer_tensors(self._optimizer),
+            average={} if weights_only else averages,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -364,6 +312,9 @@ class TrialRun:
             raise CheckpointError(f"this checkpoint does not fit {self.config.backbone.name}: {error}") from error
         if checkpoint.optimizer:
             restore_optimizer(self._optimizer, checkpoint.optimizer)
+        self._start_average()
+        if self._average is not None and checkpoint.average:
+            self._average.restore(checkpoint.average)
         self.epoch = int(checkpoint.meta["epoch"])
         self._has_begun = True
 

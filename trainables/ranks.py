@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,19 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, rows: torch.Tensor, total: int) -> torch.Tensor:
+        """All ranks' rows in order, of which this rank holds its ``share`` of ``total``; the bits stay as they are."""
+        if self.world_size == 1:
+            return rows
+        lengths = [
+            last - first for first, last in (share_bounds(total, r, self.world_size) for r in range(self.world_size))
+        ]
+        mine = rows.new_zeros((max(lengths), *rows.shape[1:]))
+        mine[: len(rows)] = rows
+        pieces = [torch.empty_like(mine) for _ in lengths]
+        dist.all_gather(pieces, mine)
+        return torch.cat([piece[:length] for piece, length in zip(pieces, lengths, strict=True)])
+
     def agree(self, value: Any) -> Any:
         """Rank 0's ``value`` on every rank (any picklable object); what the others pass is ignored."""
         if self._control is None:
@@ -84,6 +98,13 @@ class Ranks:
             return tail
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(tail, device_ids=device_ids, forward_sync_buffers=False)
+
+    def syncing(self, model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+        """Around a forward and backward pass: gradients are averaged over ranks in the last pass before a step."""
+        if isinstance(model, DistributedDataParallel) and not is_last:
+            no_sync: AbstractContextManager[None] = model.no_sync()
+            return no_sync
+        return nullcontext()
 
     def join_batch_norms(self, tail: nn.Module) -> nn.Module:
         """``tail`` with BatchNorm over the global batch; the same names, parameters and buffers."""

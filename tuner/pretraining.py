@@ -100,7 +100,8 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     decisive = config.model_dump(mode="json")
     del decisive["data"]["table"]
     # Nothing that a recipe can set, and older recipes do not have it.
-    del decisive["head_init"], decisive["class_balance"]
+    for name in ("head_init", "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation"):
+        del decisive[name]
     del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
     if config.data.group_pattern is None:
         del decisive["data"]["group_pattern"]

@@ -112,9 +112,9 @@ def _rank(
 ) -> Ranking:
     import torch
 
-    from trainables.loop import Workbench
     from trainables.probing import run_probe
     from trainables.ranks import Ranks
+    from trainables.workbench import Workbench
 
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

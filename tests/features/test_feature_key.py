@@ -105,6 +105,7 @@ def digest_of(config: TrialConfig, view_index: int = 1) -> str:
         {"batch_size": 7},
         {"epochs": 99},
         {"label_smoothing": 0.1},
+        {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "class_balance": "balanced", "ema_decay": 0.9},
         {"seed": 5},
         {"data": CONFIG.data.model_copy(update={"table": "s3://elsewhere/table"})},
         {"backbone": BackboneConfig(name="lenet", weights=WeightsFile(uri="/moved", sha256="c" * 64))},

@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces.loading import dump_spec, load_spec
 from search_spaces.single import searched_fields, single_spec
-from search_spaces.space import SearchSpace
+from search_spaces.space import _DEFAULTS, SearchSpace
 from search_spaces.spec import SweepSpec
 
 POINT = {
@@ -30,10 +30,24 @@ def test_the_space_of_one_trial_is_its_point() -> None:
     assert single.name == "parts-best"
     assert single.most_trials == 1
     space = SearchSpace(single.search, 4)
-    added = {"magnitude", "layer_decay", "schedule", "class_balance"}
+    added = {"magnitude", *_DEFAULTS}
     assert {name: value for name, value in space.fixed.items() if name not in added} == POINT
     assert SweepSpec.model_validate(single.model_dump()) == single
     assert dump_spec(single)
+
+
+def test_a_trial_that_mixes_balances_averages_and_accumulates_keeps_that() -> None:
+    chosen = {
+        "mixup_alpha": 0.3, "cutmix_alpha": 0.9, "class_balance": "balanced", "ema_decay": 0.98, "grad_accumulation": 3
+    }  # fmt: skip
+    searched = spec_with(
+        mixup_alpha={"low": 0.0, "high": 1.0}, cutmix_alpha=[0.0, 0.9], class_balance=["none", "balanced"],
+        ema_decay={"low": 0.9, "high": 0.999}, grad_accumulation={"low": 1, "high": 4},
+    )  # fmt: skip
+    assert chosen.keys() <= set(searched_fields(searched))
+    single = single_spec(searched, POINT | chosen, "mixed")
+    assert {name: getattr(single.search, name) for name in chosen} == chosen
+    assert searched_fields(single) == []
 
 
 def test_a_trial_of_the_head_alone_needs_no_rate_of_the_backbone() -> None:

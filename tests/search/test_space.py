@@ -11,7 +11,7 @@ import pytest
 
 from search_spaces.loading import load_spec
 from search_spaces.search_spec import SearchSpec
-from search_spaces.space import SearchSpace, apply_params, check_depths
+from search_spaces.space import _DEFAULTS, _PLACES, SearchSpace, apply_params, check_depths
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.errors import InputError
 
@@ -99,6 +99,8 @@ def test_the_rules_of_thumb_are_only_the_head_the_middle_and_everything_at_a_ten
         {"augmentation": ["none", "flip"], "grad_clip_norm": {"low": 2.0, "high": 3.0}, "warmup_epochs": 0.5},
         {"freeze_depth": {"low": 1, "high": 4}, "batch_size": {"low": 4, "high": 9, "log": True}},
         {"freeze_depth": [0, "all"], "label_smoothing": {"low": 0.2, "high": 0.5}},
+        {"ema_decay": {"low": 0.9, "high": 0.95}, "mixup_alpha": [0.1, 0.4], "class_balance": ["balanced"]},
+        {"ema_decay": [0.9, 0.999], "cutmix_alpha": {"low": 0.5, "high": 2.0}, "grad_accumulation": [2, 4]},
     ],
 )
 def test_rules_of_thumb_keep_to_the_declared_space(search):
@@ -151,7 +153,7 @@ def test_all_means_the_number_of_stages():
 
 def test_a_point_becomes_a_trial_and_leaves_the_rest_alone():
     space = space_of()
-    point = next(point for point, _ in draw(space) if len(point) == 16)
+    point = next(point for point, _ in draw(space) if len(point) == len(_PLACES))
     trial = space.trial_config(point, BASE)
     assert trial.freeze_depth == point["freeze_depth"]
     assert trial.augmentation.model_dump() == {
@@ -177,6 +179,19 @@ def test_a_point_becomes_a_trial_and_leaves_the_rest_alone():
     assert apply_params({}, BASE) == BASE
 
 
+def test_what_concerns_batches_and_losses_reaches_the_trial():
+    chosen = {
+        "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "class_balance": "balanced", "ema_decay": 0.99, "grad_accumulation": 4
+    }  # fmt: skip
+    space = space_of(**{name: [value, _DEFAULTS[name]] for name, value in chosen.items()})
+    points = [point for point, _ in draw(space)]
+    assert all({point[name] for point in points} == {value, _DEFAULTS[name]} for name, value in chosen.items())
+    trial = space.trial_config(next(iter(points)) | chosen, BASE)
+    assert {name: getattr(trial, name) for name in chosen} == chosen
+    untouched = TrialConfig.model_validate(BASE.model_dump(exclude=set(chosen)))
+    assert {name: getattr(untouched, name) for name in chosen} == {name: _DEFAULTS[name] for name in chosen}
+
+
 def test_a_pretraining_is_a_point_too():
     pretrain = load_spec("digits").pretrain_spec()
     trial = apply_params(pretrain.params(), BASE)
@@ -196,8 +211,11 @@ def test_the_digest_names_the_space_in_every_process():
 
 def test_trials_of_an_older_thaw_are_points_where_new_fields_have_their_defaults():
     (point, _), *_ = draw(space_of())
-    older = {name: value for name, value in point.items() if name not in ("layer_decay", "schedule", "class_balance")}
+    older = {name: value for name, value in point.items() if name not in _DEFAULTS}
+    assert len(point) - len(older) == len(_DEFAULTS)
     assert space_of().contains(older)
     assert not space_of(schedule="linear").contains(older)
     assert not space_of(class_balance=["none", "weighted"]).contains(older)
+    assert not space_of(mixup_alpha=0.2).contains(older)
+    assert not space_of(ema_decay=[None, 0.99]).contains(older)
     assert not space_of().contains({name: value for name, value in point.items() if name != "lr"})

@@ -126,6 +126,11 @@ def test_a_wrong_field_is_refused_with_its_path_its_value_and_a_remedy(override,
             "use at least 20, or lower budget.workers_per_trial",
         ),
         (
+            ["search.cutmix_alpha=[0, 1]", "search.batch_size=[1, 32]"],
+            "search.cutmix_alpha: 1 mixes pictures of one batch, and search.batch_size may be 1; "
+            "use at least 2 there, or set cutmix_alpha to 0",
+        ),
+        (
             ["budget.gpus_per_worker=0.5", "budget.workers_per_trial=2"],
             "budget.gpus_per_worker: 0.5 of a GPU for each of 2 workers: only a single worker can share a GPU; "
             "set it to 1, or budget.workers_per_trial to 1",

@@ -49,12 +49,20 @@ def champion() -> TrialConfig:
         backbone=BackboneConfig(name="lenet", weights=WeightsFile(uri="w", sha256="s")),
         freeze_depth=2,
         optimizer=OptimizerConfig(lr=0.02, backbone_lr_ratio=0.5),
+        mixup_alpha=0.2,
+        class_balance="balanced",
+        ema_decay=0.99,
+        grad_accumulation=2,
     )
 
 
 def test_baselines_change_only_what_they_say(champion: TrialConfig) -> None:
     head_only = baseline_config("head_only", champion, num_stages=4)
     assert head_only == champion.model_copy(update={"freeze_depth": 4})
+    kept = {"mixup_alpha": 0.2, "class_balance": "balanced", "ema_decay": 0.99, "grad_accumulation": 2}
+    for name in ("full_finetune", "from_scratch"):
+        baseline = baseline_config(name, champion, num_stages=4)
+        assert {field: getattr(baseline, field) for field in kept} == kept
     full = baseline_config("full_finetune", champion, num_stages=4)
     assert (full.freeze_depth, full.optimizer.backbone_lr_ratio, full.backbone) == (0, 0.1, champion.backbone)
     scratch = baseline_config("from_scratch", champion, num_stages=4)

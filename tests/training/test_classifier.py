@@ -186,7 +186,7 @@ def test_a_rare_classs_pictures_count_for_more_and_all_for_1_on_average(config: 
     before, grads, run = first_step(trial)
     side = run.side("train")
     labels = torch.from_numpy(side.labels)
-    weights_K = run._class_weights_K
+    weights_K = run._loss.weights_K
     assert weights_K is not None
     assert weights_K[labels].mean().item() == pytest.approx(1.0)
     counts_K = torch.bincount(labels).float()
@@ -197,7 +197,7 @@ def test_a_rare_classs_pictures_count_for_more_and_all_for_1_on_average(config: 
     by_picture = [F.cross_entropy(logits[i], targets[i], label_smoothing=0.2) * weights_K[targets[i]] for i in range(9)]
     torch.testing.assert_close(run._loss(logits, targets), torch.stack(by_picture).sum())
     assert not torch.equal(plain["head.weight"], grads["head.weight"])
-    assert TrialRun(config(), Workbench(), Ranks(CPU))._class_weights_K is None
+    assert TrialRun(config(), Workbench(), Ranks(CPU))._loss.weights_K is None
 
 
 def test_smoothing_is_for_training_only(config: Callable[..., TrialConfig]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from training_support import (
     CPU,
+    EVERY_CHOICE,
     RankGroup,
     assert_same_bits,
     finish,
@@ -68,6 +69,19 @@ def test_a_trial_can_stop_at_every_epoch(
     )  # fmt: skip
     expected_epochs, expected = train(trial)
     for epoch in range(5):
+        epochs, end = go_on(trial, tmp_path / f"{epoch}.ckpt", epoch)
+        assert epochs == expected_epochs, f"stopped after epoch {epoch}"
+        assert_same_bits(end, expected)
+
+
+@pytest.mark.parametrize("depth", [0, 2, 4])
+def test_a_mixed_balanced_averaged_and_accumulated_trial_can_stop(
+    config: Callable[..., TrialConfig], tmp_path: Path, depth: int
+) -> None:
+    trial = config(depth=depth, optimizer=OPTIMIZERS["adamw"], batch_size=7, **EVERY_CHOICE)
+    expected_epochs, expected = train(trial)
+    assert any(name.startswith("average/") for name in expected)
+    for epoch in range(4):
         epochs, end = go_on(trial, tmp_path / f"{epoch}.ckpt", epoch)
         assert epochs == expected_epochs, f"stopped after epoch {epoch}"
         assert_same_bits(end, expected)
@@ -133,6 +147,7 @@ def test_a_warm_process_gives_the_bits_of_a_fresh_one(config: Callable[..., Tria
         config(depth=2, optimizer=OPTIMIZERS["adamw"], augmentation={"policy": "randaugment", "num_views": 2}),
         config(depth=0, optimizer=OPTIMIZERS["sgd"], label_smoothing=0.1, seed=3),
         config("mobilenet_v2", depth=num_stages("mobilenet_v2"), compute=PRECISIONS["bf16"]),
+        config(depth=1, optimizer=OPTIMIZERS["sgd"], **EVERY_CHOICE),
     ]
     between = [
         config(depth=1, compute=PRECISIONS["bf16"], augmentation={"policy": "none"}),

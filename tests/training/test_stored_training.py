@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import CPU, RankGroup, copied, num_stages
+from training_support import CPU, EVERY_CHOICE, RankGroup, copied, num_stages
 
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.features.source import FeaturesRequiredError
@@ -85,6 +85,20 @@ def test_later_epochs_and_trials_read_what_the_first_stored(config: Callable[...
     read = train(another, bench_at(tmp_path))
     assert read[2] == [71, 71], "another process, head, rate and batch size: the same features"
     assert_same(train(another, Workbench()), read)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_mixing_and_balancing_read_the_features_of_plain_training(
+    config: Callable[..., TrialConfig], depth: int, precision: str, tmp_path: Path
+) -> None:
+    compute = {"precision": precision, "prefix_precision": precision}
+    views = {"augmentation": {"policy": "flip", "num_views": 1}, "compute": compute, "epochs": 2}
+    train(config("lenet", depth, **views), bench_at(tmp_path))
+    trial = config("lenet", depth, **views, **EVERY_CHOICE)
+    stored = train(trial, bench_at(tmp_path))
+    assert stored[2] == [71, 71]
+    assert_same(train(trial, Workbench()), stored)
 
 
 @pytest.mark.parametrize(

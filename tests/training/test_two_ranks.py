@@ -17,6 +17,7 @@ import pytest
 import torch
 from training_support import (
     CPU,
+    EVERY_CHOICE,
     DoubleRun,
     Numbers,
     RankGroup,
@@ -78,6 +79,25 @@ def test_lenet_with_batch_norm_and_dropout(
         depth=depth, batch_size=batch_size, optimizer=optimizer, label_smoothing=0.1, epochs=4,
         augmentation={"policy": "randaugment", "num_views": 2},
     )  # fmt: skip
+    pair = two_ranks.call(train_in_double_on, trial)
+    assert_equal_trials(pair, train_in_double_on(Ranks(CPU), trial), 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("depth", "batch_size", "changes"),
+    [
+        (0, 7, EVERY_CHOICE),
+        (2, 16, EVERY_CHOICE),
+        (4, 5, EVERY_CHOICE | {"class_balance": "weighted"}),
+        (1, 1, EVERY_CHOICE),  # a rank without a picture, partners on the other
+        (0, 16, {"mixup_alpha": 1.0}),
+        (1, 9, {"cutmix_alpha": 1.0, "compute": {"prefix_precision": "bf16"}}),
+    ],
+)
+def test_mixed_balanced_averaged_and_accumulated(
+    two_ranks: RankGroup, config: Callable[..., TrialConfig], depth: int, batch_size: int, changes: dict[str, object]
+) -> None:
+    trial = config(depth=depth, batch_size=batch_size, optimizer=SGD, epochs=2, **changes)
     pair = two_ranks.call(train_in_double_on, trial)
     assert_equal_trials(pair, train_in_double_on(Ranks(CPU), trial), 1e-11)
 

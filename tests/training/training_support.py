@@ -32,6 +32,11 @@ CPU = torch.device("cpu")
 # 46 pictures to learn from and 25 to judge by, of five classes: batches and shares have remainders.
 SMALL_SPLIT = SplitConfig(train=0.06, val=0.03, test=0.91)
 PATIENCE_S = 120.0
+# All that changes batches, labels, steps and the weights that are judged.
+EVERY_CHOICE: dict[str, Any] = {
+    "mixup_alpha": 0.4, "cutmix_alpha": 1.0, "class_balance": "balanced", "ema_decay": 0.9, "grad_accumulation": 2,
+    "label_smoothing": 0.1,
+}  # fmt: skip
 
 
 def build_config(report: PackReport, backbone: str = "lenet", depth: int = 0, **changes: Any) -> TrialConfig:
@@ -65,12 +70,13 @@ def copied(tensors: Any) -> Tensors:
 
 
 def finish(run: TrialRun) -> tuple[list[Numbers], Tensors]:
-    """Trains what is left of a trial; returns the numbers of its epochs, and its weights and optimizer's tensors."""
+    """Trains what is left of a trial; returns the numbers of its epochs, and every tensor that it goes on from."""
     epochs = []
     while run.epoch < run.config.epochs:
         epochs.append(numbers(run.run_epoch()))
     end = run.checkpoint()
     state = {f"tail/{name}": value for name, value in copied(end.tail).items()}
+    state |= {f"average/{name}": value for name, value in copied(end.average).items()}
     return epochs, state | {f"optimizer/{name}": value for name, value in copied(end.optimizer).items()}
 
 

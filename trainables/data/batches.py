@@ -65,14 +65,41 @@ class Side:
         return len(self.rows)
 
 
-def plan_epoch(num_rows: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def plan_epoch(
+    num_rows: int, batch_size: int, seed: int, epoch: int, balanced_labels: np.ndarray | None = None
+) -> list[np.ndarray]:
     """The shuffled positions of one epoch, cut into global batches.
 
     The batches are of nearly equal size (none larger than ``batch_size``), so that no small remainder gets a step
     of its own, and from ``batch_size`` 3 on BatchNorm never sees a lone picture unless there is only one.
+
+    Args:
+        num_rows: Pictures of the side, and of the epoch.
+        batch_size: Most pictures of a batch.
+        seed: Of the trial.
+        epoch: From 0.
+        balanced_labels: Of all pictures, where each class is to be drawn equally often; None: each picture once.
     """
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
-    return np.array_split(order, max(1, -(-num_rows // batch_size)))
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    chosen = num_rows if balanced_labels is None else _balanced(balanced_labels, generator)
+    return np.array_split(generator.permutation(chosen), max(1, -(-num_rows // batch_size)))
+
+
+def _balanced(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """As many positions as there are labels, of each class that occurs equally many, give or take one.
+
+    Which classes get the one that is left over is drawn. Within a class each picture is there equally often, give or
+    take one: a large class gives a sample without repetition, a rare one repeats.
+    """
+    classes = np.unique(labels)
+    quotas = np.full(len(classes), len(labels) // max(1, len(classes)))
+    quotas[generator.permutation(len(classes))[: len(labels) - quotas.sum()]] += 1
+    chosen = []
+    for class_, quota in zip(classes, quotas, strict=True):
+        members = np.flatnonzero(labels == class_)
+        rounds, rest = divmod(int(quota), len(members))
+        chosen += [np.tile(members, rounds), generator.permutation(members)[:rest]]
+    return np.concatenate(chosen) if chosen else labels
 
 
 def plan_in_order(num_rows: int, batch_size: int) -> list[np.ndarray]:
