@@ -58,9 +58,14 @@ class Server:
     def kill(self) -> None:
         """kill -9 of all its processes."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self._process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to all its processes: SIGSTOP has it accept connections and answer none, until SIGCONT."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
 
 class Gate:
