@@ -6,8 +6,9 @@ A fault strikes every few seconds: kill -9 of a worker, a trial's actor, Train's
 server; a worker or the MLflow server stopped for a while; a checkpoint truncated or with one byte changed; Ctrl-C. A
 sweep whose driver is gone is resumed. The seed decides the order of faults, not their moments.
 
-After the minutes the sweep under way goes on undisturbed to its end. A sweep that gets nowhere for ten minutes is
-stuck, which is as wrong as other numbers; nothing else here depends on how fast the machine is.
+The minutes count from the end of the undisturbed sweep. After them the sweep under way goes on undisturbed to its end.
+A sweep that gets nowhere for ten minutes is stuck, which is as wrong as other numbers; nothing else here depends on how
+fast the machine is.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ _SPEC = (
 _PAUSE_S = (1.0, 6.0)
 _STUCK_S = 600.0
 _SERVER = ("server killed", "server stopped")
-_FAULTS = [*TITLES, "driver", "stopped worker", "truncated", "flipped", *_SERVER, "Ctrl-C"]
+_DRIVER = ("driver", "Ctrl-C")
+_EARLY = 0.2
+"""Share of the faults that end a driver which strike one that has not trained yet, or a slow machine never would."""
+_FAULTS = [*TITLES, *_DRIVER, "stopped worker", "truncated", "flipped", *_SERVER]
 _ORDERLY = (0, -signal.SIGKILL, -signal.SIGINT, 130)
 
 
@@ -80,6 +84,7 @@ class Chaos:
     def __init__(self, sweep: Sweep, server: Server, choose: random.Random, log: Log) -> None:
         self._sweep, self._server, self._choose, self._say = sweep, server, choose, log.say
         self._seen, self._seen_at = 0, time.monotonic()
+        self._begun = 0
         self.counts: Counter[str] = Counter()
 
     def run(self, deadline: float) -> None:
@@ -91,6 +96,7 @@ class Chaos:
         arguments: tuple[str, ...] = ()
         while True:
             process = self._sweep.start(*arguments)
+            self._begun = self._num_epochs()
             said: list[str] = []
             # Someone must read what it says: a driver whose pipe is full waits.
             reader = threading.Thread(target=lambda to=said, of=process: to.extend(of.communicate()), daemon=True)
@@ -130,8 +136,13 @@ class Chaos:
         elif time.monotonic() - self._seen_at > _STUCK_S:
             raise StuckError
 
+    def _num_epochs(self) -> int:
+        return sum(record["event"] == "epoch" for record in self._sweep.records())
+
     def _strike(self, fault: str, process: subprocess.Popen[str]) -> bool:
         """Whether there was something to strike at."""
+        if fault in _DRIVER and self._num_epochs() == self._begun and self._choose.random() > _EARLY:
+            return False
         try:
             if fault in TITLES or fault == "stopped worker":
                 return self._strike_process(fault)
@@ -213,7 +224,7 @@ def main() -> int:
     options.add_argument("--log", type=Path, default=None, help="also write the lines there")
     wanted = options.parse_args()
     choose = random.Random(wanted.seed)
-    deadline = time.monotonic() + 60 * wanted.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end what was started
     counts: Counter[str] = Counter()
     num_sweeps, num_wrong = 0, 0
     with (
@@ -223,8 +234,12 @@ def main() -> int:
         log = Log(file)
         log.say(f"seed {wanted.seed}: first an undisturbed sweep")
         undisturbed = Sweep(_made(folder, "undisturbed"), _SPEC)
-        undisturbed.finish(timeout_s=1800)
-        log.say(f"undisturbed: {len(undisturbed.trials())} trials")
+        try:
+            undisturbed.finish(timeout_s=1800)
+        finally:
+            undisturbed.end()
+        log.say(f"undisturbed: {len(undisturbed.trials())} trials; from here on {wanted.minutes:g} minutes of faults")
+        deadline = time.monotonic() + 60 * wanted.minutes
         while time.monotonic() < deadline:
             place = _made(folder, f"sweep-{num_sweeps}")
             server = Server(place)
