@@ -255,8 +255,8 @@ def main() -> int:
             counts += chaos.counts
             verdict = "the trials of an undisturbed one" if wrong is None else f"WRONG: {wrong}"
             log.say(f"sweep {num_sweeps}, {chaos.counts.total()} faults: {verdict}")
-    faults = ", ".join(f"{number} x {fault}" for fault, number in sorted(counts.items()))
-    log.say(f"seed {wanted.seed}: {num_sweeps} sweeps, {num_wrong} wrong; {counts.total()} faults: {faults}")
+        faults = ", ".join(f"{number} x {fault}" for fault, number in sorted(counts.items()))
+        log.say(f"seed {wanted.seed}: {num_sweeps} sweeps, {num_wrong} wrong; {counts.total()} faults: {faults}")
     return int(num_wrong > 0)
 
 
