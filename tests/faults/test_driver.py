@@ -39,17 +39,20 @@ class Killer:
 
     Attributes:
         struck: How often, by what was last written down.
+        is_called_off: Whether nothing more is to be started.
     """
 
     def __init__(self, sweep: Sweep, environment: Mapping[str, str], choose: random.Random) -> None:
         self.sweep, self._environment, self._choose = sweep, environment, choose
         self.struck: Counter[str] = Counter()
+        self.is_called_off = False
 
     def run(self, num_moments: int, end: int) -> None:
         """Strikes so often, evenly over all that happens up to ``end``, and then lets the sweep finish."""
         for stage in sorted(self._choose.choices(range(end), k=num_moments)):
-            self._strike(stage)
-        if not self._is_finished():
+            if not self.is_called_off:
+                self._strike(stage)
+        if not self._is_finished() and not self.is_called_off:
             resumed_at = time.time()
             self.sweep.finish(*self._command(), **self._environment)
             if "epoch" in [record["event"] for record in self.sweep.records() if record["time"] > resumed_at]:
@@ -89,6 +92,7 @@ def check(sweep: Sweep, undisturbed: Sweep) -> None:
     assert rows(database, "SELECT name, version FROM model_versions") == [(NAME, 1)]
 
 
+@pytest.mark.timeout(1500)
 def test_the_driver_at_twenty_random_moments(undisturbed: Sweep, tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
@@ -109,6 +113,7 @@ def test_the_driver_at_twenty_random_moments(undisturbed: Sweep, tmp_path: Path)
             assert "placement groups, none of a driver that has ended" in found
         finally:
             for killer in killers:
+                killer.is_called_off = True
                 killer.sweep.end()
     for killer in killers:
         check(killer.sweep, undisturbed)
