@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Machine:
 def kill_when(process: subprocess.Popen[str], database: Path, query: str) -> None:
     """kill -9 as soon as the database has an answer."""
     while process.poll() is None and not rows(database, query):
-        pass
+        time.sleep(0.005)
     process.kill()
     process.communicate(timeout=60)
 
@@ -84,7 +85,7 @@ def test_everything_arrives_once_however_often_the_import_is_cut_off(
     names = sorted(name for name, _ in found["runs"])
     assert names == sorted([NAME, *reported(there)])
     assert {status for _, status in found["runs"]} == {"FINISHED"}
-    (version,) = found["versions"]
+    assert [version[:2] for version in found["versions"]] == [("faulty", 1)]
     assert found["aliases"] == [("faulty", "champion", 1)]
     for wanted in ("lr", "batch_size", "freeze_depth"):
         assert sum(key == wanted for _, key, _ in found["params"]) == len(there)
@@ -94,5 +95,3 @@ def test_everything_arrives_once_however_often_the_import_is_cut_off(
     assert "Sweep faulty is here" in machine.run(*importing)
     assert "is finished" in machine.run("resume", NAME)
     assert machine.contents() == found
-    predicted = machine.run("best", NAME)
-    assert "models:/faulty" in predicted or str(version[2]) in predicted
