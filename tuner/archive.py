@@ -74,7 +74,7 @@ def export_sweep(home: HomePaths, name: str, file: Path) -> int:
 
 
 def import_sweep(home: HomePaths, file: Path, name: str | None = None) -> str:
-    """Puts an exported sweep into a home; returns the name that it has there.
+    """Puts an exported sweep into a home; returns the name that it has there. One that is there already is left alone.
 
     Args:
         home: Where to.
@@ -90,19 +90,30 @@ def import_sweep(home: HomePaths, file: Path, name: str | None = None) -> str:
             target = name or manifest["sweep"]
             paths = home.sweep(target)
             if paths.root.exists():
+                if _is_same(paths, manifest["sha256"]):
+                    return target
                 raise InputError(f"import-sweep: sweep {target!r} exists in {home.root}; give another by --name")
             folder = home.sweeps / f".import-{uuid.uuid4().hex}"
             try:
                 _unpack(archive, manifest["sha256"], folder, file)
-                if target != manifest["sweep"]:
-                    spec = load_spec(SweepPaths(folder).spec).model_copy(update={"name": target})
-                    SweepPaths(folder).spec.write_text(dump_spec(spec))
+                spec = load_spec(SweepPaths(folder).spec)
+                # The MLflow that it was told to is the other machine's.
+                tracking = spec.tracking.model_copy(update={"uri": None})
+                moved = spec.model_copy(update={"name": target, "tracking": tracking})
+                if moved != spec:
+                    SweepPaths(folder).spec.write_text(dump_spec(moved))
                 folder.rename(paths.root)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except zipfile.BadZipFile as error:
         raise InputError(f"import-sweep: {file} is damaged or no export of a sweep ({error})") from error
     return target
+
+
+def _is_same(paths: SweepPaths, digests: dict[str, str]) -> bool:
+    """Whether the sweep that is there has the journal of the file."""
+    known = digests.get(paths.journal.name)
+    return paths.journal.is_file() and hashlib.sha256(paths.journal.read_bytes()).hexdigest() == known
 
 
 def _contents(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from tuner.paths import HomePaths
-    from tuner.tracking import Tracking
 
 _PATIENCE_S = 120.0
 
@@ -34,49 +29,26 @@ def import_sweep(
     file: Annotated[Path, typer.Argument(help="From `thaw export-sweep`.", exists=True, dir_okay=False)],
     name: Annotated[str | None, typer.Option(help="Another name, where its own is in use.")] = None,
 ) -> None:
-    """Takes a sweep from a file into this home, its runs and its champion into MLflow."""
+    """Takes a sweep from a file into this home, its runs and its champion into MLflow.
+
+    Repeat it after an interruption: what is here already stays, what MLflow was told is not told twice.
+    """
     from search_spaces.loading import load_spec
     from tuner.archive import import_sweep as read
     from tuner.paths import HomePaths
+    from tuner.settling import settle
+    from tuner.shared_home import SweepTwin
     from tuner.tracking import Tracking
 
     home = HomePaths.from_env()
     taken = read(home, file, name)
-    spec = load_spec(home.sweep(taken).spec)
-    uri = home.tracking_uri()  # not the spec's own: that one is of the machine it comes from
-    tracking = Tracking.for_sweep(home, taken, uri)
-    tracking.start()
-    untold = tracking.flush(_PATIENCE_S)
-    model = None if untold else _register(home, taken, spec.tracking.model_name or taken, tracking)
-    tracking.close(0)
+    SweepTwin(home, taken).push(at_once=True)
+    uri = home.tracking_uri()
+    settled = settle(home, load_spec(home.sweep(taken).spec), Tracking.for_sweep(home, taken, uri), _PATIENCE_S)
     typer.echo(f"Sweep {taken} is here: thaw trials {taken}")
-    if model is not None:
-        typer.echo(f"Its champion:  {model}")
-    if untold:
-        typer.echo(f"MLflow at {uri} is away; `thaw resume {taken}` tells it {untold} records later", err=True)
-
-
-def _register(home: HomePaths, name: str, model_name: str, tracking: Tracking) -> str | None:
-    """Registers the champion's model; champion here only where there is none. None without a model."""
-    from tuner.journal import champion_record, read_records
-    from tuner.model_file import load_card
-    from tuner.promotion import Score, promote
-    from tuner.registry import register_model
-
-    paths = home.sweep(name)
-    record = champion_record(read_records(paths.journal))
-    run_id = None if record is None else tracking.run_id(record["number"])
-    if record is None or run_id is None or not paths.champion.is_dir():
-        return None
-    card = load_card(paths.champion)
-    tags = {"thaw.sweep": name, "thaw.trial": str(record["number"]), "thaw.imported": "yes"}
-    version = register_model(
-        paths.champion, model_name, tracking.tracking_uri, run_id=run_id, time_s=time.time(), tags=tags
-    )
-    score = Score(record["metrics"].get("test/accuracy"), card.test_digest, card.class_names)
-    decision = promote(version, score, tracking.tracking_uri, _cannot_evaluate)
-    return f"{version.uri}, {decision.alias} ({decision.reason})"
-
-
-def _cannot_evaluate(uri: str) -> float:
-    raise ValueError(f"the pictures to compare {uri} on are on another machine")
+    if settled.model is not None:
+        typer.echo(f"Its champion:  {settled.model}")
+    if settled.untold:
+        typer.echo(f"MLflow at {uri} is away; `thaw resume {taken}` tells it {settled.untold} records later", err=True)
+    if settled.failure:
+        typer.echo(f"MLflow did not take the champion ({settled.failure}); `thaw resume {taken}` tries again", err=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -53,6 +54,7 @@ def check_leftovers(home: HomePaths) -> Iterator[Finding]:
         for path in place.rglob(pattern)
         if path.is_file() and path.stat().st_mtime < old
     ]
+    left += [folder for folder in home.sweeps.glob(".import-*") if folder.stat().st_mtime < old]
     if left:
         size = sum(path.stat().st_size for path in left) / 1e6
         text = f"{len(left)} temporary files of processes that were killed, {size:.1f} MB, such as {left[0]}"
@@ -154,7 +156,11 @@ def _remover(paths: Sequence[Path]) -> partial[str]:
 def _remove(paths: Sequence[Path]) -> str:
     removed = 0
     for path in paths:
-        if path.exists():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
             path.unlink()
-            removed += 1
+        else:
+            continue
+        removed += 1
     return f"{removed} removed"

@@ -118,7 +118,10 @@ class EndPhase:
         try:
             if self._pretrained is not None:
                 register_pretrained(*self._pretrained, self._closing.home, uri)
-            return register_champion(self._closing, champion, uri, run_id, time.time())
+            registered = register_champion(self._closing, champion, uri, run_id, time.time())
         except outages() as error:
             self._progress.note(f"MLflow did not take the champion: {error}", style="yellow")
             return champion
+        if registered.model_uri is not None:
+            self._tracking.note_model(registered.model_uri)
+        return registered

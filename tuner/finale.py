@@ -200,14 +200,16 @@ def write_probe_picture(closing: Closing, trials: Sequence[TrialRecord], probes:
 def register_champion(closing: Closing, champion: Champion, tracking_uri: str, run_id: str, time_s: float) -> Champion:
     """Registers the champion's model and gives it the alias it has earned on the test side."""
     from tuner.promotion import Score, promote
-    from tuner.registry import register_model
+    from tuner.registry import register_model, version_of_run
 
     spec = closing.spec
+    name = spec.tracking.model_name or spec.name
     metrics = {f"val/{name}": value for name, value in champion.standing.val.items()}
     metrics |= {f"test/{name}": value for name, value in champion.standing.test.items()}
-    version = register_model(
+    # Who was killed between this and the journal's last record registered it already.
+    version = version_of_run(name, run_id, tracking_uri) or register_model(
         closing.home.sweep(spec.name).champion,
-        spec.tracking.model_name or spec.name,
+        name,
         tracking_uri,
         run_id=run_id,
         time_s=time_s,

@@ -54,7 +54,9 @@ def _groups_and_ended_jobs(address: str) -> tuple[list[Any], set[str]]:
     # The jobs first: one that ends in between is not taken for one that left something behind.
     ended = {str(job.job_id) for job in list_jobs(**options) if job.status in _ENDED}
     # Actors may outlive their driver, as a service's do, and keep their groups.
-    alive = {str(actor.job_id) for actor in list_actors(filters=[("state", "=", "ALIVE")], **options)}
+    actors = list_actors(filters=[("state", "=", "ALIVE")], **options)
+    # Ray Train's cleaner outlives every driver that was killed, and is no service of its.
+    alive = {str(actor.job_id) for actor in actors if actor.class_name != "PlacementGroupCleaner"}
     return list_placement_groups(**options), ended - alive
 
 

@@ -28,6 +28,7 @@ class Ledger:
         offset: Bytes of the journal that they take.
         runs: MLflow's run id by key (see `tuner.projection`).
         states: What was planned for each run.
+        model: The registered version of the champion's model; None while it is not known to be registered.
     """
 
     tracking_uri: str
@@ -36,6 +37,7 @@ class Ledger:
     offset: int = 0
     runs: dict[str, str] = field(default_factory=dict)
     states: dict[str, RunState] = field(default_factory=dict)
+    model: str | None = None
 
     @classmethod
     def load(cls, path: Path, tracking_uri: str) -> Ledger:

@@ -194,7 +194,8 @@ class HomePaths:
         if not self.sweeps.is_dir():
             return []
         # An empty journal is of a sweep that has not begun, and leaves its name to another.
-        journals = {path.name: path / "journal.jsonl" for path in self.sweeps.iterdir()}
+        folders = [path for path in self.sweeps.iterdir() if not path.name.startswith(".")]
+        journals = {path.name: path / "journal.jsonl" for path in folders}
         return sorted(name for name, path in journals.items() if path.is_file() and path.stat().st_size)
 
     def known_sweep(self, name: str, asker: str) -> SweepPaths:

@@ -81,10 +81,13 @@ def promote(
     from mlflow.exceptions import MlflowException
 
     client = open_client(tracking_uri)
+    number = str(version.version)
     champion = aliases_of(client, version.name).get("champion")
+    if champion == version.version:  # decided by an earlier attempt: the alias comes last
+        return Decision("champion", client.get_model_version(version.name, number).tags.get(_DECISION_TAG, ""))
     try:
         present = None
-        if champion is not None and champion != version.version:
+        if champion is not None:
             uri = RegisteredVersion(version.name, champion).uri
             present = _score_of(client, version.name, champion, tracking_uri)
             if _needs_evaluation(score, present):
@@ -92,7 +95,6 @@ def promote(
         decision = decide(score, present)
     except (ValueError, OSError, RuntimeError, MlflowException) as error:
         decision = Decision("challenger", f"the champion could not be tested on the same pictures: {gist(error)}")
-    number = str(version.version)
     client.set_model_version_tag(version.name, number, _SCORE_TAG, json.dumps(asdict(score)))
     client.set_model_version_tag(version.name, number, _DECISION_TAG, decision.reason)
     client.set_registered_model_alias(version.name, decision.alias, number)

@@ -102,6 +102,13 @@ def register_model(
     return version
 
 
+def version_of_run(name: str, run_id: str, tracking_uri: str) -> RegisteredVersion | None:
+    """The version of ``name`` that a run's model was registered as; None where it was not."""
+    found = open_client(tracking_uri).search_model_versions(f"run_id = '{run_id}'")
+    newest = max((int(version.version) for version in found if version.name == name), default=None)
+    return None if newest is None else RegisteredVersion(name, newest)
+
+
 def log_run(
     home: HomePaths,
     tracking_uri: str,

@@ -42,6 +42,7 @@ from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
 from tuner.resuming import Left, describe_left, find_left, is_finished
 from tuner.reuse import Reuse, bytes_held, reuse_of
+from tuner.settling import owes_anything, settle
 from tuner.shared_home import SweepTwin, pull_sweeps
 from tuner.tracking import PATIENCE_S, Tracking
 
@@ -104,11 +105,17 @@ def resume_sweep(
 def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None:
     """Sends MLflow what it was not told of a finished sweep."""
     tracking = Tracking.for_sweep(home, spec.name, home.tracking_uri(spec.tracking.uri))
-    if num_untold := tracking.pending():
-        progress.phase(f"telling MLflow {num_untold} records")
-        tracking.start()
-        if left := tracking.close(PATIENCE_S):
-            progress.note(f"MLflow is away: {left} records are not told yet; the journal keeps them", style="yellow")
+    if not owes_anything(home, spec.name, tracking):
+        return
+    progress.phase(f"telling MLflow what it was not told, {tracking.pending()} records")
+    settled = settle(home, spec, tracking, PATIENCE_S)
+    if settled.untold:
+        text = f"MLflow is away: {settled.untold} records are not told yet; the journal keeps them"
+        progress.note(text, style="yellow")
+    if settled.failure:
+        progress.note(f"MLflow did not take the champion: {settled.failure}", style="yellow")
+    if settled.model:
+        progress.note(f"registered: {settled.model}")
 
 
 def free_name(name: str, home: HomePaths) -> str:

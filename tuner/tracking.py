@@ -112,6 +112,16 @@ class Tracking:
         """MLflow's id of a trial's run, or of the sweep's for None; None while it is not told."""
         return self._ledger.runs.get(SWEEP_KEY if number is None else str(number))
 
+    @property
+    def model(self) -> str | None:
+        """The registered version of the champion's model, where MLflow is known to have it."""
+        return self._ledger.model
+
+    def note_model(self, uri: str) -> None:
+        """Remembers, for later runs too, that the champion's model is registered."""
+        self._ledger.model = uri
+        self._ledger.save(self._ledger_path)
+
     def flush(self, timeout_s: float) -> int:
         """Waits until all is told, at most ``timeout_s`` seconds; returns what `pending` says then."""
         deadline = time.monotonic() + timeout_s
@@ -233,11 +243,19 @@ class Tracking:
 
     def _log_files(self, run_id: str, update: RunUpdate) -> None:
         for name, folder in update.files:
-            path = self._journal.parent / name
+            path = self._place_of(name)
             if path.exists():
                 self._client.log_artifact(run_id, str(path), folder)
             else:
                 _log.error("%s of %s is gone and cannot be sent to MLflow", path, update.name)
+
+    def _place_of(self, name: str) -> Path:
+        """Where a file of the journal lies now: an imported sweep's paths are those of another home."""
+        folder, parts = self._journal.parent, Path(name).parts
+        if not Path(name).is_absolute():
+            return folder / name
+        tails = (folder.joinpath(*parts[start:]) for start in range(1, len(parts)))
+        return next((path for path in tails if path.exists()), folder / name)
 
 
 def _take(records: Iterable[tuple[Record, int]], limit: int) -> tuple[list[Record], int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -68,7 +70,11 @@ class Sweep:
 
     def await_pause(self, process: subprocess.Popen[str]) -> None:
         """Until a trial has come to a planted ``pause``."""
-        self.wait_until((self._faults / "paused").exists, process, 120)
+        self.wait_until(self.has_paused, process, 120)
+
+    def has_paused(self) -> bool:
+        """Whether a trial is at a planted ``pause``."""
+        return (self._faults / "paused").exists()
 
     def go_on(self) -> None:
         """Ends the pause."""
@@ -88,9 +94,13 @@ class Sweep:
                 process.kill()
             process.communicate()
 
-    def finish(self, *arguments: str, timeout_s: float = 240) -> str:
+    def command(self) -> str:
+        """``thaw sweep`` for a shell."""
+        return shlex.join([sys.executable, "-m", "tuner", "sweep", str(self._spec)])
+
+    def finish(self, *arguments: str, timeout_s: float = 240, **environment: str) -> str:
         """Runs to the end; returns what was printed, errors first."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, **environment)
         out, err = process.communicate(timeout=timeout_s)
         assert process.returncode == 0, err
         return err + out
@@ -113,14 +123,16 @@ class Sweep:
         """The first record of a kind; fails when the process ends before."""
         return self.wait_until(lambda: next(filter(is_wanted, self.records()), None), process, timeout_s)
 
-    def wait_until(self, look: Callable[[], _Seen], process: subprocess.Popen[str], timeout_s: float = 120) -> _Seen:
-        """What a look gives when it first gives something; fails when the process ends before."""
+    def wait_until(
+        self, look: Callable[[], _Seen], process: subprocess.Popen[str] | None, timeout_s: float = 120
+    ) -> _Seen:
+        """What a look gives when it first gives something; fails when the process, if there is one, ends before."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            has_ended = process.poll() is not None
+            has_ended = process is not None and process.poll() is not None
             if seen := look():
                 return seen
-            assert not has_ended, process.communicate()[1]
+            assert process is None or not has_ended, process.communicate()[1]
             time.sleep(0.02)
         raise AssertionError("what was waited for did not come")
 

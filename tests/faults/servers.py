@@ -5,20 +5,24 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
 from heads import free_port
 
+from tuner.journal import TrialRecord
+
 START_TIMEOUT_S = 90
+SLOW_S = 5.0
 _NOT_PASSED_ON = {"connection", "transfer-encoding", "content-length", "server", "date"}
 
 
@@ -58,9 +62,41 @@ class Server:
     def kill(self) -> None:
         """kill -9 of all its processes."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self._process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to all its processes: SIGSTOP has it accept connections and answer none, until SIGCONT."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    """What MLflow's database answers; nothing while it has no tables."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+            return connection.execute(query).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+def told(database: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every validation loss of every run that MLflow has, by step; step 0 is what the registered model is worth."""
+    query = "SELECT name, step, value FROM metrics JOIN runs USING (run_uuid)"
+    query += " WHERE key = 'val/loss' AND step > 0 ORDER BY step"
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name, step, value in rows(database, query):
+        found.setdefault(name, []).append((step, value))
+    return found
+
+
+def reported(trials: Sequence[TrialRecord]) -> dict[str, list[tuple[int, float]]]:
+    """What `told` has to say of the journal's trials."""
+    return {
+        f"trial {trial.number:04d}": [(number, epoch["val/loss"]) for number, epoch in enumerate(trial.epochs, start=1)]
+        for trial in trials
+    }
 
 
 class Gate:
@@ -70,7 +106,8 @@ class Gate:
         port: The server's.
 
     Attributes:
-        mode: ``open``; ``refuse`` answers 500; ``hold`` lets requests wait until the mode is another.
+        mode: ``open``; ``refuse`` answers 500; ``slow`` takes five seconds for each request; ``hold`` lets requests
+            wait until the mode is another.
         uri: Where it listens.
         num_asked: Requests that came in the current mode.
     """
@@ -95,10 +132,10 @@ class Gate:
         self._server.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         self.num_asked = 0
-        self.mode: Literal["open", "refuse", "hold"] = "open"
+        self.mode: Literal["open", "refuse", "slow", "hold"] = "open"
         self._changed = threading.Condition()
 
-    def set(self, mode: Literal["open", "refuse", "hold"]) -> None:
+    def set(self, mode: Literal["open", "refuse", "slow", "hold"]) -> None:
         """Changes the mode, and counts anew."""
         with self._changed:
             self.mode, self.num_asked = mode, 0
@@ -115,6 +152,8 @@ class Gate:
             self.num_asked += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: self.mode != "hold")
+            if self.mode == "slow":
+                self._changed.wait_for(lambda: self.mode == "refuse", SLOW_S)
             mode = self.mode
         if mode == "refuse":
             _answer(handler, 500, {"Content-Type": "text/plain"}, b"something broke")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from faults_support import Sweep
+from servers import rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
@@ -51,15 +50,6 @@ def fill(folder: Path) -> Path:
                 stream.write(bytes(1 << 16))
         except OSError:
             return file
-
-
-def has_a_run(database: Path) -> bool:
-    """Whether MLflow's database holds one yet."""
-    try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("SELECT COUNT(*) FROM runs").fetchone()[0])
-    except sqlite3.Error:
-        return False
 
 
 def test_no_room_for_checkpoints(sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:
@@ -129,7 +119,7 @@ def test_no_room_for_what_mlflow_keeps(patient_sweep: Sweep, undisturbed: Sweep,
         sweep.await_pause(process)
         if number == 1:
             # MLflow is told from the first epoch on; its first run is there just before its first file is refused.
-            sweep.wait_until(lambda: has_a_run(sweep.home.mlflow_db), process)
+            sweep.wait_until(lambda: rows(sweep.home.mlflow_db, "SELECT run_uuid FROM runs"), process)
             time.sleep(2)
         sweep.go_on()
     sweep.await_record(lambda record: record["event"] == "champion", process)

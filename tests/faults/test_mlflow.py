@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from faults_support import Sweep
-from servers import Gate, Server
-
-from tuner.journal import TrialRecord
+from servers import Gate, Server, reported, told
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
@@ -21,21 +17,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path)
     yield made
     made.kill()
-
-
-def told(database: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every validation loss of every run that MLflow has, by step; step 0 is what the registered model is worth."""
-    query = "SELECT name, step, value FROM metrics JOIN runs USING (run_uuid)"
-    query += " WHERE key = 'val/loss' AND step > 0 ORDER BY step"
-    found: dict[str, list[tuple[int, float]]] = {}
-    with closing(sqlite3.connect(database)) as connection:
-        for name, step, value in connection.execute(query):
-            found.setdefault(name, []).append((step, value))
-    return found
-
-
-def reported(trial: TrialRecord) -> list[tuple[int, float]]:
-    return [(number, epoch["val/loss"]) for number, epoch in enumerate(trial.epochs, start=1)]
 
 
 def test_a_server_that_hangs_refuses_and_dies(
@@ -68,8 +49,11 @@ def test_a_server_that_hangs_refuses_and_dies(
         sweep.await_pause(process)
         server.start()
         server.await_answer()
+        gate.set("slow")
         sweep.go_on()
         sweep.await_pause(process)
+        gate.await_asked()
+        gate.set("open")
         sweep.go_on()
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
@@ -77,7 +61,5 @@ def test_a_server_that_hangs_refuses_and_dies(
     assert sweep.numbers() == undisturbed.numbers()
     assert "models:/faulty/1" in out
     runs = told(tmp_path / "mlflow.db")
-    assert {f"trial {trial.number:04d}": reported(trial) for trial in sweep.trials()} == {
-        name: points for name, points in runs.items() if name.startswith("trial")
-    }
+    assert reported(sweep.trials()) == {name: points for name, points in runs.items() if name.startswith("trial")}
     sweep.assert_nothing_is_left()

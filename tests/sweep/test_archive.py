@@ -122,6 +122,18 @@ def test_nothing_is_overwritten(home: HomePaths, tmp_path: Path) -> None:
         export_sweep(home, "tiny", file)
     with pytest.raises(InputError, match=r"no sweep 'other' .* there are: tiny"):
         export_sweep(home, "other", tmp_path / "other.zip")
+    assert import_sweep(home, file) == "tiny", "the very same: nothing to do"
+    with Journal.open(home.sweep("tiny").journal) as journal:
+        journal.append("sweep", name="tiny", params={})
     with pytest.raises(InputError, match=r"'tiny' exists .* --name"):
         import_sweep(home, file)
     assert len(read_trials(home.sweep("tiny").journal)) == 2
+
+
+def test_an_imported_sweep_owes_its_records_to_the_mlflow_of_its_new_machine(home: HomePaths, tmp_path: Path) -> None:
+    spec = load_spec(home.sweep("tiny").spec, ["tracking.uri=http://of-the-old-machine:5000"])
+    home.sweep("tiny").spec.write_text(dump_spec(spec))
+    other = HomePaths.at(tmp_path / "other")
+    export_sweep(home, "tiny", tmp_path / "tiny.zip")
+    import_sweep(other, tmp_path / "tiny.zip")
+    assert load_spec(other.sweep("tiny").spec).tracking.uri is None
