@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from search_spaces.ranges import AlphaRange, CountRange, NonNegativeRange, listed
+from search_spaces.ranges import AlphaRange, CountRange, NonNegativeRange, Range, listed
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _idle_magnitude(spec)
     yield from _idle_ratio(spec)
     yield from _idle_price(spec)
+    yield from _unlisted_values(spec)
     yield from _beyond_the_epochs(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
@@ -76,6 +77,29 @@ def _idle_price(spec: SweepSpec) -> Iterator[str]:
             f"search.cost_aware: only the sampler tpe weighs proposals by cost, and search.sampler is "
             f"{spec.search.sampler}; leave one of the two out"
         )
+
+
+def _unlisted_values(spec: SweepSpec) -> Iterator[str]:
+    search = spec.search
+    if search.sampler not in ("grid", "brute_force"):
+        return
+    idle = {"backbone_lr_ratio", "layer_decay"} if listed(search.freeze_depth) == ("all",) else set()
+    ranges = [name for name in type(search).model_fields if _is_unlisted(getattr(search, name)) and name not in idle]
+    if ranges:
+        yield (
+            f"search.sampler: {search.sampler} tries every point, and {', '.join(ranges)} "
+            f"{'has' if len(ranges) == 1 else 'have'} ranges, not values; list those to try, as in {ranges[0]}: "
+            f"{_some_values(getattr(search, ranges[0]))}, or use another sampler"
+        )
+
+
+def _is_unlisted(field: Any) -> bool:
+    return isinstance(field, Range) and not isinstance(field.low, int)
+
+
+def _some_values(field: Range[float]) -> str:
+    middle = math.sqrt(field.low * field.high) if field.log else (field.low + field.high) / 2
+    return f"[{field.low:.3g}, {middle:.3g}, {field.high:.3g}]"
 
 
 def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:

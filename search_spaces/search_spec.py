@@ -39,7 +39,7 @@ from trainables.config import ClassBalance, PolicyName, Schedule
 
 OptimizerName = Literal["adamw", "sgd"]
 HeadInitName = Literal["auto", "probe", "random"]
-SamplerName = Literal["tpe", "gp", "random"]
+SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid", "brute_force"]
 USUAL_NUM_TRIALS = 16
 
 
@@ -49,12 +49,15 @@ class SearchSpec(SpecPart):
     num_trials: CountOrAuto = Field(
         "auto",
         description="Trials in all, those that are stopped early included. 'auto': "
-        f"{USUAL_NUM_TRIALS}; or as many as budget.flops or budget.time_s allows, where one is given.",
+        f"{USUAL_NUM_TRIALS}; or as many as budget.flops or budget.time_s allows, where one is given; with the "
+        "samplers grid and brute_force every point of the space.",
     )
     sampler: SamplerName = Field(
         "tpe",
         description="Who proposes trials: 'tpe', a tree-structured Parzen estimator (Bergstra et al. 2011); 'gp', a "
-        "Gaussian process; 'random', nobody. The first trials are the same.",
+        "Gaussian process; 'cmaes', an evolution strategy over the numbers, for long searches; 'random', nobody: the "
+        "first trials of these are the same. 'grid' and 'brute_force' try every point once: grid in random order, "
+        "brute_force common advice first, and then at random.",
     )
     cost_aware: bool = Field(
         False,

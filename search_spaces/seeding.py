@@ -42,7 +42,7 @@ def should_probe(search: SearchSpec, space: SearchSpace, *, is_pretrained: bool)
     """Whether the search begins with a probe: see `SearchSpec.probe`."""
     if search.probe != "auto":
         return search.probe == "on"
-    return is_pretrained and len(space.depths) > 1
+    return is_pretrained and len(space.depths) > 1 and search.sampler != "grid"
 
 
 def best_depth(probes: Sequence[ProbedDepth]) -> int:

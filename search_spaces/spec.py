@@ -279,9 +279,11 @@ class SweepSpec(SpecPart):
 
     @property
     def most_trials(self) -> int | None:
-        """Trials in all; None where only the budget ends the search."""
+        """Trials in all; None where the budget, or the last point of the space, ends the search."""
         if isinstance(self.search.num_trials, int):
             return self.search.num_trials
+        if self.search.sampler in ("grid", "brute_force"):
+            return None
         is_bounded = self.budget.flops is not None or self.budget.time_s is not None
         return None if is_bounded else USUAL_NUM_TRIALS
 

@@ -269,6 +269,7 @@ def _complain(message: str, code: int) -> None:
 
 
 def _show_plan(spec: SweepSpec) -> None:
+    from search_spaces.listing import check_sampler, trials_in_all
     from search_spaces.loading import dump_spec
     from search_spaces.space import SearchSpace
     from tuner.output import show_plan
@@ -284,8 +285,11 @@ def _show_plan(spec: SweepSpec) -> None:
         data = prepare_data(spec.data, home, progress.counted)
     cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
     space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
+    check_sampler(spec, space)
     if isinstance(spec.model.weights, str):
         prepare_weights(spec.model.weights, spec.model.backbone, home, home.tracking_uri(spec.tracking.uri))
     material = Material.of(cuts, data, spec.compute.prefix_precision)
     pricing = Pricing(spec, space, material, "cuda" if spec.budget.device == "cuda" else "cpu")
     show_plan(data, cuts, dump_spec(spec), pricing, output_console())
+    num_trials = trials_in_all(spec, space)
+    output_console().print(f"Trials: {'as many as the budget allows' if num_trials is None else num_trials}.")

@@ -6,6 +6,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from search_spaces.listing import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
@@ -25,7 +26,7 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "num_val": data.size("val"),
         "num_test": data.size("test"),
         "num_bad_files": len(data.report.bad_files),
-        "num_trials": spec.most_trials or "by budget",
+        "num_trials": spec.most_trials or ("every point" if spec.search.sampler in LISTING_SAMPLERS else "by budget"),
         "epochs": spec.budget.epochs,
         "metric": spec.metric,
         "seed": spec.seed,

@@ -20,6 +20,7 @@ from search_spaces.expecting import (
     shares_by_epoch,
     views_of,
 )
+from search_spaces.listing import trials_in_all
 from search_spaces.search_spec import USUAL_NUM_TRIALS
 from search_spaces.space import Point, SearchSpace
 from search_spaces.spec import SweepSpec
@@ -136,7 +137,7 @@ class Pricing:
         self._num_views = space.fixed.get("num_views", "unlimited")
         self._kept: dict[tuple[str, int], CutsToKeep] = {}
         self._expected = expected_trials(space, 1.0)
-        self.num_trials = float(spec.most_trials or self._trials_for(spec.budget.flops))
+        self.num_trials = float(trials_in_all(spec, space) or self._trials_for(spec.budget.flops))
         self.overhead_flops = OVERHEAD_SHARE * self._mean_flops()
 
     def cost(self, point: Mapping[str, Any], before: Iterable[Looked] = ()) -> Cost:

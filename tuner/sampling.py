@@ -63,6 +63,11 @@ def num_good(num_trials: int) -> int:
     return min(math.ceil(0.75 * math.sqrt(num_trials)), _MOST_GOOD)
 
 
+def judged_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that ended with a value, by number; a stopped one is whole, worth its best epoch."""
+    return _Judged(study)._get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
 class _Judged:
     """A study whose stopped trials are whole ones, worth their best epoch."""
 

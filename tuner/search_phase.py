@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from search_spaces.listing import trials_in_all
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
@@ -72,14 +73,15 @@ class SearchPhase:
         switch = StopSwitch(Spending(time_s=budget.time_s, flops=budget.flops, records=records))
         self._close_overdue(switch.spending.reason)
         history = self._history()
-        if switch or _num_ended(history) >= (spec.most_trials or math.inf):
+        num_trials = trials_in_all(spec, self._space)
+        if switch or _num_ended(history) >= (num_trials or math.inf):
             return None
         first_points = self._begin(records)
         searcher = StudySearcher(
             self._space,
             metric=spec.metric,
             mode=spec.mode,
-            num_trials=spec.most_trials,
+            num_trials=num_trials,
             max_concurrent=pool.num_lanes,
             seed=spec.seed,
             make_config=self._config_maker(pool, history),
@@ -91,7 +93,7 @@ class SearchPhase:
         )
         state = self._progress.state
         state.metric, state.mode = spec.metric, spec.mode
-        state.num_trials, state.max_epochs = spec.most_trials, spec.budget.epochs
+        state.num_trials, state.max_epochs = num_trials, spec.budget.epochs
         state.spending = switch.spending
         self._progress.phase("waiting for the first lane")
 

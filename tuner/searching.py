@@ -22,11 +22,14 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from search_spaces.listing import LISTING_SAMPLERS, common_numbers
 from search_spaces.search_spec import SamplerName
 from search_spaces.space import SearchSpace
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
 from tuner.cost_aware import Cooling, CostAwareTPE
+from tuner.evolving import BestEpochCmaEs
+from tuner.exhausting import NumberedBruteForce, NumberedGrid
 from tuner.pricing import Looked, Pricing
 from tuner.sampling import BestEpochGP, BestEpochTPE
 from tuner.startup import num_startup_trials, seed_of, startup_points
@@ -79,7 +82,7 @@ class StudySearcher(Searcher):
         first_points: Searched fields of the points to try first; None: common advice.
         pricing: What trials cost; None: nobody asks.
         cooling: Weighs TPE's proposals by that cost, less and less; None: by what they promise alone.
-        sampler: Who proposes.
+        sampler: Who proposes. Those that list the space take no more trials than it has points.
 
     Raises:
         InputError: A trial of the history is no point of the space.
@@ -110,6 +113,11 @@ class StudySearcher(Searcher):
         self._make_config = make_config
         self._first_points = space.rules_of_thumb() if first_points is None else first_points
         self._num_startup = num_startup_trials(len(self._first_points))
+        if sampler in LISTING_SAMPLERS:  # a point that is drawn might come twice
+            self._first_points = [] if sampler == "grid" else self._first_points
+            self._num_startup = len(self._first_points)
+        self._grid = NumberedGrid(space, seed) if sampler == "grid" else None
+        self._numbers = common_numbers(space) if sampler == "cmaes" else {}
         self._pricing, self._cooling = pricing, cooling
         self._points: dict[int, Mapping[str, Any]] = {}
         self._seconds: dict[tuple[int, int], float] = {}
@@ -254,15 +262,8 @@ class StudySearcher(Searcher):
         return self._study.ask()
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        if self._sampler_name == "random":
-            return optuna.samplers.RandomSampler(seed=seed_of(self._seed, number))
-        if self._sampler_name == "gp":
-            # Fields that not every trial has are drawn at random; it would say so for each of them, each time.
-            return BestEpochGP(
-                seed=seed_of(self._seed, number),
-                n_startup_trials=self._num_startup,
-                warn_independent_sampling=False,
-            )
+        if self._sampler_name != "tpe":
+            return self._other_sampler(seed_of(self._seed, number))
         options: dict[str, Any] = {
             "multivariate": True,
             "group": True,
@@ -275,6 +276,18 @@ class StudySearcher(Searcher):
         pricing, before = self._pricing, self.looked()
         weight = self._cooling.weight(number, pricing.spent(before), sum(self._seconds.values()))
         return CostAwareTPE(lambda point: pricing.price(point, before), self._space.fixed, weight, **options)
+
+    def _other_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        if self._grid is not None:
+            return self._grid
+        if self._sampler_name == "brute_force":
+            return NumberedBruteForce(seed=seed)
+        if self._sampler_name == "cmaes":
+            return BestEpochCmaEs(self._numbers, self._num_startup, seed)
+        if self._sampler_name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        # Fields that not every trial has are drawn at random; it would say so for each of them, each time.
+        return BestEpochGP(seed=seed, n_startup_trials=self._num_startup, warn_independent_sampling=False)
 
     def _is_over(self) -> bool:
         if self._num_trials is not None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from search_spaces.listing import check_sampler
 from search_spaces.loading import dump_spec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
@@ -227,6 +228,7 @@ class _Sweep:
             weights = prepare_weights(str(spec.model.weights), spec.model.backbone, self.home, self.tracking_uri)
         cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
         space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
+        check_sampler(spec, space)
         material = Material.of(cuts, data, spec.compute.prefix_precision)
         return Prepared(data, space, material, pretraining, weights)
 

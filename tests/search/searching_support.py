@@ -52,6 +52,7 @@ class Loop:
     diverging: tuple[int, ...] = ()
     failing: tuple[int, ...] = ()
     num_trials: int | None = NUM_TRIALS
+    space: SearchSpace = SPACE
     options: dict = field(default_factory=dict)
     records: dict[int, TrialRecord] = field(default_factory=dict)
     ids: itertools.count = field(default_factory=itertools.count)
@@ -59,7 +60,7 @@ class Loop:
     def start(self):
         history = [self.records[number] for number in sorted(self.records)]
         self.searcher = StudySearcher(
-            SPACE,
+            self.space,
             metric=METRIC,
             mode=self.mode,
             num_trials=self.num_trials,

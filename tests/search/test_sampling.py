@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from tuner.evolving import BestEpochCmaEs
 from tuner.sampling import BestEpochGP, BestEpochTPE, num_good
 
 X = {"x": FloatDistribution(0.0, 1.0)}
+XY = {**X, "y": FloatDistribution(1e-3, 1.0, log=True)}
 
 
 def study_of(direction: str, stopped_at: float, stopped_values: dict[int, float]) -> optuna.Study:
@@ -72,3 +76,31 @@ def test_the_study_keeps_what_it_was_told() -> None:
     assert study.best_value == 0.5
     empty = study_of("maximize", 0.9, {})
     assert proposals(empty, BestEpochTPE, 1)
+
+
+def test_an_evolution_that_is_told_anew_each_time_is_optunas() -> None:
+    """Optuna keeps the state of its evolution in the study; here nothing of it is left from one trial to the next."""
+
+    def points(make: Callable[[int], optuna.samplers.BaseSampler], *, forgets: bool) -> list[dict[str, float]]:
+        study = optuna.create_study(direction="maximize")
+        study.enqueue_trial({"x": 0.1, "y": 0.5})
+        for number in range(40):
+            study.sampler = make(number)
+            trial = study.ask(XY)  # type: ignore[arg-type]
+            value = -((trial.params["x"] - 0.8) ** 2) - (math.log10(trial.params["y"]) + 2.5) ** 2
+            for epoch in (1, 2):
+                trial.report(value - (0.1 if epoch == 1 else 0.0), epoch)
+            study.tell(trial, value)
+            if forgets:
+                kept = study.trials
+                study = optuna.create_study(direction="maximize")
+                study.add_trials(
+                    [create_trial(params=each.params, distributions=XY, value=each.value) for each in kept]
+                )
+        return [trial.params for trial in study.trials]
+
+    ours = points(lambda number: BestEpochCmaEs(XY, 1, number), forgets=True)
+    theirs = points(lambda number: optuna.samplers.CmaEsSampler(seed=number, popsize=6), forgets=False)
+    assert ours == theirs
+    late = [abs(point["x"] - 0.8) for point in ours[30:]]
+    assert sum(late) / 10 < 0.15

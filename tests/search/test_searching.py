@@ -62,7 +62,7 @@ def test_a_sweep_that_is_broken_off_ends_like_one_that_is_not(undisturbed, steps
     assert loop.asha.rungs() == undisturbed.asha.rungs()
 
 
-@pytest.mark.parametrize("sampler", ["random", "gp"])
+@pytest.mark.parametrize("sampler", ["random", "gp", "cmaes"])
 def test_other_samplers_propose_in_the_space_and_survive_interruptions_too(sampler, undisturbed):
     options = {"num_trials": 13, "options": {"sampler": sampler}}
     whole = Loop(**options).start().run()
@@ -254,3 +254,10 @@ def test_constant_liar_counts_running_trials_only_where_trials_run_side_by_side(
         assert isinstance(sampler, optuna.samplers.TPESampler)
         liars[concurrency] = sampler._constant_liar
     assert liars == {1: False, 2: True}
+
+
+def test_an_evolution_strategy_counts_stopped_and_failed_trials_and_survives_interruptions():
+    loop = Loop(num_trials=40, diverging=(1, 30), failing=(7, 20), options={"sampler": "cmaes"}).start().run()
+    broken = replace(loop, records={}).start().run(111)
+    broken.start().run()
+    assert broken.records == loop.records
