@@ -153,8 +153,9 @@ def test_presets_load_and_open_with_the_editors_line_and_the_command(name):
 
 def test_the_digits_preset_transfers_from_one_half_of_the_digits_to_the_other():
     spec = load_spec("digits")
-    assert set(spec.data.exclude_classes) | set(spec.pretrain_spec().data.exclude_classes) == set("0123456789")
-    assert not set(spec.data.exclude_classes) & set(spec.pretrain_spec().data.exclude_classes)
+    pretrain = spec.pretrain_specs()["lenet"]
+    assert set(spec.data.exclude_classes) | set(pretrain.data.exclude_classes) == set("0123456789")
+    assert not set(spec.data.exclude_classes) & set(pretrain.data.exclude_classes)
     assert spec.search.num_trials == 16
     assert spec.baselines == ("from_scratch", "head_only")
 

@@ -62,7 +62,7 @@ class Sweep:
 
     def __init__(self, root: Path, *overrides: str) -> None:
         self.spec: SweepSpec = load_spec("digits", list(overrides))
-        self.space = SearchSpace(self.spec.search, STAGES, is_pretrained=self.spec.is_pretrained)
+        self.space = SearchSpace(self.spec.search, STAGES, "lenet", is_pretrained=self.spec.is_pretrained)
         self.paths = HomePaths.at(root).sweep("s")
         self.screen = io.StringIO()
         with Journal.open(self.paths.journal) as journal:
@@ -71,7 +71,7 @@ class Sweep:
     def begin(self, pool: Pool) -> list[dict[str, Any]] | None:
         with Journal.open(self.paths.journal) as journal:
             progress = Progress(Console(file=self.screen, width=200))
-            arguments = (self.spec, self.space, BASE, pool, self.paths)
+            arguments = (self.spec, self.space, {"lenet": BASE}, pool, self.paths)
             return run_probe_phase(*arguments, record=journal.append, progress=progress)
 
     @property
