@@ -124,7 +124,7 @@ def test_a_file_that_is_no_spec_is_refused_with_its_place(write, text, line):
 def test_a_missing_file_a_folder_and_a_picture_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no such file; did you mean the preset `digits`"):
         load_spec("digit")
-    with pytest.raises(InputError, match="there is no such file; presets are digits, quick"):
+    with pytest.raises(InputError, match="there is no such file; presets are backbones, digits, quick"):
         load_spec(tmp_path / "absent.yaml")
     with pytest.raises(InputError, match=r"this is a folder, not a spec; for pictures, write folder:"):
         load_spec(tmp_path)
