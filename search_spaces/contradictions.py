@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def contradictions(spec: SweepSpec) -> Iterator[str]:
     """One line per contradiction: the field, why, and what to change."""
+    yield from _backbones(spec)
     yield from _idle_magnitude(spec)
     yield from _idle_ratio(spec)
     yield from _idle_price(spec)
@@ -54,6 +55,53 @@ def resource_contradictions(resources: ResourceSpec, place: str) -> Iterator[str
         yield f"{place}.gpus_per_worker: {gpus:g} is neither a fraction of one GPU nor a whole number; round it"
 
 
+def _backbones(spec: SweepSpec) -> Iterator[str]:
+    model = spec.model
+    if model.backbones is None:
+        if model.backbone is None:
+            yield (
+                "model.backbone: missing; name of the network, as torchvision spells it; give it in the spec, or with "
+                "--set model.backbone=VALUE; or several as model.backbones"
+            )
+        yield from _idle_bounds(spec, "one network is named")
+        return
+    if model.backbone is not None:
+        yield (
+            f"model.backbones: given beside model.backbone, which is {model.backbone}; leave one of the two out "
+            "(--set model.backbone=null)"
+        )
+        return
+    if model.weights != "default":
+        yield (
+            "model.weights: they are those of model.backbone, and model.backbones is given; write them there, as "
+            "[{backbone: NAME, weights: WEIGHTS}]"
+        )
+    if spec.search.cost_aware:
+        yield (
+            "search.cost_aware: depth and policy, which decide a price, are proposed apart where model.backbones has "
+            "several networks; leave cost_aware out, or search one network"
+        )
+    if model.backbones == "auto":
+        return
+    yield from _idle_bounds(spec, "model.backbones names the networks")
+    for place, choice in enumerate(model.choices):
+        if choice.image_size_px is not None and choice.image_size_px > spec.data.image_size_px:
+            yield (
+                f"model.backbones[{place}].image_size_px: {choice.image_size_px} is more than the "
+                f"{spec.data.image_size_px} of data.image_size_px, for which pictures are kept; raise that, and give "
+                "the other networks theirs"
+            )
+    recipes = [choice.weights.pretrain.name for choice in model.choices if not isinstance(choice.weights, str)]
+    if twice := {name for name in recipes if recipes.count(name) > 1}:
+        yield f"model.backbones: two networks are pretrained as {min(twice)!r}; give each recipe another name"
+
+
+def _idle_bounds(spec: SweepSpec, why: str) -> Iterator[str]:
+    for name in ("max_parameters", "max_gflops"):
+        if getattr(spec.model, name) != type(spec.model).model_fields[name].default:
+            yield f"model.{name}: only backbones: auto keeps to it, and {why}; leave it out, or write backbones: auto"
+
+
 def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
     policies = listed(spec.search.augmentation)
     if _is_searched_on_purpose(spec, "magnitude") and not set(policies) & set(POLICIES_WITH_MAGNITUDE):
@@ -64,7 +112,9 @@ def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
 
 
 def _idle_ratio(spec: SweepSpec) -> Iterator[str]:
-    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and listed(spec.search.freeze_depth) == ("all",):
+    has_own_depths = any(choice.freeze_depth is not None for choice in spec.model.choices)
+    is_head_only = listed(spec.search.freeze_depth) == ("all",) and not has_own_depths
+    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and is_head_only:
         yield (
             "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
             "lower freeze_depth, or leave backbone_lr_ratio out"

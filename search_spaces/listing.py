@@ -78,10 +78,10 @@ def grid_of(space: SearchSpace) -> tuple[dict[str, list[Any]], set[tuple[Any, ..
     A field that has no effect beside the others would only repeat a trial, so that of such combinations one is there.
     """
     axes: dict[str, dict[Any, None]] = {}
-    points = list(points_of(space))
+    points = [space.asked(point) for point in points_of(space)]
     for point in points:
-        for name in space.searched(point):
-            axes.setdefault(name, {})[point[name]] = None
+        for name, value in point.items():
+            axes.setdefault(name, {})[value] = None
     names = sorted(axes)
     return (
         {name: list(axes[name]) for name in names},

@@ -100,10 +100,13 @@ def load_pretrain_spec(path: str | Path, overrides: Sequence[str] = ()) -> Pretr
         for override in overrides:
             _override(raw, override, PretrainSpec)
         return parse_spec(raw, PretrainSpec, str(path))
-    spec = load_spec(path, overrides).pretrain_spec()
-    if spec is None:
+    specs = load_spec(path, overrides).pretrain_specs()
+    if not specs:
         raise InputError(f"{path}: model.weights: nothing is pretrained here; give it {{pretrain: ...}}")
-    return spec
+    if len(specs) > 1:
+        names = ", ".join(specs)
+        raise InputError(f"{path}: model.backbones: {names} are pretrained here; give one of them a spec of its own")
+    return next(iter(specs.values()))
 
 
 def parse_spec(raw: Any, model: type[Spec], place: str) -> Spec:

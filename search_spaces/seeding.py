@@ -13,14 +13,16 @@ has stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from search_spaces.search_spec import SearchSpec
-from search_spaces.space import COMMON_LR, Point, SearchSpace, distinct_points
+from search_spaces.space import COMMON_LR, Point, SearchSpace, distinct_points, in_turns
 
 _NEIGHBOURS = 2
 """Shallower depths that are tried beside the best one."""
+_SHARE_OF_BEST, _SHARE_OF_FEW, _FEW_OTHERS = 4, 2, 2
+"""First points of the backbone that promises most, of each other one, and how many others are too many for that."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,22 @@ class ProbedDepth:
         depth: Stages that are frozen, from 1.
         accuracy: Share of pictures told right that the probe had not seen.
         num_judged: Number of those pictures.
+        log_me: Log evidence per picture and class, by which backbones are compared; NaN where it is not known.
     """
 
     depth: int
     accuracy: float
     num_judged: int
+    log_me: float = math.nan
 
 
-def should_probe(search: SearchSpec, space: SearchSpace, *, is_pretrained: bool) -> bool:
-    """Whether the search begins with a probe: see `SearchSpec.probe`."""
+def should_probe(
+    search: SearchSpec, space: SearchSpace, *, is_pretrained: bool, are_backbones_compared: bool = False
+) -> bool:
+    """Whether the search begins with a probe of a backbone: see `SearchSpec.probe`."""
     if search.probe != "auto":
         return search.probe == "on"
-    return is_pretrained and len(space.depths) > 1 and search.sampler != "grid"
+    return is_pretrained and (len(space.depths) > 1 or are_backbones_compared) and search.sampler != "grid"
 
 
 def best_depth(probes: Sequence[ProbedDepth]) -> int:
@@ -84,6 +90,50 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
         # So much learns here that one common rate for all of it is enough.
         stairs.append(space.common_point(depth=third, lr=COMMON_LR, ratio=1.0, augmentation="none"))
     return sorted(distinct_points([*rules, *stairs])[:num_trials], key=_price_rank)
+
+
+def rank_probed(probes: Mapping[str, Sequence[ProbedDepth]]) -> list[str]:
+    """Backbones by what their frozen features tell of the classes, the best first, as ``thaw rank`` has them.
+
+    Each counts by the LogME of its best depth. One without probes comes last; of equal ones the first.
+    """
+
+    def evidence(name: str) -> float:
+        depths = probes[name]
+        log_me = next(probe.log_me for probe in depths if probe.depth == best_depth(depths)) if depths else math.nan
+        return -math.inf if math.isnan(log_me) else log_me
+
+    return sorted(probes, key=lambda name: -evidence(name))
+
+
+def first_points_of_all(
+    space: SearchSpace, probes: Mapping[str, Sequence[ProbedDepth]], num_trials: int | None
+) -> list[Point]:
+    """Searched fields of the points to begin with, where there are several backbones and some were probed.
+
+    The backbone whose features tell most gets the foremost points of `first_points`; each of the others its best depth
+    and its head alone, or where there are many of them the first of these, so that no backbone is given up unseen.
+
+    Args:
+        space: What may vary.
+        probes: Of each backbone by name, by depth; none of one that was not probed.
+        num_trials: Of the whole search; None: as many as it takes.
+    """
+    best, *others = rank_probed(probes)
+    share = _SHARE_OF_FEW if len(others) < _FEW_OTHERS else 1
+    turns = [space.named(best, _foremost(space.alone(best), probes[best])[:_SHARE_OF_BEST])]
+    turns += [space.named(name, _foremost(space.alone(name), probes[name])[:share]) for name in others]
+    return in_turns(turns)[:num_trials]
+
+
+def _foremost(space: SearchSpace, probes: Sequence[ProbedDepth]) -> list[Point]:
+    """What `first_points` has of one backbone, the best depth first instead of the deepest."""
+    points = first_points(space, probes, None)
+    allowed = [probe for probe in probes if probe.depth in space.depths]
+    if not allowed:
+        return space.rules_of_thumb()
+    order = [best_depth(allowed), space.num_stages, space.num_stages // 2, 0, *range(space.num_stages)]
+    return sorted(points, key=lambda point: order.index(int(point.get("freeze_depth", order[0]) or 0)))
 
 
 def _price_rank(point: Point) -> tuple[int, bool]:

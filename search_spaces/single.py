@@ -11,6 +11,7 @@ from typing import Any
 
 from search_spaces.ranges import DepthRange, Range, listed
 from search_spaces.search_spec import SearchSpec
+from search_spaces.space import BACKBONE
 from search_spaces.spec import EarlyStoppingSpec, SweepSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
@@ -37,6 +38,7 @@ def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSp
         spec.model_dump()
         | {
             "name": name,
+            "model": _model_of(spec, point),
             "search": {**settled, "num_trials": 1, "probe": "off"},
             "early_stopping": EarlyStoppingSpec(scheduler="none", patience=spec.early_stopping.patience).model_dump(),
             "baselines": (),
@@ -44,8 +46,28 @@ def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSp
     )
 
 
+def _model_of(spec: SweepSpec, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The network of a point; of a list its entry, since pictures are kept for the sweep's size and not for its own."""
+    if spec.model.backbone is not None:
+        return spec.model.model_dump()
+    choices = spec.model.choices
+    choice = next(choice for choice in choices if choice.backbone == point.get(BACKBONE, choices[0].backbone))
+    return {"backbones": [choice.model_copy(update={"freeze_depth": None}).model_dump()]}
+
+
 def searched_fields(spec: SweepSpec) -> list[str]:
-    """Fields of ``search`` that leave something to choose."""
+    """Fields that leave something to choose, by path."""
+    names = [f"search.{field}" for field in _searched_in_search(spec)]
+    if spec.model.backbones == "auto" or len(spec.model.choices) > 1:
+        return ["model.backbones", *names]
+    own = [choice.freeze_depth for choice in spec.model.choices if choice.freeze_depth is not None]
+    if not own:
+        return names
+    names = [name for name in names if name != "search.freeze_depth"]
+    return ["model.backbones[0].freeze_depth", *names] if _is_open(own[0]) else names
+
+
+def _searched_in_search(spec: SweepSpec) -> list[str]:
     search = spec.search
     values = {field: getattr(search, field) for field in SearchSpec.model_fields if field not in _NOT_VALUES}
     open_fields = [field for field, value in values.items() if _is_open(value)]

@@ -4,6 +4,9 @@ In: `SearchSpec` and the number of stages. Out: points (flat ``{field: value}``)
 rules of thumb, and the `TrialConfig` of a point. A field stands in a point only where it has an effect: the magnitude
 with policies that have one, the backbone's rate where some of it learns. Fields with one value are in the point and
 never asked for. Which points are worth trying is the searcher's business.
+
+Over several backbones a point has a `backbone` too, and its depth is one of that network's. Optuna would take depths of
+one name for comparable, so it knows them as ``freeze_depth@resnet18``; nobody else does.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.ranges import DepthRange, Range, listed
@@ -26,6 +30,11 @@ if TYPE_CHECKING:
 
 Value = int | float | str | None
 Point = dict[str, Value]
+
+BACKBONE = "backbone"
+"""The field of a point that names its network, where there are several."""
+_OF_BACKBONE = ("freeze_depth", "head_init")
+"""Fields whose values may differ from network to network."""
 
 # Where a trial's configuration keeps each field; also the order of asking, in which a condition follows what it needs.
 _PLACES: dict[str, tuple[str, ...]] = {
@@ -71,6 +80,9 @@ _COMMON: dict[str, tuple[Value, ...]] = {
     "grad_accumulation": (1,),
     "head_init": ("probe", "random"),
 }
+
+_MOST_OF_RULES = 6
+"""Points of common advice over several backbones."""
 
 _DEFAULTS: dict[str, Value] = {
     "layer_decay": 1.0,
@@ -148,64 +160,152 @@ class Dimension:
         return FloatDistribution(self.low, self.high, log=self.log)
 
 
-class SearchSpace:
-    """What may vary in one sweep.
+@dataclass(frozen=True)
+class BackboneShape:
+    """What a space has to know of a network.
 
-    One backbone here; with several, `num_stages` becomes a function of the point, and only `_is_active` and the depth's
-    dimension need to know.
+    Attributes:
+        num_stages: That can be frozen.
+        is_pretrained: Whether it starts from weights.
+        freeze_depth: Its depths as its own entry in the spec declares them; None: as the search does.
     """
+
+    num_stages: int
+    is_pretrained: bool = True
+    freeze_depth: Any = None
+
+
+class SearchSpace:
+    """What may vary in one sweep over one backbone; see `over` for several."""
 
     def __init__(
         self, search: SearchSpec, num_stages: int, backbone: str = "the backbone", *, is_pretrained: bool = True
     ) -> None:
-        check_depths(search, num_stages, backbone)
-        self.num_stages = num_stages
-        self._dimensions = {name: _dimension(getattr(search, name), num_stages) for name in _PLACES}
-        if search.head_init == "auto":
-            self._dimensions["head_init"] = Dimension(choices=("probe", "random") if is_pretrained else ("random",))
+        self._declare(search, {backbone: BackboneShape(num_stages, is_pretrained)})
+
+    @classmethod
+    def over(cls, search: SearchSpec, shapes: Mapping[str, BackboneShape]) -> SearchSpace:
+        """The space over one or more backbones by name.
+
+        Raises:
+            InputError: A depth lies beyond the stages of one of them.
+        """
+        space = cls.__new__(cls)
+        space._declare(search, shapes)
+        return space
+
+    def _declare(self, search: SearchSpec, shapes: Mapping[str, BackboneShape]) -> None:
+        self._search, self._shapes = search, dict(shapes)
+        own = {name: _own_dimensions(search, name, shape) for name, shape in shapes.items()}
+        common = {name: _dimension(getattr(search, name)) for name in _PLACES if name not in _OF_BACKBONE}
+        self._dimensions = {name: {**common, **dimensions} for name, dimensions in own.items()}
+        self._names = (*((BACKBONE,) if self.is_joint else ()), *_PLACES)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """The networks by name."""
+        return tuple(self._shapes)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether there are several backbones, one of which each point names."""
+        return len(self._shapes) > 1
+
+    def alone(self, backbone: str) -> SearchSpace:
+        """The space of one of the backbones, whose points do not name it."""
+        return SearchSpace.over(self._search, {backbone: self._shapes[backbone]}) if self.is_joint else self
+
+    def backbone_of(self, point: Mapping[str, Any]) -> str:
+        """The network that a point is for.
+
+        Raises:
+            ValueError: There are several, and the point names none of them.
+        """
+        if not self.is_joint:
+            return self.backbones[0]
+        if point.get(BACKBONE) not in self._shapes:
+            raise ValueError(f"{dict(point)} names none of {', '.join(self._shapes)}; see `alone`")
+        return str(point[BACKBONE])
+
+    def stages_of(self, point: Mapping[str, Any]) -> int:
+        """The number of stages that the point's network has."""
+        return self._shapes[self.backbone_of(point)].num_stages
+
+    @property
+    def num_stages(self) -> int:
+        """That of the only backbone."""
+        return self.stages_of({})
 
     def suggest(self, trial: optuna.Trial) -> Point:
         """A point, its searched fields asked of an Optuna trial."""
         point: Point = {}
-        for name, dimension in self._dimensions.items():
+        for name in self._names:
             if self._is_active(name, point):
+                dimension = self._values(name, point)
                 fixed = dimension.choices[0] if dimension.choices and dimension.is_fixed else None
-                point[name] = fixed if dimension.is_fixed else dimension.suggest(trial, name)
+                known_as = self._known_as(name, point)
+                point[name] = fixed if dimension.is_fixed else dimension.suggest(trial, known_as)
         return point
 
     def searched(self, point: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-        """The distributions of the fields that Optuna chose in this point."""
-        return {name: self._dimensions[name].distribution() for name in point if not self._dimensions[name].is_fixed}
+        """The distributions of the fields that Optuna chose in this point, under the names that it knows them by."""
+        return {self._known_as(name, point): self._values(name, point).distribution() for name in self._chosen(point)}
+
+    def asked(self, point: Mapping[str, Any]) -> dict[str, Value]:
+        """The values of those fields, under the same names; of a part of a point, those that it has."""
+        return {self._known_as(name, point): point[name] for name in self._chosen(point)}
+
+    def _chosen(self, point: Mapping[str, Any]) -> list[str]:
+        return [name for name in point if not self._values(name, point).is_fixed]
+
+    def _known_as(self, name: str, point: Mapping[str, Any]) -> str:
+        return f"{name}@{point[BACKBONE]}" if self.is_joint and name == "freeze_depth" else name
+
+    def _values(self, name: str, point: Mapping[str, Any]) -> Dimension:
+        if name == BACKBONE and self.is_joint:
+            return Dimension(choices=self.backbones)
+        return self._dimensions[self.backbone_of(point)][name]
 
     @property
     def fixed(self) -> Point:
         """The fields that have one value, whether or not they have an effect in a point."""
-        return {name: dim.choices[0] for name, dim in self._dimensions.items() if dim.choices and dim.is_fixed}
+        spaces = list(self._dimensions.values())
+        return {
+            name: dim.choices[0]
+            for name, dim in spaces[0].items()
+            if dim.choices and dim.is_fixed and all(other[name] == dim for other in spaces)
+        }
 
     def values_of(self, name: str) -> tuple[Value, ...]:
-        """All values of a field that has finitely many.
+        """All values of a field that has finitely many, over all backbones.
 
         Raises:
             ValueError: It is a range of real numbers.
         """
-        return self._dimensions[name].values()
+        return tuple(dict.fromkeys(value for space in self._dimensions.values() for value in space[name].values()))
 
     def contains(self, point: Mapping[str, Any]) -> bool:
         """Whether `suggest` could have given this point."""
-        active = {name for name in self._dimensions if self._is_active(name, point)}
+        if self.is_joint and point.get(BACKBONE) not in self._shapes:
+            return False
+        active = {name for name in self._names if self._is_active(name, point)}
         # Trials of an older Thaw lack fields that it did not have; where these have their default, nothing differs.
-        added = {name for name in active - set(point) if self._dimensions[name].choices == (_DEFAULTS.get(name),)}
-        return active - added == set(point) and all(point[name] in self._dimensions[name] for name in point)
+        added = {name for name in active - set(point) if self._values(name, point).choices == (_DEFAULTS.get(name),)}
+        return active - added == set(point) and all(point[name] in self._values(name, point) for name in point)
 
     def rules_of_thumb(self, **of_head: Value) -> list[Point]:
         """Searched fields of the points that common advice would try first.
 
         Only the head; half of the backbone, at a tenth of the head's rate; everything, at a tenth of the rate. Values
-        are moved into the declared space, and a depth that is not in it takes its rule away.
+        are moved into the declared space, and a depth that is not in it takes its rule away. Of several backbones each
+        has its turn: every network's head, then every half, then every whole. Trials are few: the foremost count.
 
         Args:
             of_head: What the first of them has instead of the common values.
         """
+        if self.is_joint:
+            turns = in_turns([self.named(name, self.alone(name).rules_of_thumb(**of_head)) for name in self._shapes])
+            return turns[: max(_MOST_OF_RULES, len(self._shapes))]
         rules = [
             self.common_point(depth=self.num_stages, lr=COMMON_LR, ratio=1.0, **of_head),
             self.common_point(depth=self.num_stages // 2, lr=COMMON_LR, ratio=0.1),
@@ -214,7 +314,7 @@ class SearchSpace:
         return distinct_points(rules)
 
     def common_point(self, *, depth: int, lr: float, ratio: float, **wanted: Value) -> Point | None:
-        """Searched fields of a point as a careful practitioner would set them, moved into the declared space.
+        """Searched fields of a point of one backbone as a careful practitioner would set them, moved into the space.
 
         Args:
             depth: Stages to freeze; where it is not in the space there is no point.
@@ -223,11 +323,12 @@ class SearchSpace:
             ratio: Of the backbone's rate to the head's.
             wanted: Values of other fields, where these differ from common advice.
         """
-        if depth not in self._dimensions["freeze_depth"]:
+        dimensions = self._dimensions[self.backbone_of({})]
+        if depth not in dimensions["freeze_depth"]:
             return None
-        optimizer = self._dimensions["optimizer"].nearest(_COMMON["optimizer"])
+        optimizer = dimensions["optimizer"].nearest(_COMMON["optimizer"])
         if depth < self.num_stages:
-            nearest = self._dimensions["backbone_lr_ratio"].nearest((ratio,))
+            nearest = dimensions["backbone_lr_ratio"].nearest((ratio,))
             assert isinstance(nearest, (int, float))
             lr *= math.sqrt(ratio / nearest)
         values: dict[str, tuple[Value, ...]] = {
@@ -238,23 +339,35 @@ class SearchSpace:
             "backbone_lr_ratio": (ratio,),
         }
         point: Point = {}
-        for name, dimension in self._dimensions.items():
+        for name in _PLACES:
             if self._is_active(name, point):
-                point[name] = dimension.nearest(values[name])
-        return {name: value for name, value in point.items() if not self._dimensions[name].is_fixed}
+                point[name] = dimensions[name].nearest(values[name])
+        return {name: value for name, value in point.items() if not dimensions[name].is_fixed}
+
+    def named(self, backbone: str, points: Iterable[Point]) -> list[Point]:
+        """Points of the space of one backbone (see `alone`) as points of this one."""
+        return [{BACKBONE: backbone, **point} if self.is_joint else point for point in points]
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The depths that may be tried, ascending."""
-        return tuple(depth for depth in range(self.num_stages + 1) if depth in self._dimensions["freeze_depth"])
+        """The depths of the only backbone that may be tried, ascending."""
+        depths = self._dimensions[self.backbone_of({})]["freeze_depth"]
+        return tuple(depth for depth in range(self.num_stages + 1) if depth in depths)
 
     def trial_config(self, point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
-        """The trial at a point: `base` with the point's fields."""
-        return apply_params(point, base)
+        """The trial at a point: `base`, which stands on the point's network, with the point's other fields."""
+        return apply_params({name: value for name, value in point.items() if name != BACKBONE}, base)
 
     def digest(self) -> str:
         """SHA-256 of the space: points of equal digests can be compared and continued."""
-        content = {"stages": self.num_stages, **{name: asdict(dim) for name, dim in self._dimensions.items()}}
+        contents = {
+            backbone: {
+                "stages": shape.num_stages,
+                **{name: asdict(dim) for name, dim in self._dimensions[backbone].items()},
+            }
+            for backbone, shape in self._shapes.items()
+        }
+        content = {"backbones": contents} if self.is_joint else contents[self.backbones[0]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _is_active(self, name: str, point: Mapping[str, Any]) -> bool:
@@ -263,7 +376,7 @@ class SearchSpace:
         if name == "num_views":
             return point.get("augmentation") != "none"
         if name in ("backbone_lr_ratio", "layer_decay"):
-            return point.get("freeze_depth") != self.num_stages
+            return point.get("freeze_depth") != self.stages_of(point)
         if name == "warmup_epochs":
             return point.get("schedule") != "one_cycle"
         return True
@@ -276,6 +389,11 @@ def distinct_points(points: Iterable[Point | None]) -> list[Point]:
         if point is not None and point not in distinct:
             distinct.append(point)
     return distinct
+
+
+def in_turns(lists: Sequence[Sequence[Point]]) -> list[Point]:
+    """The first of each list, then the second of each, and so on."""
+    return [point for turn in zip_longest(*lists) for point in turn if point is not None]
 
 
 def apply_params(point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
@@ -298,7 +416,9 @@ def apply_params(point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
     return TrialConfig.model_validate(settings)
 
 
-def check_depths(search: SearchSpec, num_stages: int, backbone: str = "the backbone") -> None:
+def check_depths(
+    search: SearchSpec, num_stages: int, backbone: str = "the backbone", place: str = "search.freeze_depth"
+) -> None:
     """Checks the declared depths against the backbone.
 
     Raises:
@@ -307,9 +427,21 @@ def check_depths(search: SearchSpec, num_stages: int, backbone: str = "the backb
     beyond = [depth for depth in _numbers_of(search.freeze_depth) if depth > num_stages]
     if beyond:
         raise InputError(
-            f"search.freeze_depth: {beyond[0]} is beyond the {num_stages} stages of {backbone}; "
-            f"give at most {num_stages}, or 'all'"
+            f"{place}: {beyond[0]} is beyond the {num_stages} stages of {backbone}; give at most {num_stages}, or 'all'"
         )
+
+
+def _own_dimensions(search: SearchSpec, backbone: str, shape: BackboneShape) -> dict[str, Dimension]:
+    """The values of the fields that may differ from network to network."""
+    place = "search.freeze_depth"
+    if shape.freeze_depth is not None:
+        search = search.model_copy(update={"freeze_depth": shape.freeze_depth})
+        place = f"model.backbones: freeze_depth of {backbone}"
+    check_depths(search, shape.num_stages, backbone, place)
+    head_init = _dimension(search.head_init)
+    if search.head_init == "auto":
+        head_init = Dimension(choices=("probe", "random") if shape.is_pretrained else ("random",))
+    return {"freeze_depth": _dimension(search.freeze_depth, shape.num_stages), "head_init": head_init}
 
 
 def _numbers_of(depth: Any) -> Iterator[int]:
@@ -317,7 +449,7 @@ def _numbers_of(depth: Any) -> Iterator[int]:
     return (value for value in values if value != "all")
 
 
-def _dimension(field: Any, num_stages: int) -> Dimension:
+def _dimension(field: Any, num_stages: int = 0) -> Dimension:
     if isinstance(field, DepthRange):
         high = num_stages if field.high == "all" else field.high
         if field.low == high:

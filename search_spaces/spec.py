@@ -14,17 +14,22 @@ from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, field
 
 from search_spaces.contradictions import contradictions, resource_contradictions, split_contradiction
 from search_spaces.ranges import (
+    CHOICES,
     RANGE,
     VALUE,
+    WORD,
     ClassNames,
     Count,
     CountOrAuto,
     CountOrUnlimited,
+    Depth,
+    DepthRange,
     Float,
     Int,
     Magnitude,
     NonNegative,
     Positive,
+    Searched,
     Share,
     SpecPart,
     are_distinct,
@@ -33,9 +38,12 @@ from search_spaces.search_spec import USUAL_NUM_TRIALS, OptimizerName, SearchSpe
 from trainables.config import ComputeConfig, PolicyName, SplitConfig
 
 SPEC_VERSION = 1
+MOST_CHOSEN = 4
+"""Networks that `backbones: auto` takes."""
 MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
 _OLD_TIME = "time_budget_s"
+_MOST_NAMED = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
 
@@ -201,15 +209,105 @@ Weights: TypeAlias = Annotated[
 ]
 
 
-class ModelSpec(SpecPart):
-    """Which network, and what it starts from."""
+_WEIGHTS = (
+    "'default' or a name of torchvision's weights (a download), a .pth or .safetensors file, 'models:/NAME@ALIAS' of "
+    "MLflow, 'none' (random), or {pretrain: ...}: train them first."
+)
+
+
+class BackboneChoice(SpecPart):
+    """One network of several that are searched at once."""
 
     backbone: str = Field(min_length=1, description="Name of the network, as torchvision spells it, or 'lenet'.")
-    weights: Weights = Field(
-        "default",
-        description="'default' or a name of torchvision's weights (a download), a .pth or .safetensors file, "
-        "'models:/NAME@ALIAS' of MLflow, 'none' (random), or {pretrain: ...}: train them first.",
+    weights: Weights = Field("default", description=_WEIGHTS)
+    freeze_depth: Searched[Depth, DepthRange] | None = Field(
+        None, description="Depths of this network to search; none: as search.freeze_depth says."
     )
+    image_size_px: Annotated[int, Field(strict=True, ge=8, le=1024)] | None = Field(
+        None, description="Side of the square that this network sees; none: data.image_size_px, which is the most."
+    )
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it starts from weights rather than at random."""
+        return self.weights != "none"
+
+
+def _form_of_backbones(value: object) -> str:
+    return CHOICES if isinstance(value, (list, tuple)) else WORD
+
+
+def _name_of(entry: str | BackboneChoice) -> str:
+    return entry if isinstance(entry, str) else entry.backbone
+
+
+def _are_other_networks(entries: tuple[str | BackboneChoice, ...]) -> tuple[str | BackboneChoice, ...]:
+    if not entries:
+        raise ValueError("the list is empty; give at least one network")
+    are_distinct(tuple(map(_name_of, entries)))
+    return entries
+
+
+BackboneEntry: TypeAlias = Annotated[
+    Union[Annotated[str, Field(min_length=1), Tag(VALUE)], Annotated[BackboneChoice, Tag(RANGE)]],  # noqa: UP007
+    Discriminator(lambda value: RANGE if isinstance(value, (dict, BaseModel)) else VALUE),
+]
+Backbones: TypeAlias = Annotated[
+    Union[  # noqa: UP007
+        Annotated[Literal["auto"], Tag(WORD)],
+        Annotated[tuple[BackboneEntry, ...], AfterValidator(_are_other_networks), Tag(CHOICES)],
+    ],
+    Discriminator(_form_of_backbones),
+]
+
+
+class ModelSpec(SpecPart):
+    """Which network or networks, and what they start from."""
+
+    backbone: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Name of the network, as torchvision spells it, or 'lenet'. This or `backbones` is yours to give.",
+    )
+    weights: Weights = Field("default", description=f"Of `backbone`: {_WEIGHTS}")
+    backbones: Backbones | None = Field(
+        None,
+        description="Several networks that are searched at once: a list of names (with weights: default) and of "
+        "{backbone: ..., weights: ..., freeze_depth: ..., image_size_px: ...}; or 'auto': up to "
+        f"{MOST_CHOSEN} of torchvision's, the best of each family by published top-1 within the two bounds below.",
+    )
+    max_parameters: Count = Field(
+        30_000_000, description="Most parameters of a network that `backbones: auto` may take, in all its layers."
+    )
+    max_gflops: Positive | None = Field(
+        None,
+        description="Most GFLOPs that it may need for one picture of data.image_size_px, forward; none: any number.",
+    )
+
+    @field_validator("backbones", mode="before")
+    @classmethod
+    def _is_auto_or_a_list(cls, value: Any) -> Any:
+        if value is None or value == "auto" or isinstance(value, (list, tuple)):
+            return value
+        raise ValueError(f"{value!r} is neither 'auto' nor a list; write a list such as [resnet18, mobilenet_v2]")
+
+    @property
+    def choices(self) -> tuple[BackboneChoice, ...]:
+        """The networks, whichever way they are given; none as long as 'auto' has not chosen them."""
+        if self.backbone is not None:
+            return (BackboneChoice(backbone=self.backbone, weights=self.weights),)
+        if not isinstance(self.backbones, tuple):
+            return ()
+        return tuple(BackboneChoice(backbone=each) if isinstance(each, str) else each for each in self.backbones)
+
+    @property
+    def label(self) -> str:
+        """The networks in a few words, for titles."""
+        names = [choice.backbone for choice in self.choices]
+        return ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} backbones"
+
+    def place_of(self, backbone: str) -> str:
+        """Where the spec speaks of a network's weights, for messages."""
+        return "model.weights" if self.backbone is not None else f"model.backbones: {backbone}"
 
 
 class EarlyStoppingSpec(SpecPart):
@@ -274,8 +372,8 @@ class SweepSpec(SpecPart):
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the backbone starts from weights rather than at random."""
-        return self.model.weights != "none"
+        """Whether a backbone starts from weights rather than at random."""
+        return self.model.backbones == "auto" or any(choice.is_pretrained for choice in self.model.choices)
 
     @property
     def most_trials(self) -> int | None:
@@ -292,17 +390,17 @@ class SweepSpec(SpecPart):
         """Epochs before ASHA may stop a trial, within the epochs there are."""
         return min(self.early_stopping.grace_period, self.budget.epochs)
 
-    def pretrain_spec(self) -> PretrainSpec | None:
-        """The backbone to train first, on the sweep's resources; None when the weights come from elsewhere."""
-        weights = self.model.weights
-        if isinstance(weights, str):
-            return None
-        recipe = {name: getattr(weights.pretrain, name) for name in PretrainRecipe.model_fields}
-        resources = {name: getattr(self.budget, name) for name in ResourceSpec.model_fields}
-        return PretrainSpec(
-            **recipe,
-            backbone=self.model.backbone,
-            compute=self.compute,
-            resources=ResourceSpec(**resources),
-            tracking=TrackingSpec(uri=self.tracking.uri),
-        )
+    def pretrain_specs(self) -> dict[str, PretrainSpec]:
+        """The backbones to train first, by name, on the sweep's resources."""
+        resources = ResourceSpec(**{name: getattr(self.budget, name) for name in ResourceSpec.model_fields})
+        return {
+            choice.backbone: PretrainSpec(
+                **{name: getattr(choice.weights.pretrain, name) for name in PretrainRecipe.model_fields},
+                backbone=choice.backbone,
+                compute=self.compute,
+                resources=resources,
+                tracking=TrackingSpec(uri=self.tracking.uri),
+            )
+            for choice in self.model.choices
+            if not isinstance(choice.weights, str)
+        }

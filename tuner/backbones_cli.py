@@ -55,17 +55,15 @@ def _row(name: str, image_size: int | None) -> dict[str, Any]:
 
 def _stated(name: str) -> dict[str, Any]:
     """What torchvision says of the weights that 'default' stands for."""
-    unknown: dict[str, Any] = {"name": name, "parameters": None, "gflops": None, "input": None, "top1": None}
-    if name == "lenet":
-        return unknown
-    import torchvision.models
+    from trainables.backbones.published import published
 
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    scores = weights.meta["_metrics"].get("ImageNet-1K", {})
+    stated = published(name)
+    if stated is None:
+        return {"name": name, "parameters": None, "gflops": None, "input": None, "top1": None}
     return {
         "name": name,
-        "parameters": round(weights.meta["num_params"] / 1e6, 3),
-        "gflops": round(2 * weights.meta["_ops"], 3),  # they count a multiplication and an addition as one
-        "input": weights.transforms().crop_size[0],
-        "top1": scores.get("acc@1"),
+        "parameters": round(stated.num_parameters / 1e6, 3),
+        "gflops": round(stated.flops / 1e9, 3),
+        "input": stated.input_px,
+        "top1": stated.top1,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -271,10 +271,11 @@ def _complain(message: str, code: int) -> None:
 def _show_plan(spec: SweepSpec) -> None:
     from search_spaces.listing import check_sampler, trials_in_all
     from search_spaces.loading import dump_spec
-    from search_spaces.space import SearchSpace
+    from tuner.choosing import settle_backbones
+    from tuner.networks import prepare_networks, space_over
     from tuner.output import show_plan
     from tuner.paths import HomePaths
-    from tuner.preparing import build_cuts, check_quickly, prepare_data, prepare_weights
+    from tuner.preparing import check_quickly, prepare_data
     from tuner.pricing import Material, Pricing
     from tuner.progress import Progress
     from tuner.running_cli import output_console
@@ -283,13 +284,15 @@ def _show_plan(spec: SweepSpec) -> None:
     check_quickly(spec, home)
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
-    cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
-    space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
+        spec = settle_backbones(spec, home, progress.note)
+        uri = home.tracking_uri(spec.tracking.uri)
+        networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False)
+    cuts = {name: network.cuts for name, network in networks.items()}
+    space = space_over(spec, networks)
     check_sampler(spec, space)
-    if isinstance(spec.model.weights, str):
-        prepare_weights(spec.model.weights, spec.model.backbone, home, home.tracking_uri(spec.tracking.uri))
-    material = Material.of(cuts, data, spec.compute.prefix_precision)
-    pricing = Pricing(spec, space, material, "cuda" if spec.budget.device == "cuda" else "cpu")
+    materials = {name: Material.of(each, data, spec.compute.prefix_precision) for name, each in cuts.items()}
+    device: Literal["cpu", "cuda"] = "cuda" if spec.budget.device == "cuda" else "cpu"
+    pricing = Pricing(spec, space, materials, device)
     show_plan(data, cuts, dump_spec(spec), pricing, output_console())
     num_trials = trials_in_all(spec, space)
     output_console().print(f"Trials: {'as many as the budget allows' if num_trials is None else num_trials}.")

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from search_spaces.listing import LISTING_SAMPLERS
-from search_spaces.spec import SweepSpec
+from search_spaces.spec import BackboneChoice, SweepSpec
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
 from tuner.reuse import Reuse
@@ -15,10 +15,10 @@ from tuner.reuse import Reuse
 
 def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
     """What the parent run shows of the spec and the pictures."""
-    weights = spec.model.weights
+    choices = spec.model.choices
     return {
-        "backbone": spec.model.backbone,
-        "weights": weights if isinstance(weights, str) else f"pretrain:{weights.pretrain.name}",
+        "backbone": _one_or_all([choice.backbone for choice in choices]),
+        "weights": _one_or_all([_weights(choice) for choice in choices]),
         "source": spec.data.source,
         "image_size_px": spec.data.image_size_px,
         "num_classes": len(data.config.class_names),
@@ -31,6 +31,15 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "metric": spec.metric,
         "seed": spec.seed,
     }
+
+
+def _weights(choice: BackboneChoice) -> str:
+    weights = choice.weights
+    return weights if isinstance(weights, str) else f"pretrain:{weights.pretrain.name}"
+
+
+def _one_or_all(names: list[str]) -> str | list[str]:
+    return names if len(names) > 1 else names[0]
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ registry. The single steps are `tuner.finale`'s. Whatever is repeated after an i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from search_spaces.space import SearchSpace
@@ -23,7 +23,7 @@ from tuner.finale import (
     run_baselines,
     test_champion,
     write_champion,
-    write_probe_picture,
+    write_probe_pictures,
     write_report,
 )
 from tuner.journal import TrialRecord, read_records, trials_of
@@ -52,7 +52,7 @@ class EndPhase:
     Args:
         closing: What the single steps work with.
         tracking: Tells MLflow, whose run ids the registry needs.
-        pretrained: The weights that this sweep trained first, to be registered beside the champion.
+        pretrained: Weights that this sweep trained first, to be registered beside the champion.
         progress: Shows what happens.
     """
 
@@ -60,15 +60,19 @@ class EndPhase:
         self,
         closing: Closing,
         tracking: Tracking,
-        pretrained: tuple[Pretraining, Pretrained] | None,
+        pretrained: Sequence[tuple[Pretraining, Pretrained]],
         progress: Progress,
     ) -> None:
         self._closing, self._tracking = closing, tracking
         self._pretrained, self._progress = pretrained, progress
         self._spec, self._record = closing.spec, closing.record
 
-    def run(self, space: SearchSpace, base: TrialConfig) -> Ended:
+    def run(self, space: SearchSpace, bases: Mapping[str, TrialConfig]) -> Ended:
         """Everything, in order.
+
+        Args:
+            space: What was searched.
+            bases: What the trials on each backbone have in common, by name.
 
         Raises:
             SweepFailedError: No trial can be champion; the journal says so too.
@@ -77,13 +81,14 @@ class EndPhase:
         records = read_records(closing.home.sweep(self._spec.name).journal)
         trials = trials_of(records)
         best = self._best_whole(trials)
-        champion, confusion = test_champion(closing, best, space.trial_config(best.params, base))
-        baselines = run_baselines(closing, champion, space.num_stages)
+        config = space.trial_config(best.params, bases[space.backbone_of(best.params)])
+        champion, confusion = test_champion(closing, best, config)
+        baselines = run_baselines(closing, champion, space.stages_of(best.params))
         self._progress.phase("writing the champion's model")
         write_champion(closing, champion)
         report = write_report(closing, trials, champion, baselines, confusion)
         if probed := (probe_record(records) or {}).get("probes"):
-            report.append(write_probe_picture(closing, trials, probed))
+            report += write_probe_pictures(closing, trials, probed)
         record("files", paths=report, folder="report")
         reuse = reuse_of(trials, bytes_held(feature_settings(self._spec, closing.home)))
         record("totals", metrics=reuse.metrics())
@@ -116,8 +121,8 @@ class EndPhase:
             return champion
         uri = self._tracking.tracking_uri
         try:
-            if self._pretrained is not None:
-                register_pretrained(*self._pretrained, self._closing.home, uri)
+            for pretraining, found in self._pretrained:
+                register_pretrained(pretraining, found, self._closing.home, uri)
             registered = register_champion(self._closing, champion, uri, run_id, time.time())
         except outages() as error:
             self._progress.note(f"MLflow did not take the champion: {error}", style="yellow")

@@ -160,7 +160,7 @@ def write_champion(closing: Closing, champion: Champion) -> None:
     card = ModelCard(
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,
-        stored_side_px=round(STORE_MARGIN * config.data.image_size_px),
+        stored_side_px=round(STORE_MARGIN * closing.spec.data.image_size_px),
         mean=mean,
         std=std,
         backbone=config.backbone.name,
@@ -181,7 +181,7 @@ def write_report(
 ) -> list[str]:
     """Writes the sweep in one picture, and the champion's confusion matrix as table and picture; returns the paths."""
     spec, folder = closing.spec, closing.home.sweep(closing.spec.name).report
-    title = f"{spec.name}: {spec.model.backbone}, {closing.data.size('train')} pictures to learn from"
+    title = f"{spec.name}: {spec.model.label}, {closing.data.size('train')} pictures to learn from"
     picture = compose(title, trials, spec.metric, spec.mode, champion, baselines)
     paths = [folder / "sweep.png"]
     write_bytes(str(paths[0]), draw(picture))
@@ -190,11 +190,20 @@ def write_report(
     return [str(path) for path in paths]
 
 
-def write_probe_picture(closing: Closing, trials: Sequence[TrialRecord], probes: Sequence[dict[str, Any]]) -> str:
-    """Draws what the probe said of each depth beside what trials reached there; returns the path."""
-    spec, path = closing.spec, closing.home.sweep(closing.spec.name).report / "probe.png"
-    write_bytes(str(path), draw_probe(compose_probe(f"{spec.name}: {spec.model.backbone}", probes, trials)))
-    return str(path)
+def write_probe_pictures(
+    closing: Closing, trials: Sequence[TrialRecord], probes: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Draws what the probe said of each depth beside what trials reached there, per backbone; returns the paths."""
+    spec, folder = closing.spec, closing.home.sweep(closing.spec.name).report
+    paths = []
+    for name in dict.fromkeys(probe.get("backbone") for probe in probes):
+        path = folder / ("probe.png" if name is None else f"probe-{name}.png")
+        title = f"{spec.name}: {name or spec.model.label}"
+        own = [trial for trial in trials if trial.params.get("backbone") == name]
+        picture = compose_probe(title, [probe for probe in probes if probe.get("backbone") == name], own)
+        write_bytes(str(path), draw_probe(picture))
+        paths.append(str(path))
+    return paths
 
 
 def register_champion(closing: Closing, champion: Champion, tracking_uri: str, run_id: str, time_s: float) -> Champion:

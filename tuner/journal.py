@@ -8,8 +8,8 @@ Every record has ``event`` and ``time`` (Unix seconds). The events, and their ow
 =============  ====================================================================================================
 sweep          name, params (flat), tags, note: a sweep begins, or goes on when there is an earlier one
 extended       changes ``{field: value}``: from here on the spec has these, in a sweep that was to go on longer
-probe          probes (by depth, see `trainables.jobs.DepthProbe`), metrics (seconds), points (what the search begins
-               with), reason (why there are no probes)
+probe          probes (by depth, see `trainables.jobs.DepthProbe`; of several backbones also with ``backbone``),
+               metrics (seconds), points (what the search begins with), reason (why there are no probes, or not all)
 search         first_points: the search begins, or goes on, and its clock runs; the points that it tries first
 trial          number, params (flat), metrics (what it should cost): a trial begins, or goes on after an interruption
 baseline       number, name, params: the same for a run beside the search (``head_only``...)

@@ -122,7 +122,9 @@ def show_result(result: SweepResult, console: Console) -> None:
     console.print(f"{len(result.records)} trials in {result.seconds:.0f} s.", highlight=False)
 
 
-def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, pricing: Pricing, console: Console) -> None:
+def show_plan(
+    data: PreparedData, cuts: Mapping[str, CutGraph], spec_text: str, pricing: Pricing, console: Console
+) -> None:
     """What ``--dry-run`` shows: the spec, the pictures by side and class, the stages, what trials cost and store."""
     console.out(spec_text, highlight=False)
     counts = data.counts
@@ -134,6 +136,15 @@ def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, pricing: Prici
     console.print(build_table(["class", *counts, "all"], rows, title="Pictures"))
     for bad in data.report.bad_files:
         console.print(f"set aside: {bad.name}: {bad.reason}", highlight=False)
+    for name, each in cuts.items():
+        place = f" of {name}" if len(cuts) > 1 else ""
+        console.print(_build_stages_table(each, place))
+        console.print(build_outlook_table(pricing, name))
+    if pricing.is_storing:
+        console.print("A cut that is not stored is computed from the deepest stored one in front of it.")
+
+
+def _build_stages_table(cuts: CutGraph, place: str) -> Table:
     stages: list[list[Any]] = [
         [depth, stage.name, stage.num_parameters, stage.flops / 1e6, " x ".join(map(str, stage.output_shape))]
         for depth, stage in enumerate(cuts.stages, start=1)
@@ -141,15 +152,12 @@ def show_plan(data: PreparedData, cuts: CutGraph, spec_text: str, pricing: Prici
     stages.append(
         ["", f"{cuts.head.name} (head)", cuts.head.num_parameters, cuts.head.flops / 1e6, str(cuts.head.num_classes)]
     )
-    title = "Stages; freeze_depth 1 freezes the first, and so on"
-    console.print(build_table(["depth", "stage", "parameters", "MFLOPs", "output"], stages, title=title))
-    console.print(build_outlook_table(pricing))
-    if pricing.is_storing:
-        console.print("A cut that is not stored is computed from the deepest stored one in front of it.")
+    title = f"Stages{place}; freeze_depth 1 freezes the first, and so on"
+    return build_table(["depth", "stage", "parameters", "MFLOPs", "output"], stages, title=title)
 
 
-def build_outlook_table(pricing: Pricing) -> Table:
-    """What a whole trial computes at each depth, what its features take, and which cuts it would store."""
+def build_outlook_table(pricing: Pricing, backbone: str | None = None) -> Table:
+    """What a whole trial computes at each depth of a backbone, what its features take, and which cuts it stores."""
     columns = ["depth", "GFLOP, no store", "first trial", "later trials", "kB/picture", "MB/view", "MB validation"]
     rows = [
         [
@@ -163,9 +171,10 @@ def build_outlook_table(pricing: Pricing) -> Table:
             ", ".join(map(str, outlook.stores["train"])) or "none",
             ", ".join(map(str, outlook.stores["val"])) or "none",
         ]
-        for outlook in pricing.outlook()
+        for outlook in pricing.outlook(backbone)
     ]
-    title = f"Cost of a whole trial by freeze_depth, with views of {pricing.usual_policy}; what is stored of its cuts"
+    of_one = f"Cost of a whole trial of {backbone}" if pricing.has_several else "Cost of a whole trial"
+    title = f"{of_one} by freeze_depth, with views of {pricing.usual_policy}; what is stored of its cuts"
     return build_table([*columns, "stores", "of validation"], rows, title=title)
 
 

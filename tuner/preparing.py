@@ -202,11 +202,11 @@ def feature_settings(spec: SweepSpec, home: HomePaths) -> FeatureSettings | None
     )
 
 
-def base_trial(spec: SweepSpec, data: DataConfig, weights: WeightsFile | None) -> TrialConfig:
-    """What every trial of a sweep has in common; the search fills in the rest."""
+def base_trial(spec: SweepSpec, data: DataConfig, backbone: str, weights: WeightsFile | None) -> TrialConfig:
+    """What every trial of a sweep on one backbone has in common; the search fills in the rest."""
     return TrialConfig(
         data=data,
-        backbone=BackboneConfig(name=spec.model.backbone, weights=weights),
+        backbone=BackboneConfig(name=backbone, weights=weights),
         freeze_depth=0,
         epochs=spec.budget.epochs,
         compute=spec.compute,
@@ -222,7 +222,8 @@ def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
     """
     home.tracking_uri(spec.tracking.uri)
     open_source(spec.data.source)
-    weights = spec.model.weights
-    is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))
-    if is_file and not Path(str(weights)).expanduser().is_file():
-        raise InputError(f"model.weights: there is no file {weights!r}; give the path of an existing file")
+    for choice in spec.model.choices:
+        weights, place = choice.weights, spec.model.place_of(choice.backbone)
+        is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))
+        if is_file and not Path(str(weights)).expanduser().is_file():
+            raise InputError(f"{place}: there is no file {weights!r}; give the path of an existing file")

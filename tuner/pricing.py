@@ -22,7 +22,7 @@ from search_spaces.expecting import (
 )
 from search_spaces.listing import trials_in_all
 from search_spaces.search_spec import USUAL_NUM_TRIALS
-from search_spaces.space import Point, SearchSpace
+from search_spaces.space import BACKBONE, Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
 from trainables.config import Precision
@@ -114,7 +114,7 @@ class Pricing:
     Args:
         spec: What is searched, with which budget.
         space: The same, as points.
-        material: What stages compute and give.
+        material: What stages compute and give; of several backbones by name.
         device: What lanes compute on.
 
     Attributes:
@@ -123,11 +123,17 @@ class Pricing:
     """
 
     def __init__(
-        self, spec: SweepSpec, space: SearchSpace, material: Material, device: Literal["cpu", "cuda"] = "cpu"
+        self,
+        spec: SweepSpec,
+        space: SearchSpace,
+        material: Material | Mapping[str, Material],
+        device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
-        self._material, self._space = material, space
+        self._space = space
+        self._materials = {space.backbones[0]: material} if isinstance(material, Material) else dict(material)
         self._features, self._epochs = spec.features, spec.budget.epochs
-        self._budget_bytes = spec.cache.budget_gb * 1e9
+        # Which backbone will be searched most is not known yet: each may store as much as the others.
+        self._budget_bytes = spec.cache.budget_gb * 1e9 / len(space.backbones)
         self._byte_price = FLOPS_PER_BYTE[device]
         stops = spec.early_stopping.scheduler == "asha"
         self._shares = shares_by_epoch(
@@ -135,8 +141,9 @@ class Pricing:
         )
         self._mean_epochs = sum(self._shares)
         self._num_views = space.fixed.get("num_views", "unlimited")
-        self._kept: dict[tuple[str, int], CutsToKeep] = {}
-        self._expected = expected_trials(space, 1.0)
+        self._kept: dict[tuple[str, int, str], CutsToKeep] = {}
+        share = 1.0 / len(space.backbones)
+        self._expected = {name: expected_trials(space.alone(name), share) for name in space.backbones}
         self.num_trials = float(trials_in_all(spec, space) or self._trials_for(spec.budget.flops))
         self.overhead_flops = OVERHEAD_SHARE * self._mean_flops()
 
@@ -180,7 +187,8 @@ class Pricing:
         depth, policy = int(point["freeze_depth"]), policy_name(point)
         if depth == 0 or not self.is_storing:
             return {"train": (), "val": ()}
-        if (policy, depth) not in self._kept:
+        key = (policy, depth, self._space.backbone_of(point))
+        if key not in self._kept:
             plan = self._plan(point)
             train = self._worth_now(plan.depths[policy], point)
             val = _up_to(depth, plan.depths[VALIDATION])
@@ -188,14 +196,15 @@ class Pricing:
                 train, val = _with(depth, train), _with(depth, val)
             if views_of(point) == "unlimited":
                 train = ()
-            self._kept[policy, depth] = {"train": train, "val": val}
-        return self._kept[policy, depth]
+            self._kept[key] = {"train": train, "val": val}
+        return self._kept[key]
 
     def affinity(self, point: Mapping[str, Any]) -> str | None:
         """Names what the trial reads from the store: trials of one name are best trained where the first one was."""
         if not any(self.cuts_to_keep(point).values()):
             return None
-        return f"{policy_name(point)}, depth {point['freeze_depth']}"
+        name = f"{policy_name(point)}, depth {point['freeze_depth']}"
+        return f"{self._space.backbone_of(point)}, {name}" if self._space.is_joint else name
 
     @property
     def is_storing(self) -> bool:
@@ -203,17 +212,23 @@ class Pricing:
         return self._features != "off"
 
     @property
+    def has_several(self) -> bool:
+        """Whether there are several backbones."""
+        return self._space.is_joint
+
+    @property
     def usual_policy(self) -> str:
         """The first declared policy that augments, or the one that does not where it is the only one."""
         policies = [str(policy) for policy in self._space.values_of("augmentation")]
         return next((policy for policy in policies if policy != "none"), policies[0])
 
-    def outlook(self) -> tuple[DepthOutlook, ...]:
-        """What each depth of the space costs and stores under `usual_policy`."""
-        material = self._material
+    def outlook(self, backbone: str | None = None) -> tuple[DepthOutlook, ...]:
+        """What each depth of a backbone costs and stores under `usual_policy`; None: of the only one."""
+        name = backbone or self._space.backbone_of({})
+        material = self._materials[name]
         rows: list[DepthOutlook] = []
-        for depth in self._space.depths:
-            point = self._point(depth)
+        for depth in self._space.alone(name).depths:
+            point = self._point(name, depth)
             num_bytes = material.feature_bytes[depth - 1] if depth else 0
             nothing: CutsToKeep = {"train": (), "val": ()}
             rows.append(
@@ -231,7 +246,7 @@ class Pricing:
         return tuple(rows)
 
     def _cost(self, point: Mapping[str, Any], held: Iterable[HeldCut], kept: CutsToKeep) -> Cost:
-        material = self._material
+        material = self._materials[self._space.backbone_of(point)]
         return trial_flops(
             freeze_depth=int(point["freeze_depth"]),
             epochs=self._epochs,
@@ -247,9 +262,9 @@ class Pricing:
     def _held_for(self, point: Mapping[str, Any], before: Iterable[Looked]) -> set[HeldCut]:
         """What the trials before have stored of the pictures that a trial at a point looks at."""
         held: dict[int | Literal["val"], set[int]] = {}
-        policy = policy_name(point)
+        policy, backbone = policy_name(point), self._space.backbone_of(point)
         for other, epochs in before:
-            if not epochs:
+            if not epochs or self._space.backbone_of(other) != backbone:
                 continue
             stored, views = self.cuts_to_keep(other), views_of(other)
             held.setdefault("val", set()).update(stored["val"])
@@ -264,8 +279,8 @@ class Pricing:
 
     def _plan(self, point: Mapping[str, Any]) -> StoragePlan:
         """What is worth storing, given that a trial at this point comes."""
-        material, policy, depth = self._material, policy_name(point), int(point["freeze_depth"])
-        trials = self._others()
+        policy, depth, backbone = policy_name(point), int(point["freeze_depth"]), self._space.backbone_of(point)
+        material, trials = self._materials[backbone], self._others(backbone)
         # A policy that is no point's yet (its magnitude not drawn) has no companions.
         own = trials.setdefault(policy, {})
         own[depth] = own.get(depth, 0.0) + 1.0
@@ -291,22 +306,22 @@ class Pricing:
             prefix_flops=first.prefix_flops + second.prefix_flops,
         )
 
-    def _others(self) -> dict[str, dict[int, float]]:
-        """Expected number of trials beside the one that is asked about."""
+    def _others(self, backbone: str) -> dict[str, dict[int, float]]:
+        """Expected number of a backbone's trials beside the one that is asked about."""
         number = max(self.num_trials - 1.0, 0.0)
         return {
             name: {depth: number * share for depth, share in by_depth.items()}
-            for name, by_depth in self._expected.items()
+            for name, by_depth in self._expected[backbone].items()
         }
 
     def _worth_now(self, planned: tuple[int, ...], point: Mapping[str, Any]) -> tuple[int, ...]:
-        depth = int(point["freeze_depth"])
+        depth, backbone = int(point["freeze_depth"]), self._space.backbone_of(point)
         return worth_storing_now(
             _up_to(depth, planned),
             depth,
-            self._material.stage_flops,
-            self._material.feature_bytes,
-            self._others().get(policy_name(point), {}),
+            self._materials[backbone].stage_flops,
+            self._materials[backbone].feature_bytes,
+            self._others(backbone).get(policy_name(point), {}),
             flops_per_byte=self._byte_price,
         )
 
@@ -323,20 +338,24 @@ class Pricing:
         return max(1.0, budget_flops / (self._mean_flops() * self._mean_epochs / self._epochs))
 
     def _mean_flops(self) -> float:
-        """Of a whole trial over the depths of the space, nothing being stored."""
-        depths = self._space.depths
+        """Of a whole trial over the depths of each backbone, nothing being stored."""
         nothing: CutsToKeep = {"train": (), "val": ()}
-        return sum(self._cost(self._point(depth), (), nothing).total for depth in depths) / len(depths)
+        means = []
+        for name in self._space.backbones:
+            depths = self._space.alone(name).depths
+            means.append(sum(self._cost(self._point(name, depth), (), nothing).total for depth in depths) / len(depths))
+        return sum(means) / len(means)
 
-    def _point(self, depth: int) -> Point:
+    def _point(self, backbone: str, depth: int) -> Point:
         # One of RandAugment's magnitudes is as rare as another.
         magnitude = self._space.values_of("magnitude")[0]
-        return {
+        point: Point = {
             "freeze_depth": depth,
             "augmentation": self.usual_policy,
             "magnitude": magnitude,
             "num_views": self._num_views,
         }
+        return {BACKBONE: backbone, **point} if self._space.is_joint else point
 
 
 def _up_to(depth: int, depths: Iterable[int]) -> tuple[int, ...]:

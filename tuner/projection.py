@@ -152,7 +152,8 @@ class _Planner:
         """The curve by depth: MLflow draws it with the depth as the step."""
         update = self._update(SWEEP_KEY, time_ms)
         for probe in record["probes"]:
-            shown = {"probe/accuracy": probe["accuracy"], "probe/log_me": probe["log_me"]}
+            group = f"probe/{probe['backbone']}" if "backbone" in probe else "probe"
+            shown = {f"{group}/accuracy": probe["accuracy"], f"{group}/log_me": probe["log_me"]}
             update.metrics += _points(shown, time_ms, probe["depth"])
 
     def _epoch(self, record: Record, time_ms: int) -> None:

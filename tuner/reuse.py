@@ -27,7 +27,8 @@ class Reuse:
         flops_saved: Of frozen layers, forward passes that were not made.
         seconds_saved: The same in seconds, over all lanes, see `seconds_per_flop`; None where nothing was computed to
             measure it by.
-        rate_by_depth: Share of the pictures that were read, by number of frozen stages.
+        rate_by_depth: Share of the pictures that were read, by number of frozen stages; empty where there were several
+            backbones, whose depths have nothing in common.
         bytes_held: What the store has on this machine; None where there is none.
     """
 
@@ -92,12 +93,13 @@ def reuse_of(trials: Sequence[TrialRecord], bytes_held: int | None = None) -> Re
     images_read = max(0, round(sum(read.values())))
     flops_saved = max(0.0, flops_saved)
     price = seconds_per_flop(trials)
+    depths = [] if any("backbone" in trial.params for trial in trials) else sorted(all_)
     return Reuse(
         images_read=images_read,
         images_computed=max(0, round(sum(all_.values())) - images_read),
         flops_saved=flops_saved,
         seconds_saved=None if price is None else flops_saved * price,
-        rate_by_depth={depth: max(0.0, read[depth]) / all_[depth] for depth in sorted(all_) if all_[depth]},
+        rate_by_depth={depth: max(0.0, read[depth]) / all_[depth] for depth in depths if all_[depth]},
         bytes_held=bytes_held,
     )
 

@@ -39,7 +39,7 @@ class SearchPhase:
         spec: What to search.
         space: The same, as points.
         pricing: What trials cost and may store.
-        base: What every trial has in common.
+        bases: What every trial on each backbone has in common, by name.
         home: Where trials keep their checkpoints.
         record: Writes the journal.
         progress: Shows what happens.
@@ -53,7 +53,7 @@ class SearchPhase:
         spec: SweepSpec,
         space: SearchSpace,
         pricing: Pricing,
-        base: TrialConfig,
+        bases: Mapping[str, TrialConfig],
         home: HomePaths,
         *,
         record: Callable[..., object],
@@ -61,7 +61,7 @@ class SearchPhase:
         has_epochs: Callable[[], bool],
         first_points: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        self._spec, self._space, self._base, self._home = spec, space, base, home
+        self._spec, self._space, self._bases, self._home = spec, space, dict(bases), home
         self._pricing, self._first_points = pricing, first_points
         self._paths = home.sweep(spec.name)
         self._record, self._progress, self._has_epochs = record, progress, has_epochs
@@ -143,12 +143,12 @@ class SearchPhase:
         known_epochs = {trial.number: len(trial.epochs) for trial in history}
         switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
         # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
-        spec, space, base, home, paths = self._spec, self._space, self._base, self._home, self._paths
+        spec, space, bases, home, paths = self._spec, self._space, self._bases, self._home, self._paths
         pricing = self._pricing
 
         def make_config(number: int, params: dict[str, Any]) -> dict[str, Any]:
             job = TrainJob(
-                config=space.trial_config(params, base),
+                config=space.trial_config(params, bases[space.backbone_of(params)]),
                 directory=home.uri_of(paths.trial(number).root),
                 metric=spec.metric,
                 mode=spec.mode,
@@ -164,7 +164,7 @@ class SearchPhase:
         spec = self._spec
         if spec.early_stopping.scheduler == "none":
             return FIFOScheduler()
-        num_stages = self._space.num_stages
+        space = self._space
         return ResumableASHA(
             metric=spec.metric,
             mode=spec.mode,
@@ -172,7 +172,7 @@ class SearchPhase:
             grace_period=spec.grace_period,
             reduction_factor=spec.early_stopping.reduction_factor,
             history=history,
-            is_exempt=lambda params: params.get("freeze_depth") == num_stages,
+            is_exempt=lambda params: bool(params) and params.get("freeze_depth") == space.stages_of(params),
         )
 
     def _patience(self, history: Sequence[TrialRecord]) -> Patience:

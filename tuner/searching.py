@@ -214,7 +214,7 @@ class StudySearcher(Searcher):
             if record is not None:
                 self._add(record)
             elif number < len(first):
-                self._study.enqueue_trial(self._searched(first[number]))
+                self._study.enqueue_trial(self._space.asked(first[number]))
             else:
                 self._study.enqueue_trial({})
 
@@ -229,9 +229,6 @@ class StudySearcher(Searcher):
             price=lambda point: 0.0 if pricing is None else pricing.cost(point).total,
         )
 
-    def _searched(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: point[name] for name in self._space.searched(point)}
-
     def _add(self, record: TrialRecord) -> None:
         if not self._space.contains(record.params):
             raise InputError(
@@ -239,7 +236,7 @@ class StudySearcher(Searcher):
                 "spec it began with, so give the changed one another name"
             )
         distributions = self._space.searched(record.params)
-        params = self._searched(record.params)
+        params = self._space.asked(record.params)
         for epoch in record.epochs:
             self._note_seconds(record.number, int(epoch["epoch"]), epoch)
         if record.outcome is None:

@@ -53,7 +53,7 @@ def startup_points(
     for number in range(num_points):
         given = dict(first_points[number]) if number < len(first_points) else {}
         study.sampler = optuna.samplers.RandomSampler(seed=seed_of(seed, number))
-        study.enqueue_trial(given)
+        study.enqueue_trial(space.asked(given))
         point = space.suggest(study.ask())
         if not space.contains(point):
             raise ValueError(f"first point {number}, {given}, does not lie in the space")

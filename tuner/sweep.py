@@ -22,22 +22,16 @@ from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.storage import make_durable, write_bytes
+from tuner.choosing import settle_backbones
 from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LanePool
+from tuner.networks import Network, base_trials, prepare_networks, space_over
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
-from tuner.preparing import (
-    PreparedData,
-    base_trial,
-    build_cuts,
-    check_quickly,
-    feature_settings,
-    prepare_data,
-    prepare_weights,
-)
-from tuner.pretraining import Pretrained, Pretraining, find_pretrained, prepare_pretraining, train_backbone
+from tuner.preparing import PreparedData, check_quickly, feature_settings, prepare_data
+from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
 from tuner.pricing import Material, Pricing
 from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
@@ -145,13 +139,13 @@ _MOST_LANES = 1024
 
 
 class Prepared(NamedTuple):
-    """What a sweep knows before its lanes are up; the weights are None while they are still to be pretrained."""
+    """What a sweep knows before its lanes are up; the spec is the one it began with, its backbones named."""
 
+    spec: SweepSpec
     data: PreparedData
+    networks: dict[str, Network]
     space: SearchSpace
-    material: Material
-    pretraining: Pretraining | None
-    weights: WeightsFile | None
+    materials: dict[str, Material]
 
 
 class _Sweep:
@@ -167,7 +161,7 @@ class _Sweep:
         self.started = time.monotonic()
         self.journal: Journal | None = None
         self.has_epochs = False
-        self.pretrained: tuple[Pretraining, Pretrained] | None = None
+        self.pretrained: list[tuple[Pretraining, Pretrained]] = []
         self.num_records = 0
         progress.num_untold = lambda: self.num_records - self.tracking.num_sent if self.tracking.is_away else 0
 
@@ -193,20 +187,23 @@ class _Sweep:
                 )
             )
             are_lanes_starting.set()
-            data, space, material, pretraining, weights = preparing.result()
+            self.spec, data, networks, space, materials = preparing.result()
             # Whoever has the journal is alone from here on.
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
             self.num_records = len(self.journal.records())
             self._keep_spec(data)
             self._begin(data)
-            if pretraining is not None:
-                weights = self._pretrain(pretraining, pool)
-            base = base_trial(self.spec, data.config, weights)
+            trained = {
+                name: self._pretrain(network.pretraining, pool)
+                for name, network in networks.items()
+                if network.pretraining is not None
+            }
+            bases = base_trials(self.spec, data.config, networks, trained)
             device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
-            interruption = self._search(space, Pricing(self.spec, space, material, device), base, pool)
+            interruption = self._search(space, Pricing(self.spec, space, materials, device), bases, pool)
             if interruption is not None:
                 return self._interrupted(interruption)
-            return self._finish(space, base, data, pool)
+            return self._finish(space, bases, data, pool)
 
     # --- before ----------------------------------------------------------------------------------------------
 
@@ -220,17 +217,14 @@ class _Sweep:
         import_torch()
         data = prepare_data(spec.data, self.home, self.progress.counted)
         are_lanes_starting.wait()
-        pretrain = spec.pretrain_spec()
-        pretraining, weights = None, None
-        if pretrain is not None:
-            pretraining = prepare_pretraining(pretrain, self.home, self.tracking_uri, self.progress.counted)
-        else:
-            weights = prepare_weights(str(spec.model.weights), spec.model.backbone, self.home, self.tracking_uri)
-        cuts = build_cuts(spec.model.backbone, len(data.config.class_names), data.config.image_size_px)
-        space = SearchSpace(spec.search, cuts.num_stages, spec.model.backbone, is_pretrained=spec.is_pretrained)
+        spec = settle_backbones(spec, self.home, self.progress.note)
+        networks = prepare_networks(spec, data.config, self.home, self.tracking_uri, self.progress.counted)
+        space = space_over(spec, networks)
         check_sampler(spec, space)
-        material = Material.of(cuts, data, spec.compute.prefix_precision)
-        return Prepared(data, space, material, pretraining, weights)
+        materials = {
+            name: Material.of(network.cuts, data, spec.compute.prefix_precision) for name, network in networks.items()
+        }
+        return Prepared(spec, data, networks, space, materials)
 
     def _keep_spec(self, data: PreparedData) -> None:
         """Writes what a resume needs before the journal has anything to resume.
@@ -292,20 +286,22 @@ class _Sweep:
                 pool,
                 lambda epoch, _: self.progress.counted(f"pretraining {name}", epoch, epochs),
             )
-        self.pretrained = (pretraining, found)
+        self.pretrained.append((pretraining, found))
         return found.weights
 
-    def _search(self, space: SearchSpace, pricing: Pricing, base: TrialConfig, pool: LanePool) -> str | None:
+    def _search(
+        self, space: SearchSpace, pricing: Pricing, bases: dict[str, TrialConfig], pool: LanePool
+    ) -> str | None:
         """Runs the trials that are left; why the sweep was interrupted, None when it was not."""
         from tuner.probing import run_probe_phase
         from tuner.search_phase import SearchPhase  # and Ray Tune: before the probe waits for a lane, not after
 
-        points = run_probe_phase(self.spec, space, base, pool, self.paths, record=self.record, progress=self.progress)
+        points = run_probe_phase(self.spec, space, bases, pool, self.paths, record=self.record, progress=self.progress)
         phase = SearchPhase(
             self.spec,
             space,
             pricing,
-            base,
+            bases,
             self.home,
             record=self.record,
             progress=self.progress,
@@ -325,7 +321,9 @@ class _Sweep:
         untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)
 
-    def _finish(self, space: SearchSpace, base: TrialConfig, data: PreparedData, pool: LanePool) -> SweepResult:
+    def _finish(
+        self, space: SearchSpace, bases: dict[str, TrialConfig], data: PreparedData, pool: LanePool
+    ) -> SweepResult:
         from tuner.end_phase import EndPhase
         from tuner.finale import Closing
 
@@ -333,7 +331,7 @@ class _Sweep:
         closing = Closing(self.spec, self.home, data, pool, self.record, self.progress.phase)
         phase = EndPhase(closing, self.tracking, self.pretrained, self.progress)
         try:
-            champion, baselines, reuse = phase.run(space, base)
+            champion, baselines, reuse = phase.run(space, bases)
         except SweepFailedError:
             self.tracking.close(PATIENCE_S)
             raise

@@ -84,8 +84,7 @@ def train(
     loaded = load_spec(spec, overrides or [])
     if left := searched_fields(loaded):
         raise InputError(
-            f"train: {', '.join(f'search.{field}' for field in left)} have more than one value; give each one value, "
-            f"or search: thaw sweep {spec}"
+            f"train: {', '.join(left)} have more than one value; give each one value, or search: thaw sweep {spec}"
         )
     if loaded.search.num_trials not in ("auto", 1):
         raise InputError(f"train: search.num_trials is {loaded.search.num_trials}; leave it out, or set it to 1")

@@ -56,6 +56,7 @@ class Loop:
     options: dict = field(default_factory=dict)
     records: dict[int, TrialRecord] = field(default_factory=dict)
     ids: itertools.count = field(default_factory=itertools.count)
+    space: SearchSpace = SPACE
 
     def start(self):
         history = [self.records[number] for number in sorted(self.records)]

@@ -140,7 +140,7 @@ def test_a_pass_that_begins_at_what_is_held_stores_nothing_in_front_of_it() -> N
     assert rates.cuts_to_keep(point(4))["train"] == (2, 3, 4)
     assert rates.cuts_to_keep(point(3))["train"] == (2, 3)
     kept = {"train": (3,), "val": ()}
-    rates._kept["flip", 3] = kept  # type: ignore[assignment]
+    rates._kept["flip", 3, "the backbone"] = kept  # type: ignore[assignment]
     before = [Looked(point(3), 8), Looked(point(4), 8)]
     assert rates.cost(point(4), before).fill_flops == 0
     assert rates.cost(point(2), before).fill_flops == 2e7 * 4 * 100

@@ -65,7 +65,7 @@ def test_a_trial_of_the_head_alone_needs_no_rate_of_the_backbone() -> None:
     ],
 )
 def test_what_is_left_to_choose_is_named(search: dict[str, Any], fields: set[str]) -> None:
-    found = set(searched_fields(spec_with(**search)))
+    found = {path.removeprefix("search.") for path in searched_fields(spec_with(**search))}
     assert fields <= found
     assert ("magnitude" in found) == ("magnitude" in fields)
     assert ("lr" in found) == ("lr" in fields)
@@ -75,7 +75,7 @@ def test_fields_without_effect_leave_nothing_to_choose() -> None:
     fixed = {name: value for name, value in POINT.items() if name not in ("warmup_epochs", "backbone_lr_ratio")}
     assert searched_fields(spec_with(**fixed, schedule="one_cycle", backbone_lr_ratio=0.5)) == []
     assert searched_fields(spec_with(**{**fixed, "freeze_depth": "all"}, warmup_epochs=1.0)) == []
-    assert searched_fields(spec_with(**fixed, backbone_lr_ratio=0.5)) == ["warmup_epochs"]
+    assert searched_fields(spec_with(**fixed, backbone_lr_ratio=0.5)) == ["search.warmup_epochs"]
 
 
 def test_the_digits_preset_has_something_to_choose() -> None:

@@ -193,7 +193,7 @@ def test_what_concerns_batches_and_losses_reaches_the_trial():
 
 
 def test_a_pretraining_is_a_point_too():
-    pretrain = load_spec("digits").pretrain_spec()
+    pretrain = load_spec("digits").pretrain_specs()["lenet"]
     trial = apply_params(pretrain.params(), BASE)
     assert (trial.optimizer.lr, trial.batch_size, trial.augmentation.policy) == (3e-3, 32, "none")
     assert (trial.freeze_depth, trial.augmentation.num_views) == (0, "unlimited")

@@ -124,7 +124,7 @@ def test_a_file_that_is_no_spec_is_refused_with_its_place(write, text, line):
 def test_a_missing_file_a_folder_and_a_picture_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no such file; did you mean the preset `digits`"):
         load_spec("digit")
-    with pytest.raises(InputError, match="there is no such file; presets are digits, quick"):
+    with pytest.raises(InputError, match="there is no such file; presets are backbones, digits, quick"):
         load_spec(tmp_path / "absent.yaml")
     with pytest.raises(InputError, match=r"this is a folder, not a spec; for pictures, write folder:"):
         load_spec(tmp_path)
@@ -153,8 +153,9 @@ def test_presets_load_and_open_with_the_editors_line_and_the_command(name):
 
 def test_the_digits_preset_transfers_from_one_half_of_the_digits_to_the_other():
     spec = load_spec("digits")
-    assert set(spec.data.exclude_classes) | set(spec.pretrain_spec().data.exclude_classes) == set("0123456789")
-    assert not set(spec.data.exclude_classes) & set(spec.pretrain_spec().data.exclude_classes)
+    pretrain = spec.pretrain_specs()["lenet"]
+    assert set(spec.data.exclude_classes) | set(pretrain.data.exclude_classes) == set("0123456789")
+    assert not set(spec.data.exclude_classes) & set(pretrain.data.exclude_classes)
     assert spec.search.num_trials == 16
     assert spec.baselines == ("from_scratch", "head_only")
 

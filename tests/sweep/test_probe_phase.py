@@ -14,8 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from search_spaces.loading import load_spec
-from search_spaces.seeding import first_points
-from search_spaces.space import SearchSpace
+from search_spaces.seeding import first_points, first_points_of_all
+from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.jobs import Message, ProbeJob
@@ -62,7 +62,11 @@ class Sweep:
 
     def __init__(self, root: Path, *overrides: str) -> None:
         self.spec: SweepSpec = load_spec("digits", list(overrides))
-        self.space = SearchSpace(self.spec.search, STAGES, is_pretrained=self.spec.is_pretrained)
+        shapes = {each.backbone: BackboneShape(STAGES, each.is_pretrained) for each in self.spec.model.choices}
+        self.space = SearchSpace.over(self.spec.search, shapes)
+        self.bases = {
+            name: BASE.model_copy(update={"backbone": BackboneConfig(name=name)}) for name in self.space.backbones
+        }
         self.paths = HomePaths.at(root).sweep("s")
         self.screen = io.StringIO()
         with Journal.open(self.paths.journal) as journal:
@@ -71,7 +75,7 @@ class Sweep:
     def begin(self, pool: Pool) -> list[dict[str, Any]] | None:
         with Journal.open(self.paths.journal) as journal:
             progress = Progress(Console(file=self.screen, width=200))
-            arguments = (self.spec, self.space, BASE, pool, self.paths)
+            arguments = (self.spec, self.space, self.bases, pool, self.paths)
             return run_probe_phase(*arguments, record=journal.append, progress=progress)
 
     @property
@@ -97,6 +101,55 @@ def test_the_probe_is_told_written_and_seeds_the_search(tmp_path: Path) -> None:
     told = [(point.name, point.step, point.value) for point in updates[0].metrics]
     assert told[:2] == [("probe/accuracy", 1, 0.5), ("probe/log_me", 1, -0.5)]
     assert updates[0].files == [(str(sweep.paths.report / "probe.json"), "report")]
+
+
+SEVERAL = (
+    "model.backbone=null",
+    "model.weights=default",
+    "model.backbones=[resnet18, {backbone: lenet, weights: none}, squeezenet1_1]",
+)
+
+
+def test_of_several_backbones_the_pretrained_ones_are_probed_and_compared(tmp_path: Path) -> None:
+    class Compared(Pool):
+        def run(self, job: ProbeJob) -> Iterator[Message]:
+            self.jobs.append(job)
+            better = 0.1 if job.config.backbone.name == "squeezenet1_1" else 0.0
+            probes = [{**row, "log_me": row["log_me"] + better} for row in PROBES]
+            yield {"kind": "probe", "probes": probes, "metrics": {"time/pass_s": 1.0}}
+
+    sweep, pool = Sweep(tmp_path, *SEVERAL), Compared()
+    points = sweep.begin(pool)
+    assert [job.config.backbone.name for job in pool.jobs] == ["resnet18", "squeezenet1_1"]
+    record = probe_record(sweep.records)
+    assert [(row["backbone"], row["depth"]) for row in record["probes"]] == [
+        (name, depth) for name in ("resnet18", "squeezenet1_1") for depth in (1, 2, 3, 4)
+    ]
+    assert record["metrics"] == {"time/pass_s": 2.0}
+    probed = {
+        name: as_depths([row for row in record["probes"] if row["backbone"] == name]) for name in sweep.space.backbones
+    }
+    assert points == first_points_of_all(sweep.space, probed, 16)
+    assert points[0] | {"backbone": "squeezenet1_1", "freeze_depth": 3} == points[0]
+    lines = [line.split() for line in sweep.screen.getvalue().splitlines() if line.startswith("probe:")]
+    assert [line[1] for line in lines] == ["squeezenet1_1:", "resnet18:"], "the best first"
+    told = {point.name for point in plan(sweep.records, {}, "s")[0][0].metrics}
+    assert {"probe/resnet18/accuracy", "probe/squeezenet1_1/log_me"} <= told
+    assert sweep.begin(Pool("a second probe")) == points
+
+
+def test_a_backbone_whose_probe_fails_begins_with_rules_of_thumb(tmp_path: Path) -> None:
+    class Half(Pool):
+        def run(self, job: ProbeJob) -> Iterator[Message]:
+            if job.config.backbone.name == "resnet18":
+                raise LaneError("not finite")
+            yield from super().run(job)
+
+    sweep = Sweep(tmp_path, *SEVERAL)
+    points = sweep.begin(Half())
+    assert points[0]["backbone"] == "squeezenet1_1"
+    assert {point["backbone"] for point in points} == set(sweep.space.backbones)
+    assert probe_record(sweep.records)["reason"] == "resnet18: not finite"
 
 
 def test_a_sweep_that_goes_on_takes_the_points_from_its_journal(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""``backbones: auto``: which of torchvision's networks a sweep searches, by a stated rule.
+
+In: a spec that leaves the choice open. Out: the same spec with the networks named, their weights too, so that whoever
+goes on with the sweep searches the same ones. The rule: by published top-1 from the best down, one network of each
+family, within the spec's bounds, as long as its weights can be had and it takes pictures of this size, until there are
+`MOST_CHOSEN`. What was left out on the way for another reason than the bounds is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from search_spaces.spec import MOST_CHOSEN, BackboneChoice, ModelSpec, SweepSpec
+from trainables.errors import InputError
+from tuner.paths import HomePaths
+
+if TYPE_CHECKING:
+    from trainables.backbones.published import Published
+
+_MOST_FAILED = 2
+"""Downloads that fail before no other one is tried: each takes its time, and one host serves them all."""
+
+
+def settle_backbones(spec: SweepSpec, home: HomePaths, note: Callable[[str], object]) -> SweepSpec:
+    """The spec with its backbones named; one that names them already as it is.
+
+    Args:
+        spec: Whose `model.backbones` may be 'auto'.
+        home: Where weights are kept.
+        note: Told each choice with its reason, and what was left out.
+
+    Raises:
+        InputError: No network is within the bounds, or the weights of none can be had.
+    """
+    if spec.model.backbones != "auto":
+        return spec
+    from trainables.backbones.published import all_published
+
+    size_px = spec.data.image_size_px
+    candidates = [each for each in all_published() if is_within(each, spec.model, size_px)]
+    chosen = _choose(candidates, size_px, home, note)
+    bounds = f"{spec.model.max_parameters:,} parameters"
+    if spec.model.max_gflops is not None:
+        bounds += f" and {spec.model.max_gflops:g} GFLOPs at {size_px} px"
+    if not candidates:
+        raise InputError(f"model.backbones: auto: no network is within {bounds}; raise the bound")
+    if not chosen:
+        raise InputError(
+            f"model.backbones: auto: the weights of none of the {len(candidates)} networks within {bounds} can be had; "
+            "fetch some elsewhere and name them: [{backbone: NAME, weights: FILE}]"
+        )
+    choices = tuple(BackboneChoice(backbone=each.name, weights=each.weights) for each in chosen)
+    return spec.model_copy(update={"model": ModelSpec(backbones=choices)})
+
+
+def is_within(network: Published, model: ModelSpec, size_px: int) -> bool:
+    """Whether a network keeps to the bounds that the spec sets."""
+    is_fast = model.max_gflops is None or network.gflops_at(size_px) <= model.max_gflops
+    return network.num_parameters <= model.max_parameters and is_fast
+
+
+def _choose(
+    candidates: Sequence[Published], size_px: int, home: HomePaths, note: Callable[[str], object]
+) -> list[Published]:
+    chosen: list[Published] = []
+    num_failed = 0
+    for network in candidates:
+        if len(chosen) == MOST_CHOSEN:
+            break
+        is_tried_in_vain = num_failed >= _MOST_FAILED and not network.is_on_disk
+        if network.family in {each.family for each in chosen} or is_tried_in_vain:
+            continue
+        if too_small := _too_small(network, size_px):
+            note(f"backbones: {network.name} is left out: {too_small}")
+        elif missing := _missing(network, home):
+            note(f"backbones: {network.name} is left out: {missing.removeprefix('model.weights: ')}")
+            num_failed += 1
+            if num_failed == _MOST_FAILED:
+                note("backbones: from here on only networks whose weights this machine has already")
+        else:
+            chosen.append(network)
+            note(f"backbones: {_reason(network, size_px)}")
+    return chosen
+
+
+def _reason(network: Published, size_px: int) -> str:
+    return (
+        f"{network.name}: top-1 {network.top1:.1f}%, the best of {network.family} that can be had, "
+        f"{network.num_parameters / 1e6:.1f} M parameters, {network.gflops_at(size_px):.2g} GFLOPs at {size_px} px"
+    )
+
+
+def _too_small(network: Published, size_px: int) -> str | None:
+    """Why a network does not take pictures of this size."""
+    from tuner.preparing import build_cuts
+
+    try:
+        build_cuts(network.name, 2, size_px)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _missing(network: Published, home: HomePaths) -> str | None:
+    """Why the weights of a network cannot be had; fetches them."""
+    from tuner.preparing import prepare_weights
+
+    try:
+        prepare_weights(network.weights, network.name, home, "")
+    except InputError as error:
+        return str(error)
+    return None

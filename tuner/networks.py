@@ -1,0 +1,128 @@
+"""The backbones of a sweep, ready to search: weights checked, stages known, pretraining resolved where there is any.
+
+In: a spec whose backbones are named, and how pictures are read. Out: one `Network` each, the space over all of them,
+and what every trial on each of them has in common. What can be wrong with one is found here, and said with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from search_spaces.space import BackboneShape, SearchSpace
+from search_spaces.spec import BackboneChoice, SweepSpec
+from trainables.config import DataConfig, TrialConfig, WeightsFile
+from trainables.errors import InputError
+from tuner.paths import HomePaths
+from tuner.preparing import base_trial, build_cuts, prepare_weights
+from tuner.pretraining import Pretraining, prepare_pretraining
+
+if TYPE_CHECKING:
+    from trainables.backbones.graph import CutGraph
+
+_PLACES = ("model.weights: ", "model.backbone: ")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One backbone of a sweep.
+
+    Attributes:
+        choice: What the spec says of it.
+        image_size_px: Side of the square that it sees.
+        cuts: Its stages.
+        weights: What its trials start from; None: random weights, or those of `pretraining`.
+        pretraining: How its weights are trained first; None: not at all.
+    """
+
+    choice: BackboneChoice
+    image_size_px: int
+    cuts: CutGraph
+    weights: WeightsFile | None = None
+    pretraining: Pretraining | None = None
+
+
+def prepare_networks(
+    spec: SweepSpec,
+    data: DataConfig,
+    home: HomePaths,
+    tracking_uri: str,
+    counted: Callable[[str, int, int], None],
+    *,
+    pretrains: bool = True,
+) -> dict[str, Network]:
+    """The spec's backbones by name, in its order.
+
+    Args:
+        spec: Of which the backbones are named.
+        data: How its pictures are read.
+        home: Where weights are kept.
+        tracking_uri: MLflow's, for weights that are ``models:/...``.
+        counted: Told what is being done, how much of it, of how much.
+        pretrains: Whether pretraining is prepared, which packs the pictures of its source.
+
+    Raises:
+        InputError: A backbone is none, its weights cannot be had or do not fit, or its pictures are too small.
+    """
+    recipes = spec.pretrain_specs()
+    networks: dict[str, Network] = {}
+    for choice in spec.model.choices:
+        name, size_px = choice.backbone, choice.image_size_px or data.image_size_px
+        pretraining, weights = None, None
+        with _named(spec, name):
+            if isinstance(choice.weights, str):
+                weights = prepare_weights(choice.weights, name, home, tracking_uri)
+            elif pretrains:
+                pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted)
+            cuts = build_cuts(name, len(data.class_names), size_px)
+        networks[name] = Network(choice, size_px, cuts, weights, pretraining)
+    return networks
+
+
+def space_over(spec: SweepSpec, networks: Mapping[str, Network]) -> SearchSpace:
+    """What may vary from trial to trial.
+
+    Raises:
+        InputError: A depth lies beyond the stages of one of the networks.
+    """
+    shapes = {
+        name: BackboneShape(network.cuts.num_stages, network.choice.is_pretrained, network.choice.freeze_depth)
+        for name, network in networks.items()
+    }
+    return SearchSpace.over(spec.search, shapes)
+
+
+def base_trials(
+    spec: SweepSpec, data: DataConfig, networks: Mapping[str, Network], pretrained: Mapping[str, WeightsFile]
+) -> dict[str, TrialConfig]:
+    """What every trial on each backbone has in common.
+
+    Args:
+        spec: The sweep's.
+        data: How its pictures are read.
+        networks: By name.
+        pretrained: Weights of those that were pretrained first.
+    """
+    return {
+        name: base_trial(
+            spec,
+            data.model_copy(update={"image_size_px": network.image_size_px}),
+            name,
+            pretrained.get(name, network.weights),
+        )
+        for name, network in networks.items()
+    }
+
+
+@contextmanager
+def _named(spec: SweepSpec, backbone: str) -> Iterator[None]:
+    """Where there are several backbones, says which one a message is about."""
+    try:
+        yield
+    except InputError as error:
+        place = next((place for place in _PLACES if str(error).startswith(place)), None)
+        if spec.model.backbone is not None or place is None:
+            raise
+        raise InputError(f"model.backbones: {backbone}: {str(error).removeprefix(place)}") from error
