@@ -44,7 +44,7 @@ def test_a_trial_that_mixes_balances_averages_and_accumulates_keeps_that() -> No
         mixup_alpha={"low": 0.0, "high": 1.0}, cutmix_alpha=[0.0, 0.9], class_balance=["none", "balanced"],
         ema_decay={"low": 0.9, "high": 0.999}, grad_accumulation={"low": 1, "high": 4},
     )  # fmt: skip
-    assert chosen.keys() <= set(searched_fields(searched))
+    assert {f"search.{name}" for name in chosen} <= set(searched_fields(searched))
     single = single_spec(searched, POINT | chosen, "mixed")
     assert {name: getattr(single.search, name) for name in chosen} == chosen
     assert searched_fields(single) == []
