@@ -76,7 +76,7 @@ def _backbones(spec: SweepSpec) -> Iterator[str]:
             "model.weights: they are those of model.backbone, and model.backbones is given; write them there, as "
             "[{backbone: NAME, weights: WEIGHTS}]"
         )
-    if spec.search.cost_aware:
+    if spec.search.cost_aware and len(model.choices) != 1:
         yield (
             "search.cost_aware: depth and policy, which decide a price, are proposed apart where model.backbones has "
             "several networks; leave cost_aware out, or search one network"

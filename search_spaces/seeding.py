@@ -111,8 +111,8 @@ def first_points_of_all(
 ) -> list[Point]:
     """Searched fields of the points to begin with, where there are several backbones and some were probed.
 
-    The backbone whose features tell most gets the foremost points of `first_points`; each of the others its best depth
-    and its head alone, or where there are many of them the first of these, so that no backbone is given up unseen.
+    The backbone whose features tell most gets its best depth, only the head, half and everything; each of the others
+    the first two of these, or where there are more of them the first, so that no backbone is given up unseen.
 
     Args:
         space: What may vary.
@@ -127,13 +127,18 @@ def first_points_of_all(
 
 
 def _foremost(space: SearchSpace, probes: Sequence[ProbedDepth]) -> list[Point]:
-    """What `first_points` has of one backbone, the best depth first instead of the deepest."""
-    points = first_points(space, probes, None)
+    """What `first_points` has of one backbone, by what tells most of it: one point of each depth before a second one.
+
+    The best depth comes first, then common advice (only the head, half, everything), then the rest.
+    """
     allowed = [probe for probe in probes if probe.depth in space.depths]
     if not allowed:
         return space.rules_of_thumb()
-    order = [best_depth(allowed), space.num_stages, space.num_stages // 2, 0, *range(space.num_stages)]
-    return sorted(points, key=lambda point: order.index(int(point.get("freeze_depth", order[0]) or 0)))
+    best = best_depth(allowed)
+    by_depth: dict[int, list[Point]] = {depth: [] for depth in (best, space.num_stages, space.num_stages // 2, 0)}
+    for point in first_points(space, probes, None):
+        by_depth.setdefault(int(point.get("freeze_depth", best) or 0), []).append(point)
+    return in_turns(list(by_depth.values()))
 
 
 def _price_rank(point: Point) -> tuple[int, bool]:

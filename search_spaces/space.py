@@ -269,11 +269,11 @@ class SearchSpace:
     @property
     def fixed(self) -> Point:
         """The fields that have one value, whether or not they have an effect in a point."""
-        spaces = list(self._dimensions.values())
+        first, *others = self._dimensions.values()
         return {
             name: dim.choices[0]
-            for name, dim in spaces[0].items()
-            if dim.choices and dim.is_fixed and all(other[name] == dim for other in spaces)
+            for name in _PLACES
+            if (dim := first[name]).choices and dim.is_fixed and all(other[name] == dim for other in others)
         }
 
     def values_of(self, name: str) -> tuple[Value, ...]:
