@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.ranges import AlphaRange, CountRange, NonNegativeRange, Range, listed
+from search_spaces.ranges import Range, listed
+from search_spaces.search_spec import LISTING_SAMPLERS
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
+    from search_spaces.search_spec import LISTING_SAMPLERS
     from search_spaces.spec import ResourceSpec, SweepSpec
-    from trainables.config import SplitConfig
+from trainables.config import SplitConfig
 
 
 def contradictions(spec: SweepSpec) -> Iterator[str]:
@@ -131,7 +133,7 @@ def _idle_price(spec: SweepSpec) -> Iterator[str]:
 
 def _unlisted_values(spec: SweepSpec) -> Iterator[str]:
     search = spec.search
-    if search.sampler not in ("grid", "brute_force"):
+    if search.sampler not in LISTING_SAMPLERS:
         return
     idle = {"backbone_lr_ratio", "layer_decay"} if listed(search.freeze_depth) == ("all",) else set()
     ranges = [name for name in type(search).model_fields if _is_unlisted(getattr(search, name)) and name not in idle]
@@ -155,7 +157,7 @@ def _some_values(field: Range[float]) -> str:
 def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
     epochs = spec.budget.epochs
     warmup = spec.search.warmup_epochs
-    longest = warmup.high if isinstance(warmup, NonNegativeRange) else max(listed(warmup))
+    longest = _largest(warmup)
     if longest > epochs:
         yield f"search.warmup_epochs: {longest:g} is more than the {epochs} of budget.epochs; lower it, or train longer"
     early = spec.early_stopping
@@ -169,7 +171,7 @@ def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
 
 def _batches_too_small(spec: SweepSpec) -> Iterator[str]:
     sizes, workers = spec.search.batch_size, spec.budget.workers_per_trial
-    smallest = sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))
+    smallest = _smallest(sizes)
     if smallest < workers:
         yield (
             f"search.batch_size: {smallest} pictures cannot be shared among {workers} workers; "
@@ -178,17 +180,23 @@ def _batches_too_small(spec: SweepSpec) -> Iterator[str]:
 
 
 def _nothing_to_mix(spec: SweepSpec) -> Iterator[str]:
-    sizes = spec.search.batch_size
-    if (sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))) > 1:
+    if _smallest(spec.search.batch_size) > 1:
         return
     for name in ("mixup_alpha", "cutmix_alpha"):
-        alpha = getattr(spec.search, name)
-        largest = alpha.high if isinstance(alpha, AlphaRange) else max(listed(alpha))
+        largest = _largest(getattr(spec.search, name))
         if largest > 0:
             yield (
                 f"search.{name}: {largest:g} mixes pictures of one batch, and search.batch_size may be 1; "
                 f"use at least 2 there, or set {name} to 0"
             )
+
+
+def _smallest(field: Any) -> Any:
+    return field.low if isinstance(field, Range) else min(listed(field))
+
+
+def _largest(field: Any) -> Any:
+    return field.high if isinstance(field, Range) else max(listed(field))
 
 
 def _is_searched_on_purpose(spec: SweepSpec, name: str) -> bool:

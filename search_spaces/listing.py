@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.space import Point, SearchSpace
 from trainables.errors import InputError
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from search_spaces.spec import SweepSpec
 
-LISTING_SAMPLERS = ("grid", "brute_force")
-"""Those that try every point once and then end the search."""
 MOST_POINTS = 10_000
 _LEAST_NUMBERS = 2
 

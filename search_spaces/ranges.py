@@ -7,6 +7,7 @@ against the form the user wrote.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, Union
 
 from pydantic import (
@@ -37,6 +38,9 @@ class SpecPart(Settings):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
 
 # Strict, or true and "8" would pass as numbers.
 Int = Annotated[int, Field(strict=True)]
@@ -96,6 +100,17 @@ class CountRange(Range[Count]):
 
 class MagnitudeRange(Range[Magnitude]):
     """Whole numbers from 0 to 30."""
+
+
+def check_name(name: str) -> str:
+    """Refuses a name that cannot name a folder everywhere.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a folder everywhere; use letters, digits, '.', '_' and '-', at most 64")
+    return name
 
 
 def listed(field: Any) -> tuple[Any, ...]:

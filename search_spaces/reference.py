@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from search_spaces.model_spec import BackboneChoice, PretrainRecipe
 from search_spaces.ranges import DepthRange, Range
-from search_spaces.spec import BackboneChoice, PretrainRecipe, SweepSpec
+from search_spaces.spec import SweepSpec
 
 _INTRODUCTION = """# Every field of a spec
 

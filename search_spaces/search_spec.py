@@ -40,6 +40,8 @@ from trainables.config import ClassBalance, PolicyName, Schedule
 OptimizerName = Literal["adamw", "sgd"]
 HeadInitName = Literal["auto", "probe", "random"]
 SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid", "brute_force"]
+LISTING_SAMPLERS: tuple[SamplerName, ...] = ("grid", "brute_force")
+"""Those that try every point once and then end the search."""
 USUAL_NUM_TRIALS = 16
 
 

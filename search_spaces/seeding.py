@@ -16,8 +16,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from search_spaces.advice import COMMON_LR, common_point, distinct_points, in_turns, rules_of_thumb
 from search_spaces.search_spec import SearchSpec
-from search_spaces.space import COMMON_LR, Point, SearchSpace, distinct_points, in_turns
+from search_spaces.space import Point, SearchSpace
 
 _NEIGHBOURS = 2
 """Shallower depths that are tried beside the best one."""
@@ -67,7 +68,7 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
 
     With it, the rules of thumb and the best depth count most, the other steps of the staircase are added as far as
     there are trials; they run from the deepest, which costs next to nothing, to the shallowest. All heads start from
-    the probe where the space has that (see `SearchSpace.common_point`).
+    the probe where the space has that (see `advice.common_point`).
 
     Args:
         space: What may vary.
@@ -76,19 +77,19 @@ def first_points(space: SearchSpace, probes: Sequence[ProbedDepth], num_trials: 
     """
     allowed = [probe for probe in probes if probe.depth in space.depths]
     if not allowed:
-        return space.rules_of_thumb()
+        return rules_of_thumb(space)
     best = best_depth(allowed)
     middle = space.num_stages // 2
-    rules = space.rules_of_thumb(augmentation="none")
+    rules = rules_of_thumb(space, augmentation="none")
     depths = [best, middle, *(best - step for step in range(1, _NEIGHBOURS + 1))]
     stairs = [
-        space.common_point(depth=depth, lr=2 * COMMON_LR, ratio=0.3, augmentation="none")
+        common_point(space, depth=depth, lr=2 * COMMON_LR, ratio=0.3, augmentation="none")
         for depth in depths
         if depth < space.num_stages
     ]
     if (third := space.num_stages // 3) < middle:
         # So much learns here that one common rate for all of it is enough.
-        stairs.append(space.common_point(depth=third, lr=COMMON_LR, ratio=1.0, augmentation="none"))
+        stairs.append(common_point(space, depth=third, lr=COMMON_LR, ratio=1.0, augmentation="none"))
     return sorted(distinct_points([*rules, *stairs])[:num_trials], key=_price_rank)
 
 
@@ -133,7 +134,7 @@ def _foremost(space: SearchSpace, probes: Sequence[ProbedDepth]) -> list[Point]:
     """
     allowed = [probe for probe in probes if probe.depth in space.depths]
     if not allowed:
-        return space.rules_of_thumb()
+        return rules_of_thumb(space)
     best = best_depth(allowed)
     by_depth: dict[int, list[Point]] = {depth: [] for depth in (best, space.num_stages, space.num_stages // 2, 0)}
     for point in first_points(space, probes, None):

@@ -1,9 +1,9 @@
 """The space a spec declares, over a backbone of so many stages: points proposed, checked, and turned into a trial.
 
-In: `SearchSpec` and the number of stages. Out: points (flat ``{field: value}``), asked of an Optuna trial or taken from
-rules of thumb, and the `TrialConfig` of a point. A field stands in a point only where it has an effect: the magnitude
-with policies that have one, the backbone's rate where some of it learns. Fields with one value are in the point and
-never asked for. Which points are worth trying is the searcher's business.
+In: `SearchSpec` and the number of stages. Out: points (flat ``{field: value}``), asked of an Optuna trial, and the
+`TrialConfig` of a point. A field stands in a point only where it has an effect: the magnitude with policies that have
+one, the backbone's rate where some of it learns. Fields with one value are in the point and never asked for. Which
+points are worth trying is the searcher's business.
 
 Over several backbones a point has a `backbone` too, and its depth is one of that network's. Optuna would take depths of
 one name for comparable, so it knows them as ``freeze_depth@resnet18``; nobody else does.
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.ranges import DepthRange, Range, listed
+from search_spaces.dimension import Dimension, Value, dimension_of
+from search_spaces.ranges import DepthRange, listed
 from search_spaces.search_spec import SearchSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE, TrialConfig
 from trainables.errors import InputError
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-Value = int | float | str | None
 Point = dict[str, Value]
 
 BACKBONE = "backbone"
@@ -59,31 +57,6 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "grad_accumulation": ("grad_accumulation",),
     "head_init": ("head_init",),
 }
-# What a careful practitioner starts from; names in order of preference. The rate is AdamW's, SGD's is ten times it.
-COMMON_LR = 1e-3
-_COMMON: dict[str, tuple[Value, ...]] = {
-    "optimizer": ("adamw", "sgd"),
-    "weight_decay": (1e-4,),
-    "warmup_epochs": (1.0,),
-    "grad_clip_norm": (1.0,),
-    "augmentation": ("flip_crop", "flip", "none", "randaugment"),
-    "magnitude": (9,),
-    "num_views": (4,),
-    "batch_size": (32,),
-    "label_smoothing": (0.1,),
-    "layer_decay": (1.0,),
-    "schedule": ("cosine", "linear", "one_cycle", "constant"),
-    "mixup_alpha": (0.0, 0.2),
-    "cutmix_alpha": (0.0, 1.0),
-    "class_balance": ("none", "weighted", "balanced"),
-    "ema_decay": (None, 0.99),
-    "grad_accumulation": (1,),
-    "head_init": ("probe", "random"),
-}
-
-_MOST_OF_RULES = 6
-"""Points of common advice over several backbones."""
-
 _DEFAULTS: dict[str, Value] = {
     "layer_decay": 1.0,
     "schedule": "cosine",
@@ -94,70 +67,6 @@ _DEFAULTS: dict[str, Value] = {
     "grad_accumulation": 1,
 }
 """Fields that came later, with the values that trials had before."""
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """The values one field may take: the listed ones, or all from `low` to `high`."""
-
-    choices: tuple[Value, ...] | None = None
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    is_integer: bool = False
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether there is nothing to choose."""
-        return self.choices is not None and len(self.choices) == 1
-
-    def __contains__(self, value: object) -> bool:
-        if self.choices is not None:
-            return value in self.choices
-        is_number = isinstance(value, int if self.is_integer else (int, float)) and not isinstance(value, bool)
-        return is_number and self.low <= value <= self.high  # type: ignore[operator]
-
-    def nearest(self, wanted: tuple[Value, ...]) -> Value:
-        """The first wanted value that is allowed, else the allowed one next to the first wanted number."""
-        for value in wanted:
-            if value in self:
-                return value
-        first = next((value for value in wanted if isinstance(value, (int, float))), wanted[0])
-        if self.choices is None and isinstance(first, (int, float)):
-            return type(first)(min(max(first, self.low), self.high))
-        choices = self.choices or (first,)
-        numbers = [value for value in choices if isinstance(value, (int, float)) and isinstance(first, (int, float))]
-        return min(numbers, key=lambda value: abs(value - first), default=choices[0])
-
-    def suggest(self, trial: optuna.Trial, name: str) -> Value:
-        """Asks an Optuna trial for a value."""
-        if self.choices is not None:
-            return trial.suggest_categorical(name, self.choices)
-        if self.is_integer:
-            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
-
-    def values(self) -> tuple[Value, ...]:
-        """All of them.
-
-        Raises:
-            ValueError: They are real numbers of a range.
-        """
-        if self.choices is not None:
-            return self.choices
-        if not self.is_integer:
-            raise ValueError(f"from {self.low} to {self.high} there are more values than can be listed")
-        return tuple(range(int(self.low), int(self.high) + 1))
-
-    def distribution(self) -> BaseDistribution:
-        """The Optuna distribution that `suggest` draws from."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        if self.choices is not None:
-            return CategoricalDistribution(self.choices)
-        if self.is_integer:
-            return IntDistribution(int(self.low), int(self.high), log=self.log)
-        return FloatDistribution(self.low, self.high, log=self.log)
 
 
 @dataclass(frozen=True)
@@ -197,9 +106,17 @@ class SearchSpace:
     def _declare(self, search: SearchSpec, shapes: Mapping[str, BackboneShape]) -> None:
         self._search, self._shapes = search, dict(shapes)
         own = {name: _own_dimensions(search, name, shape) for name, shape in shapes.items()}
-        common = {name: _dimension(getattr(search, name)) for name in _PLACES if name not in _OF_BACKBONE}
+        common = {name: dimension_of(getattr(search, name)) for name in _PLACES if name not in _OF_BACKBONE}
         self._dimensions = {name: {**common, **dimensions} for name, dimensions in own.items()}
-        self._names = (*((BACKBONE,) if self.is_joint else ()), *_PLACES)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All that a point may have, in the order of asking."""
+        return (BACKBONE, *_PLACES) if self.is_joint else tuple(_PLACES)
+
+    def dimension(self, name: str) -> Dimension:
+        """The values of a field of the only backbone."""
+        return self._dimensions[self.backbone_of({})][name]
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -239,8 +156,8 @@ class SearchSpace:
     def suggest(self, trial: optuna.Trial) -> Point:
         """A point, its searched fields asked of an Optuna trial."""
         point: Point = {}
-        for name in self._names:
-            if self._is_active(name, point):
+        for name in self.fields:
+            if self.is_active(name, point):
                 dimension = self._values(name, point)
                 fixed = dimension.choices[0] if dimension.choices and dimension.is_fixed else None
                 known_as = self._known_as(name, point)
@@ -288,61 +205,10 @@ class SearchSpace:
         """Whether `suggest` could have given this point."""
         if self.is_joint and point.get(BACKBONE) not in self._shapes:
             return False
-        active = {name for name in self._names if self._is_active(name, point)}
+        active = {name for name in self.fields if self.is_active(name, point)}
         # Trials of an older Thaw lack fields that it did not have; where these have their default, nothing differs.
         added = {name for name in active - set(point) if self._values(name, point).choices == (_DEFAULTS.get(name),)}
         return active - added == set(point) and all(point[name] in self._values(name, point) for name in point)
-
-    def rules_of_thumb(self, **of_head: Value) -> list[Point]:
-        """Searched fields of the points that common advice would try first.
-
-        Only the head; half of the backbone, at a tenth of the head's rate; everything, at a tenth of the rate. Values
-        are moved into the declared space, and a depth that is not in it takes its rule away. Of several backbones each
-        has its turn: every network's head, then every half, then every whole. Trials are few: the foremost count.
-
-        Args:
-            of_head: What the first of them has instead of the common values.
-        """
-        if self.is_joint:
-            turns = in_turns([self.named(name, self.alone(name).rules_of_thumb(**of_head)) for name in self._shapes])
-            return turns[: max(_MOST_OF_RULES, len(self._shapes))]
-        rules = [
-            self.common_point(depth=self.num_stages, lr=COMMON_LR, ratio=1.0, **of_head),
-            self.common_point(depth=self.num_stages // 2, lr=COMMON_LR, ratio=0.1),
-            self.common_point(depth=0, lr=COMMON_LR / 10, ratio=1.0),
-        ]
-        return distinct_points(rules)
-
-    def common_point(self, *, depth: int, lr: float, ratio: float, **wanted: Value) -> Point | None:
-        """Searched fields of a point of one backbone as a careful practitioner would set them, moved into the space.
-
-        Args:
-            depth: Stages to freeze; where it is not in the space there is no point.
-            lr: Rate of the head for AdamW; SGD gets ten times that. Where the space wants another ratio, the rate moves
-                so that the geometric mean of both rates stays.
-            ratio: Of the backbone's rate to the head's.
-            wanted: Values of other fields, where these differ from common advice.
-        """
-        dimensions = self._dimensions[self.backbone_of({})]
-        if depth not in dimensions["freeze_depth"]:
-            return None
-        optimizer = dimensions["optimizer"].nearest(_COMMON["optimizer"])
-        if depth < self.num_stages:
-            nearest = dimensions["backbone_lr_ratio"].nearest((ratio,))
-            assert isinstance(nearest, (int, float))
-            lr *= math.sqrt(ratio / nearest)
-        values: dict[str, tuple[Value, ...]] = {
-            **_COMMON,
-            **{name: (value, *_COMMON[name]) for name, value in wanted.items()},
-            "freeze_depth": (depth,),
-            "lr": (lr * 10 if optimizer == "sgd" else lr,),
-            "backbone_lr_ratio": (ratio,),
-        }
-        point: Point = {}
-        for name in _PLACES:
-            if self._is_active(name, point):
-                point[name] = dimensions[name].nearest(values[name])
-        return {name: value for name, value in point.items() if not dimensions[name].is_fixed}
 
     def named(self, backbone: str, points: Iterable[Point]) -> list[Point]:
         """Points of the space of one backbone (see `alone`) as points of this one."""
@@ -351,7 +217,7 @@ class SearchSpace:
     @property
     def depths(self) -> tuple[int, ...]:
         """The depths of the only backbone that may be tried, ascending."""
-        depths = self._dimensions[self.backbone_of({})]["freeze_depth"]
+        depths = self.dimension("freeze_depth")
         return tuple(depth for depth in range(self.num_stages + 1) if depth in depths)
 
     def trial_config(self, point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
@@ -370,7 +236,8 @@ class SearchSpace:
         content = {"backbones": contents} if self.is_joint else contents[self.backbones[0]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _is_active(self, name: str, point: Mapping[str, Any]) -> bool:
+    def is_active(self, name: str, point: Mapping[str, Any]) -> bool:
+        """Whether a field has an effect beside those that stand in a point."""
         if name == "magnitude":
             return point.get("augmentation") in POLICIES_WITH_MAGNITUDE
         if name == "num_views":
@@ -380,20 +247,6 @@ class SearchSpace:
         if name == "warmup_epochs":
             return point.get("schedule") != "one_cycle"
         return True
-
-
-def distinct_points(points: Iterable[Point | None]) -> list[Point]:
-    """The points that there are, each once, in order."""
-    distinct: list[Point] = []
-    for point in points:
-        if point is not None and point not in distinct:
-            distinct.append(point)
-    return distinct
-
-
-def in_turns(lists: Sequence[Sequence[Point]]) -> list[Point]:
-    """The first of each list, then the second of each, and so on."""
-    return [point for turn in zip_longest(*lists) for point in turn if point is not None]
 
 
 def apply_params(point: Mapping[str, Any], base: TrialConfig) -> TrialConfig:
@@ -438,24 +291,12 @@ def _own_dimensions(search: SearchSpec, backbone: str, shape: BackboneShape) -> 
         search = search.model_copy(update={"freeze_depth": shape.freeze_depth})
         place = f"model.backbones: freeze_depth of {backbone}"
     check_depths(search, shape.num_stages, backbone, place)
-    head_init = _dimension(search.head_init)
+    head_init = dimension_of(search.head_init)
     if search.head_init == "auto":
         head_init = Dimension(choices=("probe", "random") if shape.is_pretrained else ("random",))
-    return {"freeze_depth": _dimension(search.freeze_depth, shape.num_stages), "head_init": head_init}
+    return {"freeze_depth": dimension_of(search.freeze_depth, shape.num_stages), "head_init": head_init}
 
 
 def _numbers_of(depth: Any) -> Iterator[int]:
     values = (depth.low, depth.high) if isinstance(depth, DepthRange) else listed(depth)
     return (value for value in values if value != "all")
-
-
-def _dimension(field: Any, num_stages: int = 0) -> Dimension:
-    if isinstance(field, DepthRange):
-        high = num_stages if field.high == "all" else field.high
-        if field.low == high:
-            return Dimension(choices=(high,))
-        return Dimension(low=field.low, high=high, is_integer=True)
-    if isinstance(field, Range):
-        is_integer = isinstance(field.low, int)
-        return Dimension(low=field.low, high=field.high, log=field.log, is_integer=is_integer)
-    return Dimension(choices=tuple(dict.fromkeys(num_stages if value == "all" else value for value in listed(field))))

@@ -7,51 +7,31 @@ Ray, Optuna or MLflow, so that checking a spec takes no time.
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from search_spaces.contradictions import contradictions, resource_contradictions, split_contradiction
+from search_spaces.contradictions import contradictions, resource_contradictions
+from search_spaces.data_spec import DataSpec
+from search_spaces.model_spec import ModelSpec, PretrainRecipe
 from search_spaces.ranges import (
-    CHOICES,
-    RANGE,
-    VALUE,
-    WORD,
-    ClassNames,
+    NAME_RULE,
     Count,
     CountOrAuto,
-    CountOrUnlimited,
-    Depth,
-    DepthRange,
     Float,
     Int,
-    Magnitude,
-    NonNegative,
     Positive,
-    Searched,
-    Share,
     SpecPart,
     are_distinct,
+    check_name,
 )
-from search_spaces.search_spec import USUAL_NUM_TRIALS, OptimizerName, SearchSpec
-from trainables.config import ComputeConfig, PolicyName, SplitConfig
+from search_spaces.search_spec import LISTING_SAMPLERS, USUAL_NUM_TRIALS, SearchSpec
+from trainables.config import ComputeConfig
 
 SPEC_VERSION = 1
-MOST_CHOSEN = 4
-"""Networks that `backbones: auto` takes."""
 MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
 _OLD_TIME = "time_budget_s"
-_MOST_NAMED = 3
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
-
-
-def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a folder everywhere; use letters, digits, '.', '_' and '-', at most 64")
-    return name
 
 
 def _check_version(version: Any) -> Any:
@@ -63,44 +43,6 @@ def _check_version(version: Any) -> Any:
 def _raise_any(problems: list[str]) -> None:
     if problems:
         raise ValueError("\n".join(problems))
-
-
-class DataSpec(SpecPart):
-    """Which pictures, and how they are dealt to the sides."""
-
-    source: str = Field(
-        min_length=1,
-        description="Where pictures are: 'folder:PATH' (class folders, or train/val[/test] above them), 'csv:PATH' "
-        "(columns file and label, maybe split and group), 'parquet:URI' (image and label, maybe split and group), "
-        "'torchvision:NAME[:FOLDER]' (one of its classification sets), or 'digits'.",
-    )
-    exclude_classes: ClassNames = Field((), description="Classes to leave out, by name.")
-    max_per_class: Count | None = Field(
-        None, description="Pictures of each class, for trying out: the same ones each time; none: all."
-    )
-    group_pattern: str | None = Field(
-        None,
-        description="Regular expression on the file names. Pictures in which its parenthesis (or all of it) finds the "
-        "same text show one part, patient or scene, and stay on one side of the split; none: as the source says.",
-    )
-    image_size_px: Int = Field(224, ge=8, le=1024, description="Side of the square that the network sees, in pixels.")
-    split: SplitConfig = Field(SplitConfig(), description="Shares of the train, validation and test sides.")
-
-    @field_validator("group_pattern")
-    @classmethod
-    def _is_a_pattern(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression ({error}); write \\ before . ( [ * + ?") from error
-        return pattern
-
-    @field_validator("split")
-    @classmethod
-    def _split_is_whole(cls, split: SplitConfig) -> SplitConfig:
-        if problem := split_contradiction(split):
-            raise ValueError(problem)
-        return split
 
 
 class ResourceSpec(SpecPart):
@@ -153,33 +95,6 @@ class TrackingSpec(SpecPart):
     model_name: str | None = Field(None, description="Name of the registered model; none: the spec's name.")
 
 
-class PretrainRecipe(SpecPart):
-    """How a backbone is trained on a source data set."""
-
-    name: str = Field(description=f"Name under which the weights are registered. {_NAME_RULE}")
-    data: DataSpec = Field(description="The source data set.")
-    weights: str = Field("none", description="What it starts from, as a sweep's `model.weights`.")
-    epochs: Count = Field(20, description="Epochs; the best on validation is kept.")
-    optimizer: OptimizerName = Field("adamw", description="Optimiser.")
-    lr: Positive = Field(3e-3, description="Peak learning rate.")
-    weight_decay: NonNegative = Field(1e-4, description="Weight decay.")
-    warmup_epochs: NonNegative = Field(1.0, description="Epochs of linear warm-up before the cosine.")
-    grad_clip_norm: Positive | None = Field(None, description="Largest global norm of the gradient; none: any.")
-    batch_size: Count = Field(64, description="Pictures per step over all workers together.")
-    label_smoothing: Share = Field(0.0, description="Share of the target spread over all classes.")
-    augmentation: PolicyName = Field("flip_crop", description="Views of a picture to learn from.")
-    magnitude: Magnitude = Field(9, description="Strength of the policies that have one, of 30.")
-    num_views: CountOrUnlimited = Field("unlimited", description="Epoch e trains on view e modulo this number.")
-    seed: Int = Field(0, ge=0, description="Seed of initial weights, order and views.")
-
-    check_name = field_validator("name")(_check_name)
-
-    def params(self) -> dict[str, Any]:
-        """The recipe as a point of a search space: see `search_spaces.space.apply_params`."""
-        left_out = {"name", "data", "weights", "epochs", "seed", "version", "backbone", "compute", "resources"}
-        return {"freeze_depth": 0, **self.model_dump(exclude={*left_out, "tracking"})}
-
-
 class PretrainSpec(PretrainRecipe):
     """A backbone to train on a source data set: what `thaw pretrain` takes."""
 
@@ -195,119 +110,6 @@ class PretrainSpec(PretrainRecipe):
     def _is_consistent(self) -> PretrainSpec:
         _raise_any(list(resource_contradictions(self.resources, "resources")))
         return self
-
-
-class PretrainWeights(SpecPart):
-    """Weights that are trained first, on a source data set, and kept for the next time."""
-
-    pretrain: PretrainRecipe = Field(description="How to train them; the backbone is the sweep's.")
-
-
-Weights: TypeAlias = Annotated[
-    Union[Annotated[str, Field(min_length=1), Tag(VALUE)], Annotated[PretrainWeights, Tag(RANGE)]],  # noqa: UP007
-    Discriminator(lambda value: RANGE if isinstance(value, (dict, BaseModel)) else VALUE),
-]
-
-
-_WEIGHTS = (
-    "'default' or a name of torchvision's weights (a download), a .pth or .safetensors file, 'models:/NAME@ALIAS' of "
-    "MLflow, 'none' (random), or {pretrain: ...}: train them first."
-)
-
-
-class BackboneChoice(SpecPart):
-    """One network of several that are searched at once."""
-
-    backbone: str = Field(min_length=1, description="Name of the network, as torchvision spells it, or 'lenet'.")
-    weights: Weights = Field("default", description=_WEIGHTS)
-    freeze_depth: Searched[Depth, DepthRange] | None = Field(
-        None, description="Depths of this network to search; none: as search.freeze_depth says."
-    )
-    image_size_px: Annotated[int, Field(strict=True, ge=8, le=1024)] | None = Field(
-        None, description="Side of the square that this network sees; none: data.image_size_px, which is the most."
-    )
-
-    @property
-    def is_pretrained(self) -> bool:
-        """Whether it starts from weights rather than at random."""
-        return self.weights != "none"
-
-
-def _form_of_backbones(value: object) -> str:
-    return CHOICES if isinstance(value, (list, tuple)) else WORD
-
-
-def _name_of(entry: str | BackboneChoice) -> str:
-    return entry if isinstance(entry, str) else entry.backbone
-
-
-def _are_other_networks(entries: tuple[str | BackboneChoice, ...]) -> tuple[str | BackboneChoice, ...]:
-    if not entries:
-        raise ValueError("the list is empty; give at least one network")
-    are_distinct(tuple(map(_name_of, entries)))
-    return entries
-
-
-BackboneEntry: TypeAlias = Annotated[
-    Union[Annotated[str, Field(min_length=1), Tag(VALUE)], Annotated[BackboneChoice, Tag(RANGE)]],  # noqa: UP007
-    Discriminator(lambda value: RANGE if isinstance(value, (dict, BaseModel)) else VALUE),
-]
-Backbones: TypeAlias = Annotated[
-    Union[  # noqa: UP007
-        Annotated[Literal["auto"], Tag(WORD)],
-        Annotated[tuple[BackboneEntry, ...], AfterValidator(_are_other_networks), Tag(CHOICES)],
-    ],
-    Discriminator(_form_of_backbones),
-]
-
-
-class ModelSpec(SpecPart):
-    """Which network or networks, and what they start from."""
-
-    backbone: Annotated[str, Field(min_length=1)] | None = Field(
-        None,
-        description="Name of the network, as torchvision spells it, or 'lenet'. This or `backbones` is yours to give.",
-    )
-    weights: Weights = Field("default", description=f"Of `backbone`: {_WEIGHTS}")
-    backbones: Backbones | None = Field(
-        None,
-        description="Several networks that are searched at once: a list of names (with weights: default) and of "
-        "{backbone: ..., weights: ..., freeze_depth: ..., image_size_px: ...}; or 'auto': up to "
-        f"{MOST_CHOSEN} of torchvision's, the best of each family by published top-1 within the two bounds below.",
-    )
-    max_parameters: Count = Field(
-        30_000_000, description="Most parameters of a network that `backbones: auto` may take, in all its layers."
-    )
-    max_gflops: Positive | None = Field(
-        None,
-        description="Most GFLOPs that it may need for one picture of data.image_size_px, forward; none: any number.",
-    )
-
-    @field_validator("backbones", mode="before")
-    @classmethod
-    def _is_auto_or_a_list(cls, value: Any) -> Any:
-        if value is None or value == "auto" or isinstance(value, (list, tuple)):
-            return value
-        raise ValueError(f"{value!r} is neither 'auto' nor a list; write a list such as [resnet18, mobilenet_v2]")
-
-    @property
-    def choices(self) -> tuple[BackboneChoice, ...]:
-        """The networks, whichever way they are given; none as long as 'auto' has not chosen them."""
-        if self.backbone is not None:
-            return (BackboneChoice(backbone=self.backbone, weights=self.weights),)
-        if not isinstance(self.backbones, tuple):
-            return ()
-        return tuple(BackboneChoice(backbone=each) if isinstance(each, str) else each for each in self.backbones)
-
-    @property
-    def label(self) -> str:
-        """The networks in a few words, for titles."""
-        names = [choice.backbone for choice in self.choices]
-        return ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} backbones"
-
-    def place_of(self, backbone: str) -> str:
-        """Where the spec speaks of a network's weights, for messages."""
-        return "model.weights" if self.backbone is not None else f"model.backbones: {backbone}"
 
 
 class EarlyStoppingSpec(SpecPart):
@@ -334,7 +136,7 @@ class SweepSpec(SpecPart):
     """One sweep: what `thaw sweep` takes."""
 
     version: Annotated[Literal[1], Field(description="Version of this format.")] = 1
-    name: str = Field(description=f"Name of the sweep and of its MLflow experiment. {_NAME_RULE}")
+    name: str = Field(description=f"Name of the sweep and of its MLflow experiment. {NAME_RULE}")
     data: DataSpec = Field(description="Which pictures, and how they are dealt to the sides.")
     model: ModelSpec = Field(description="Which network, and what it starts from.")
     search: SearchSpec = Field(SearchSpec(), description="What varies from trial to trial.")
@@ -357,7 +159,7 @@ class SweepSpec(SpecPart):
     tracking: TrackingSpec = Field(TrackingSpec(), description="Where MLflow keeps records and models.")
     seed: Int = Field(0, ge=0, le=2**32 - 1, description="Seed of the search and of every trial.")
 
-    check_name = field_validator("name")(_check_name)
+    check_its_name = field_validator("name")(check_name)
     check_version = field_validator("version", mode="before")(_check_version)
 
     @model_validator(mode="after")
@@ -380,7 +182,7 @@ class SweepSpec(SpecPart):
         """Trials in all; None where the budget, or the last point of the space, ends the search."""
         if isinstance(self.search.num_trials, int):
             return self.search.num_trials
-        if self.search.sampler in ("grid", "brute_force"):
+        if self.search.sampler in LISTING_SAMPLERS:
             return None
         is_bounded = self.budget.flops is not None or self.budget.time_s is not None
         return None if is_bounded else USUAL_NUM_TRIALS

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from search_spaces.spec import MOST_CHOSEN, BackboneChoice, ModelSpec, SweepSpec
+from search_spaces.model_spec import MOST_CHOSEN, BackboneChoice, ModelSpec
+from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from tuner.paths import HomePaths
 

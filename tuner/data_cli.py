@@ -34,8 +34,8 @@ def inspect_command(
     """Counts classes and sides, finds look-alikes across sides, long pictures and bad files, and says what to do."""
     from rich.console import Console
 
+    from search_spaces.data_spec import DataSpec
     from search_spaces.loading import parse_spec
-    from search_spaces.spec import DataSpec
     from trainables.data.sources import as_source
     from tuner.inspecting import inspect_data
     from tuner.paths import HomePaths

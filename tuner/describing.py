@@ -6,8 +6,9 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from search_spaces.listing import LISTING_SAMPLERS
-from search_spaces.spec import BackboneChoice, SweepSpec
+from search_spaces.model_spec import BackboneChoice
+from search_spaces.search_spec import LISTING_SAMPLERS
+from search_spaces.spec import SweepSpec
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
 from tuner.reuse import Reuse

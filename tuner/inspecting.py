@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from search_spaces.spec import DataSpec
+from search_spaces.data_spec import DataSpec
 from trainables.config import SPLIT_NAMES, SplitName
 from trainables.data.decoding import size_of
 from trainables.data.packing import BadFile

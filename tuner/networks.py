@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from search_spaces.model_spec import BackboneChoice
 from search_spaces.space import BackboneShape, SearchSpace
-from search_spaces.spec import BackboneChoice, SweepSpec
+from search_spaces.spec import SweepSpec
 from trainables.config import DataConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
 from tuner.paths import HomePaths

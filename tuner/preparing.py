@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.spec import DataSpec, SweepSpec
+from search_spaces.data_spec import DataSpec
+from search_spaces.spec import SweepSpec
 from trainables.config import (
     SPLIT_NAMES,
     BackboneConfig,

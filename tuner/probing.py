@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.seeding import (
     ProbedDepth,
     best_depth,
@@ -127,7 +128,7 @@ def _probe_all(
 
 def _points_after(space: SearchSpace, found: Mapping[str, Message], num_trials: int | None) -> list[Point]:
     if not found:
-        return space.rules_of_thumb()
+        return rules_of_thumb(space)
     if not space.is_joint:
         (message,) = found.values()
         return first_points(space, as_depths(message["probes"]), num_trials)

@@ -23,7 +23,7 @@ def rank(
     """Ranks backbones by what a linear probe and LogME say of their frozen features; trains nothing."""
     from rich.console import Console
 
-    from search_spaces.spec import DataSpec
+    from search_spaces.data_spec import DataSpec
     from trainables.config import ComputeConfig
     from trainables.data.sources import as_source
     from tuner.output import build_table, named_format, write_rows

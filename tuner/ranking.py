@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from search_spaces.data_spec import DataSpec
 from search_spaces.seeding import best_depth
-from search_spaces.spec import DataSpec
 from trainables.config import BackboneConfig, ComputeConfig, FeatureSettings, TrialConfig
 from trainables.errors import InputError
 from trainables.jobs import DepthProbe, ProbeJob

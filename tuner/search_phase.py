@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.listing import trials_in_all
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
@@ -126,7 +127,7 @@ class SearchPhase:
 
     def _begin(self, records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:
         """Starts the clock in the journal; returns the points to try first, those of the sweep's beginning."""
-        points = self._space.rules_of_thumb() if self._first_points is None else self._first_points
+        points = rules_of_thumb(self._space) if self._first_points is None else self._first_points
         first_points = next((record["first_points"] for record in records if record["event"] == "search"), points)
         self._record("search", first_points=first_points)
         return list(first_points)

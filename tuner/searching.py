@@ -22,8 +22,9 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from search_spaces.listing import LISTING_SAMPLERS, common_numbers
-from search_spaces.search_spec import SamplerName
+from search_spaces.advice import rules_of_thumb
+from search_spaces.listing import common_numbers
+from search_spaces.search_spec import LISTING_SAMPLERS, SamplerName
 from search_spaces.space import SearchSpace
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
@@ -111,7 +112,7 @@ class StudySearcher(Searcher):
         self._max_concurrent = max_concurrent
         self._seed = seed
         self._make_config = make_config
-        self._first_points = space.rules_of_thumb() if first_points is None else first_points
+        self._first_points = rules_of_thumb(space) if first_points is None else first_points
         self._num_startup = num_startup_trials(len(self._first_points))
         if sampler in LISTING_SAMPLERS:  # a point that is drawn might come twice
             self._first_points = [] if sampler == "grid" else self._first_points

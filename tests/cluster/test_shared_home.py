@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from search_spaces.data_spec import DataSpec
 from search_spaces.loading import load_spec
-from search_spaces.spec import DataSpec
 from trainables.backbones.families import build_model
 from trainables.backbones.weights import load_tensors, resolve_weights, store_weights
 from trainables.config import DataConfig
@@ -20,8 +20,8 @@ from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
-from trainables.loop import Workbench
 from trainables.storage import join, read_bytes
+from trainables.workbench import Workbench
 from tuner.journal import Journal, read_records
 from tuner.paths import HomePaths
 from tuner.preparing import prepare_data, prepare_weights

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from search_spaces.spec import DataSpec
+from search_spaces.data_spec import DataSpec
 from tuner.cli import app
 from tuner.contact_sheet import SheetRow, contact_sheet
 from tuner.inspecting import Inspection, difference_hash, inspect_data

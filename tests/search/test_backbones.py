@@ -8,6 +8,7 @@ import optuna
 import pytest
 from searching_support import METRIC, Loop, told
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.loading import dump_spec, load_pretrain_spec, parse_spec
 from search_spaces.search_spec import SearchSpec
 from search_spaces.seeding import ProbedDepth, first_points, first_points_of_all, rank_probed
@@ -120,7 +121,7 @@ def probed(peak: int, log_me: float, stages: int = 6) -> list[ProbedDepth]:
 
 
 def test_common_advice_takes_turns() -> None:
-    rules = space_of().rules_of_thumb()
+    rules = rules_of_thumb(space_of())
     assert [(rule["backbone"], rule["freeze_depth"]) for rule in rules] == [
         ("deep", 6),
         ("shallow", 3),

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 from searching_support import Loop
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.listing import MOST_POINTS, check_sampler, common_numbers, num_points, points_of, trials_in_all
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
@@ -77,7 +78,7 @@ def test_a_grid_goes_by_numbers_and_brute_force_begins_with_common_advice():
     assert again.searcher.suggest("a") == first
     assert first[NUMBER] == 0
     brute = Loop(space=SPACE, num_trials=40, options={"sampler": "brute_force"}).start().run()
-    rules = SPACE.rules_of_thumb()
+    rules = rules_of_thumb(SPACE)
     assert len(rules) == 3
     assert [{name: brute.records[number].params[name] for name in rule} for number, rule in enumerate(rules)] == rules
 

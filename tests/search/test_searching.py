@@ -13,6 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from searching_support import ENDED, EPOCHS, METRIC, NUM_TRIALS, SPACE, Loop, told
 
+from search_spaces.advice import rules_of_thumb
 from trainables.errors import InputError
 from trainables.trial import EPOCH, OUTCOME
 from tuner.journal import TrialRecord
@@ -31,7 +32,7 @@ def test_a_sweep_hands_out_its_trials_once_each_and_then_finishes(undisturbed):
 
 
 def test_the_first_trials_are_the_rules_of_thumb(undisturbed):
-    rules = SPACE.rules_of_thumb()
+    rules = rules_of_thumb(SPACE)
     assert [trial.params for trial in undisturbed.searcher.study.trials[: len(rules)]] == rules
 
 
@@ -133,7 +134,7 @@ def test_a_number_whose_start_was_never_recorded_is_asked_anew():
         del loop.records[number]
     loop.start().run()
     assert sorted(loop.records) == list(range(NUM_TRIALS))
-    assert loop.searcher.study.trials[1].params == SPACE.rules_of_thumb()[1]
+    assert loop.searcher.study.trials[1].params == rules_of_thumb(SPACE)[1]
 
 
 def test_more_trials_can_be_asked_of_a_finished_sweep():

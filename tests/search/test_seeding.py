@@ -7,6 +7,7 @@ import warnings
 import optuna
 import pytest
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.search_spec import SearchSpec
 from search_spaces.seeding import ProbedDepth, best_depth, first_points, should_probe
 from search_spaces.space import SearchSpace
@@ -59,7 +60,7 @@ def test_seeds_run_from_the_cheapest_to_the_dearest(accuracies, num_trials, expe
 def test_common_advice_is_among_the_seeds_and_the_lone_head_reads_what_the_probe_has_stored():
     space = space_of()
     seeds = first_points(space, probes_of(PEAKED), 16)
-    head, middle, everything = space.rules_of_thumb()
+    head, middle, everything = rules_of_thumb(space)
     as_is = {name: value for name, value in head.items() if name != "num_views"} | {"augmentation": "none"}
     assert all(rule in seeds for rule in (as_is, middle, everything))
     assert first_points(space, probes_of(PEAKED), None) == seeds
@@ -68,7 +69,7 @@ def test_common_advice_is_among_the_seeds_and_the_lone_head_reads_what_the_probe
 def test_stairs_learn_faster_than_common_advice_from_what_the_probe_has_stored():
     head, *stairs, everything = first_points(space_of(), probes_of(PEAKED), 16)
     middle = stairs.pop(2)
-    assert middle in space_of().rules_of_thumb()
+    assert middle in rules_of_thumb(space_of())
     assert [stair["freeze_depth"] for stair in stairs] == [4, 3, 2, 2]
     assert {stair["augmentation"] for stair in stairs} == {"none"}
     for stair in stairs[:3]:

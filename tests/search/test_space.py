@@ -9,6 +9,7 @@ import warnings
 import optuna
 import pytest
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.loading import load_spec
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import _DEFAULTS, _PLACES, SearchSpace, apply_params, check_depths
@@ -82,9 +83,9 @@ def test_what_optuna_is_told_of_a_point_is_what_it_would_have_been_asked():
 
 
 def test_the_rules_of_thumb_are_only_the_head_the_middle_and_everything_at_a_tenth_of_the_rate():
-    head, middle, everything = space_of().rules_of_thumb()
+    head, middle, everything = rules_of_thumb(space_of())
     assert [rule["freeze_depth"] for rule in (head, middle, everything)] == [STAGES, STAGES // 2, 0]
-    assert head["lr"] == pytest.approx(10 * space_of(lr={"low": 1e-6, "high": 1.0}).rules_of_thumb()[2]["lr"])
+    assert head["lr"] == pytest.approx(10 * rules_of_thumb(space_of(lr={"low": 1e-6, "high": 1.0}))[2]["lr"])
     assert "backbone_lr_ratio" not in head
     assert everything["backbone_lr_ratio"] == 1.0
     assert {rule["augmentation"] for rule in (head, middle, everything)} == {"flip_crop"}
@@ -106,7 +107,7 @@ def test_the_rules_of_thumb_are_only_the_head_the_middle_and_everything_at_a_ten
 def test_rules_of_thumb_keep_to_the_declared_space(search):
     space = space_of(**search)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for rule in space.rules_of_thumb():
+    for rule in rules_of_thumb(space):
         study.enqueue_trial(rule)
         trial = study.ask()
         with warnings.catch_warnings():
@@ -117,15 +118,13 @@ def test_rules_of_thumb_keep_to_the_declared_space(search):
 
 
 def test_a_rule_whose_depth_is_not_declared_is_dropped():
-    depths = [rule["freeze_depth"] for rule in space_of(freeze_depth={"low": 1, "high": 4}).rules_of_thumb()]
+    depths = [rule["freeze_depth"] for rule in rules_of_thumb(space_of(freeze_depth={"low": 1, "high": 4}))]
     assert depths == [STAGES // 2]
-    assert len(space_of(freeze_depth="all").rules_of_thumb()) == 1
+    assert len(rules_of_thumb(space_of(freeze_depth="all"))) == 1
 
 
 def test_sgd_alone_gets_ten_times_the_rate_of_adamw():
-    rates = {
-        name: space_of(optimizer=name, lr={"low": 1e-6, "high": 1.0}).rules_of_thumb() for name in ("adamw", "sgd")
-    }
+    rates = {name: rules_of_thumb(space_of(optimizer=name, lr={"low": 1e-6, "high": 1.0})) for name in ("adamw", "sgd")}
     assert [rule["lr"] for rule in rates["sgd"]] == pytest.approx([10 * rule["lr"] for rule in rates["adamw"]])
 
 

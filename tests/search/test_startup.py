@@ -7,12 +7,13 @@ from typing import Any
 import optuna
 import pytest
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from tuner.startup import num_startup_trials, seed_of, startup_points
 
 SPACE = SearchSpace(SearchSpec(), num_stages=6)
-RULES = SPACE.rules_of_thumb()
+RULES = rules_of_thumb(SPACE)
 
 
 def price(point: Any) -> float:

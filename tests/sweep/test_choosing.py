@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from search_spaces.loading import dump_spec, parse_spec, read_spec
-from search_spaces.spec import MOST_CHOSEN, SweepSpec
+from search_spaces.model_spec import MOST_CHOSEN
+from search_spaces.spec import SweepSpec
 from trainables.backbones.families import backbone_names
 from trainables.backbones.published import Published, all_published, published
 from trainables.errors import InputError

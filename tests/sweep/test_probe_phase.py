@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from search_spaces.advice import rules_of_thumb
 from search_spaces.loading import load_spec
 from search_spaces.seeding import first_points, first_points_of_all
 from search_spaces.space import BackboneShape, SearchSpace
@@ -163,7 +164,7 @@ def test_a_sweep_that_goes_on_takes_the_points_from_its_journal(tmp_path: Path) 
 def test_a_probe_that_fails_leaves_the_rules_of_thumb_for_good(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     points = sweep.begin(Pool("some features are not finite"))
-    assert points == sweep.space.rules_of_thumb()
+    assert points == rules_of_thumb(sweep.space)
     assert "some features are not finite; the search begins with rules of thumb" in sweep.screen.getvalue()
     assert probe_record(sweep.records)["reason"] == "some features are not finite"
     assert sweep.begin(Pool()) == points, "or a sweep that goes on would begin otherwise than it began"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.spec import DataSpec
+from search_spaces.data_spec import DataSpec
 from trainables.errors import InputError
 from tuner import cli
 from tuner.paths import HomePaths
@@ -107,7 +107,7 @@ def test_weights_belong_to_named_backbones() -> None:
 
 def test_ranking_needs_no_ray(tmp_path: Path) -> None:
     code = (
-        "import sys; from search_spaces.spec import DataSpec; from tuner.paths import HomePaths; "
+        "import sys; from search_spaces.data_spec import DataSpec; from tuner.paths import HomePaths; "
         "from tuner.ranking import rank_backbones; "
         "rank_backbones(DataSpec(source='digits', image_size_px=16), {'lenet': 'none'}, "
         f"HomePaths.at({str(tmp_path)!r}), tracking_uri=''); "

@@ -1,0 +1,52 @@
+"""Which pictures a sweep or a pretraining learns from, as the section ``data`` of a spec says it.
+
+In: a mapping. Out: `DataSpec`, with every default filled in. Whether the pictures are there is for those who open them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, field_validator
+
+from search_spaces.contradictions import split_contradiction
+from search_spaces.ranges import ClassNames, Count, Int, SpecPart
+from trainables.config import SplitConfig
+
+
+class DataSpec(SpecPart):
+    """Which pictures, and how they are dealt to the sides."""
+
+    source: str = Field(
+        min_length=1,
+        description="Where pictures are: 'folder:PATH' (class folders, or train/val[/test] above them), 'csv:PATH' "
+        "(columns file and label, maybe split and group), 'parquet:URI' (image and label, maybe split and group), "
+        "'torchvision:NAME[:FOLDER]' (one of its classification sets), or 'digits'.",
+    )
+    exclude_classes: ClassNames = Field((), description="Classes to leave out, by name.")
+    max_per_class: Count | None = Field(
+        None, description="Pictures of each class, for trying out: the same ones each time; none: all."
+    )
+    group_pattern: str | None = Field(
+        None,
+        description="Regular expression on the file names. Pictures in which its parenthesis (or all of it) finds the "
+        "same text show one part, patient or scene, and stay on one side of the split; none: as the source says.",
+    )
+    image_size_px: Int = Field(224, ge=8, le=1024, description="Side of the square that the network sees, in pixels.")
+    split: SplitConfig = Field(SplitConfig(), description="Shares of the train, validation and test sides.")
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error}); write \\ before . ( [ * + ?") from error
+        return pattern
+
+    @field_validator("split")
+    @classmethod
+    def _split_is_whole(cls, split: SplitConfig) -> SplitConfig:
+        if problem := split_contradiction(split):
+            raise ValueError(problem)
+        return split
