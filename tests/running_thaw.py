@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuner.journal import TrialRecord
+from tuner.paths import HomePaths
 
 # Few pictures, a network that trains in seconds, random weights.
 TINY_DATA = """
@@ -33,6 +34,14 @@ def start_thaw(home: Path, *arguments: str, **environment: str) -> subprocess.Po
         text=True,
         start_new_session=True,
     )
+
+
+def run_sweep_to_its_end(home: Path, spec: Path, timeout_s: float) -> tuple[HomePaths, str, str]:
+    """One sweep: its home and what it printed, on standard output and beside it."""
+    process = start_thaw(home, "sweep", str(spec))
+    out, err = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, err
+    return HomePaths.at(home), out, err
 
 
 def numbers_of(trials: Sequence[TrialRecord]) -> dict[int, tuple[object, ...]]:

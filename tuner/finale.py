@@ -209,14 +209,13 @@ def write_probe_pictures(
 def register_champion(closing: Closing, champion: Champion, tracking_uri: str, run_id: str, time_s: float) -> Champion:
     """Registers the champion's model and gives it the alias it has earned on the test side."""
     from tuner.promotion import Score, promote
-    from tuner.registry import register_model, version_of_run
+    from tuner.registry import register_once
 
     spec = closing.spec
     name = spec.tracking.model_name or spec.name
     metrics = {f"val/{name}": value for name, value in champion.standing.val.items()}
     metrics |= {f"test/{name}": value for name, value in champion.standing.test.items()}
-    # Who was killed between this and the journal's last record registered it already.
-    version = version_of_run(name, run_id, tracking_uri) or register_model(
+    version = register_once(
         closing.home.sweep(spec.name).champion,
         name,
         tracking_uri,

@@ -102,7 +102,24 @@ def register_model(
     return version
 
 
-def version_of_run(name: str, run_id: str, tracking_uri: str) -> RegisteredVersion | None:
+def register_once(
+    folder: Path,
+    name: str,
+    tracking_uri: str,
+    *,
+    run_id: str,
+    time_s: float,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> RegisteredVersion:
+    """`register_model`, or the version that the run's model has already: whoever was killed after it comes again."""
+    known = _version_of_run(name, run_id, tracking_uri)
+    if known is not None:
+        return known
+    return register_model(folder, name, tracking_uri, run_id=run_id, time_s=time_s, metrics=metrics, tags=tags)
+
+
+def _version_of_run(name: str, run_id: str, tracking_uri: str) -> RegisteredVersion | None:
     """The version of ``name`` that a run's model was registered as; None where it was not."""
     found = open_client(tracking_uri).search_model_versions(f"run_id = '{run_id}'")
     newest = max((int(version.version) for version in found if version.name == name), default=None)

@@ -76,7 +76,7 @@ def _register(home: HomePaths, spec: SweepSpec, record: Record, tracking: Tracki
     """Registers the champion's model unless its run has it; champion here only where there is none."""
     from tuner.model_file import load_card
     from tuner.promotion import Score, promote
-    from tuner.registry import register_model, version_of_run
+    from tuner.registry import register_once
 
     run_id = tracking.run_id(record["number"])
     if run_id is None:
@@ -84,9 +84,7 @@ def _register(home: HomePaths, spec: SweepSpec, record: Record, tracking: Tracki
     folder, uri = home.sweep(spec.name).champion, tracking.tracking_uri
     name, metrics = spec.tracking.model_name or spec.name, record.get("metrics") or {}
     tags = {"thaw.sweep": spec.name, "thaw.trial": str(record["number"])}
-    version = version_of_run(name, run_id, uri)
-    if version is None:
-        version = register_model(folder, name, uri, run_id=run_id, time_s=time.time(), tags=tags)
+    version = register_once(folder, name, uri, run_id=run_id, time_s=time.time(), tags=tags)
     card = load_card(folder)
     score = Score(metrics.get("test/accuracy"), card.test_digest, card.class_names)
     decision = promote(version, score, uri, _cannot_evaluate)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running_thaw import numbers_of, start_thaw
+from running_thaw import numbers_of, run_sweep_to_its_end, start_thaw
 
 from search_spaces.loading import load_spec
 from tuner.journal import read_records, read_trials
@@ -24,11 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def whole(tiny_spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[HomePaths, str, str]:
     """One sweep to its end: its home and what it printed."""
-    home = tmp_path_factory.mktemp("whole") / "home"
-    process = start_thaw(home, "sweep", str(tiny_spec))
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return HomePaths.at(home), out, err
+    return run_sweep_to_its_end(tmp_path_factory.mktemp("whole") / "home", tiny_spec, 240)
 
 
 def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePaths, str, str]) -> None:

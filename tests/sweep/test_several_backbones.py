@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running_thaw import numbers_of, start_thaw
+from running_thaw import numbers_of, run_sweep_to_its_end, start_thaw
 from test_end_to_end import await_epochs
 
 from search_spaces.loading import load_spec
@@ -53,11 +53,7 @@ def spec_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(spec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[HomePaths, str, str]:
     """One sweep to its end: its home and what it printed."""
-    home = tmp_path_factory.mktemp("whole") / "home"
-    process = start_thaw(home, "sweep", str(spec_file))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return HomePaths.at(home), out, err
+    return run_sweep_to_its_end(tmp_path_factory.mktemp("whole") / "home", spec_file, 300)
 
 
 def test_both_networks_are_probed_searched_and_told_apart(whole: tuple[HomePaths, str, str]) -> None:

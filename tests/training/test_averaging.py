@@ -13,8 +13,9 @@ from training_support import CPU, assert_same_bits, copied
 from trainables.averaging import WeightAverage
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 
 def test_the_average_is_that_of_the_textbook() -> None:

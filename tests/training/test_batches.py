@@ -29,8 +29,9 @@ from trainables.data.batches import (
 from trainables.data.packing import PackReport
 from trainables.data.table import ImageTable
 from trainables.data.views import view
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks, share_bounds
+from trainables.workbench import Workbench
 
 RANDAUGMENT = AugmentationConfig(policy="randaugment", num_views=3)
 

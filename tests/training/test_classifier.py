@@ -16,8 +16,9 @@ from training_support import CPU, copied, num_stages
 from trainables.backbones.zoo import load_backbone
 from trainables.classifier import build_optimizer, lr_scale, parameter_groups, split_network
 from trainables.config import OptimizerConfig, TrialConfig
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 # --- groups --------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ from trainables.config import FeatureSettings, Precision, TrialConfig
 from trainables.data.batches import FrozenPrefix, ImageBatches, Normaliser, Views, memory_format
 from trainables.features import filling
 from trainables.features.source import StoredFeatures, visit
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 TOO_LARGE = ("alexnet", "vgg11")  # vgg11_bn stands for them
 FAST = ("lenet", "squeezenet1_1", "shufflenet_v2_x0_5")

@@ -19,9 +19,10 @@ from training_support import CPU, num_stages, numbers, train
 from trainables.checkpoint import load_checkpoint
 from trainables.config import SplitConfig, TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 from tuner.lanes import LaneError, LanePool, LaneShape
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

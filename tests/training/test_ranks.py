@@ -18,8 +18,9 @@ from torchvision.ops import StochasticDepth
 from training_support import CPU, RankGroup
 
 from trainables.config import TrialConfig
-from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
+from trainables.loop import DivergedError, StoppedError, TrialRun
 from trainables.ranks import JoinedBatchNorm, Ranks, SharedDropout, SharedNoise, share_bounds, share_noise
+from trainables.workbench import Workbench
 
 
 @given(num_rows=st.integers(0, 1000), world_size=st.integers(1, 9))

@@ -26,8 +26,9 @@ from training_support import (
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from trainables.loop import DivergedError, StoppedError, TrialRun, Workbench
+from trainables.loop import DivergedError, StoppedError, TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"name": "adamw", "lr": 3e-3, "backbone_lr_ratio": 0.3, "warmup_epochs": 1.5},

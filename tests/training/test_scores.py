@@ -15,9 +15,10 @@ from torchmetrics.functional import classification as tm
 from training_support import CPU
 
 from trainables.config import SplitConfig, TrialConfig
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
 from trainables.scores import count_confusion, rates
+from trainables.workbench import Workbench
 
 
 def sklearn_rates(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -16,8 +16,9 @@ from trainables.accumulation import turns_of
 from trainables.classifier import lr_scale
 from trainables.config import TrialConfig
 from trainables.data.batches import plan_epoch
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 # --- balanced sampling ---------------------------------------------------------------------------------------
 

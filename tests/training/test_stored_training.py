@@ -11,8 +11,9 @@ from training_support import CPU, EVERY_CHOICE, RankGroup, copied, num_stages
 
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.features.source import FeaturesRequiredError
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 FAST = ["lenet", "squeezenet1_1"]
 SLOW = [

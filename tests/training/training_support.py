@@ -22,8 +22,9 @@ from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.classifier import SplitNetwork, split_network
 from trainables.config import BackboneConfig, DataConfig, SplitConfig, TrialConfig
 from trainables.data.packing import PackReport
-from trainables.loop import TrialRun, Workbench
+from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.workbench import Workbench
 
 Numbers = dict[str, float]
 Tensors = dict[str, torch.Tensor]
