@@ -166,7 +166,7 @@ def test_of_two_the_other_one_gets_two() -> None:
 # --- searching -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cmaes"])
 def test_a_search_over_several_that_is_broken_off_ends_like_one_that_is_not(sampler: str) -> None:
     pricing = Pricing(spec_with({"backbone": "b"}), space_of(), MATERIALS)
     arguments = {"space": space_of(), "num_trials": 16, "options": {"sampler": sampler, "pricing": pricing}}
@@ -179,6 +179,20 @@ def test_a_search_over_several_that_is_broken_off_ends_like_one_that_is_not(samp
         loop.start().run()
         assert loop.records == whole.records
         assert told(loop.searcher) == told(whole.searcher)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "brute_force"])
+def test_samplers_that_list_try_every_depth_of_every_backbone_once(sampler: str) -> None:
+    one = {
+        "lr": 1e-3, "backbone_lr_ratio": 0.1, "optimizer": "adamw", "weight_decay": 1e-4, "augmentation": "none",
+        "batch_size": 16, "label_smoothing": 0.0, "warmup_epochs": 0.0, "grad_clip_norm": None, "head_init": "random",
+    }  # fmt: skip
+    space = space_of(**one)
+    whole = [(name, depth) for name in SHAPES for depth in space.alone(name).depths]
+    loop = Loop(space=space, num_trials=len(whole), options={"sampler": sampler}).start().run(30)
+    loop.start().run()
+    found = [(record.params["backbone"], record.params["freeze_depth"]) for record in loop.records.values()]
+    assert sorted(found) == sorted(whole)
 
 
 def test_proposals_drift_to_the_better_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
