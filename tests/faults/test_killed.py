@@ -64,6 +64,7 @@ def test_a_signal_ends_a_sweep_in_order_and_a_second_one_at_once(sweep: Sweep, u
     sweep.plant(["2-pause", "2-pause"])
     process = sweep.start()
     sweep.await_pause(process)
+    sweep.await_record(lambda record: record["event"] == "epoch", process)  # before that there is nothing to keep
     process.send_signal(signal.SIGTERM)
     sweep.go_on()
     out, err = process.communicate(timeout=60)
