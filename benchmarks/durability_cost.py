@@ -6,6 +6,7 @@ record; a trial's end is one more record, forced to the disk, and one checkpoint
 as in a search that draws them uniformly. At most 2% of all time is the bar.
 
     python benchmarks/durability_cost.py --check
+    python benchmarks/durability_cost.py --precisions fp32 --check   # where bf16 is not what one would train with
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def measure(case: Case, run: TrialRun, folder: Path, journal: Journal, repeats: 
 
 
 def main() -> int:
-    options = parse_options(__doc__, repeats=6, num_pictures=640)
+    options = parse_options(__doc__, repeats=6, num_pictures=640, precisions=("bf16",))
     torch.set_num_threads(options.threads)
     keep_freed_memory()
+    precision = options.precisions[0]
     rows = []
     with tempfile.TemporaryDirectory(prefix="thaw-durability-") as name:
         folder = Path(name)
@@ -81,7 +83,7 @@ def main() -> int:
             for backbone in options.backbones:
                 graph = load_backbone(backbone, None, num_classes=2, input_size_px=options.px, seed=0).graph
                 for depth in range(graph.num_stages + 1):
-                    case = Case(backbone, "bf16", depth, graph.num_stages)
+                    case = Case(backbone, precision, depth, graph.num_stages)
                     config = build_config(case, data, None, options)
                     run = TrialRun(config, Workbench(features=features), Ranks(CPU))
                     rows.append(measure(case, run, _made(folder / f"{backbone}-{depth}"), journal, options.repeats))
@@ -89,7 +91,7 @@ def main() -> int:
     cost = sum(_EPOCHS_PER_TRIAL * row["kept_s"] + row["end_s"] for row in rows)
     total = cost + sum(_EPOCHS_PER_TRIAL * row["epoch_s"] for row in rows)
     report(
-        f"Seconds of an epoch and of keeping it, {options.px} px, bf16, {options.threads} threads",
+        f"Seconds of an epoch and of keeping it, {options.px} px, {precision}, {options.threads} threads",
         ["", "epoch", "kept", "end of trial", "share"],
         [
             [

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,13 +179,15 @@ def prepare_data(options: argparse.Namespace, folder: Path) -> DataConfig:
     )
 
 
-def parse_options(description: str | None, repeats: int, num_pictures: int) -> argparse.Namespace:
-    """The options of a benchmark that trains in this process."""
+def parse_options(
+    description: str | None, repeats: int, num_pictures: int, precisions: Sequence[Precision] = ("fp32", "bf16")
+) -> argparse.Namespace:
+    """The options of a benchmark that trains in this process; ``precisions`` are the default ones."""
     options = parser(description, repeats)
     options.add_argument("--images", type=Path, help="folder of pictures (default: made-up ones)")
     options.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="default: random")
     options.add_argument("--backbones", nargs="+", default=["resnet18", "mobilenet_v2"])
-    options.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    options.add_argument("--precisions", nargs="+", default=list(precisions), choices=["fp32", "bf16"])
     options.add_argument("--num-pictures", type=int, default=num_pictures, help="made-up ones to train on")
     options.add_argument("--px", type=int, default=128)
     options.add_argument("--batch-size", type=int, default=32)

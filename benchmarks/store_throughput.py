@@ -1,15 +1,17 @@
 """How fast the feature store reads shuffled batches, and what it costs to fill it.
 
 Reading, beside a plain memory map of the same bytes: at least 0.8 of the map's rate for batches of 32 rows of 50 kB.
-Filling, beside a bare forward pass of the frozen stages over the same pictures, which lie in memory as bytes: at most
-10% more seconds where the cut is in the middle of the network or at its end. Also printed, without a bar: other row
-sizes and cuts, the rate of verification, and of writing beside a plain write of the same bytes.
+Filling, beside a bare forward pass of the frozen stages over the same pictures in the same batches, the pictures in
+memory as bytes: at most 10% more seconds where the cut is in the middle of the network or at its end. Also printed,
+without a bar: other row sizes and cuts, the rate of verification, and of writing beside a plain write of them.
 
     .venv/bin/python benchmarks/store_throughput.py --check
+    .venv/bin/python benchmarks/store_throughput.py --check --precisions fp32 --px 32   # layers cheap, weights not
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -32,7 +34,7 @@ from trainables.config import (
     SplitConfig,
     TrialConfig,
 )
-from trainables.data.batches import FrozenPrefix, ImageBatches, Normaliser, Views, memory_format
+from trainables.data.batches import FrozenPrefix, ImageBatches, Normaliser, Views, canonical_blocks, memory_format
 from trainables.data.packing import PackReport, pack
 from trainables.data.sources import open_source
 from trainables.features.key import FeatureKey, FrozenPart, Machine, ViewKey
@@ -157,14 +159,14 @@ def measure(folder: Path, dtype: Precision, shape: tuple[int, ...], count: int, 
 class Filling:
     """One network and the pictures of one side, their views in memory."""
 
-    def __init__(self, table: PackReport, backbone: str, precision: Precision) -> None:
+    def __init__(self, table: PackReport, backbone: str, precision: Precision, size_px: int) -> None:
         config = TrialConfig(
             data=DataConfig(
                 table=str(table.path),
                 fingerprint=table.fingerprint,
                 class_names=("class0", "class1"),
                 split=SplitConfig(train=1.0, val=0.0, test=0.0),
-                image_size_px=SIZE_PX,
+                image_size_px=size_px,
             ),
             backbone=BackboneConfig(name=backbone),
             freeze_depth=1,
@@ -176,7 +178,7 @@ class Filling:
         self.config = config.model_copy(update={"freeze_depth": self.loaded.graph.num_stages})
         self.layout = memory_format(config.compute)
         self.normalise = Normaliser(self.loaded.mean, self.loaded.std, CPU, self.layout)
-        self.views = Views(self.bench.side(config.data, "train"), config.augmentation, SIZE_PX, self.bench.views)
+        self.views = Views(self.bench.side(config.data, "train"), config.augmentation, size_px, self.bench.views)
         self.views.fetch(np.arange(NUM_PICTURES), 0)
 
     def cuts(self, which: str) -> list[int]:
@@ -191,7 +193,7 @@ class Filling:
         is_bf16 = self.config.compute.prefix_precision == "bf16"
         started = time.perf_counter()
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
-            for block in np.split(np.arange(NUM_PICTURES), NUM_PICTURES // 64):
+            for block in canonical_blocks(np.arange(NUM_PICTURES), self.config.compute.prefix_batch_size):
                 prefix(self.normalise(self.views.fetch(block, 0)))
         return time.perf_counter() - started
 
@@ -214,15 +216,15 @@ class Filling:
         return seconds
 
 
-def measure_filling(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    make_pictures(folder / "pictures", {"train": NUM_PICTURES}, SIZE_PX)
-    table = pack(open_source(str(folder / "pictures" / "train")), folder / "tables", side_px=SIZE_PX)
+def measure_filling(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    make_pictures(folder / "pictures", {"train": NUM_PICTURES}, options.px)
+    table = pack(open_source(str(folder / "pictures" / "train")), folder / "tables", side_px=options.px)
     cases: list[dict[str, Any]] = []
-    for backbone, precision, which, has_bar in FILL_CASES:
-        subject = Filling(table, backbone, precision)
+    for backbone, precision, which, has_bar in (case for case in FILL_CASES if case[1] in options.precisions):
+        subject = Filling(table, backbone, precision, options.px)
         cuts = subject.cuts(which)
         found: dict[str, list[float]] = {"overhead": [], "fill s": [], "forward s": []}
-        for turn in range(repeats + 1):
+        for turn in range(options.repeats + 1):
             pair = [subject.bare(cuts), subject.fill(cuts, folder / "filled"), subject.bare(cuts)]
             forward = (pair[0] + pair[2]) / 2
             if turn:  # the first turn makes plans and warms up
@@ -236,13 +238,18 @@ def measure_filling(folder: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    options = parser(__doc__, repeats=5).parse_args()
+    wanted = parser(__doc__, repeats=5)
+    wanted.add_argument(
+        "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"], help="of the filling passes"
+    )
+    wanted.add_argument("--px", type=int, default=SIZE_PX, help="side of their pictures (default %(default)s)")
+    options = wanted.parse_args()
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, dtype, shape, count in CASES:
             found = measure(Path(folder), dtype, shape, count, options.repeats)
             cases.append({"case": name, **{column: [round(value, 3) for value in found[column]] for column in found}})
-        fills = measure_filling(Path(folder), options.repeats)
+        fills = measure_filling(Path(folder), options)
     columns = ["ratio", "store GB/s", "map GB/s", "fill ratio", "check GB/s"]
     table = [[str(case["case"]), *(span(case[column]) for column in columns)] for case in cases]
     is_met = all(median(case["ratio"]) >= BAR for case in cases[:BAR_CASES])
@@ -255,7 +262,7 @@ def main() -> int:
     table = [[str(case["fill"]), *(span(case[column], 3) for column in columns)] for case in fills]
     marks = ", ".join(str(case["fill"]) for case in fills if not case["has_bar"])
     note = f"overhead: seconds of a pass that stores, by those of a bare forward pass of {NUM_PICTURES} pictures at "
-    note += f"{SIZE_PX} px; bar {FILL_BAR}, but not for {marks}"
+    note += f"{options.px} px; bar {FILL_BAR}, but not for {marks}"
     report("Feature store: filling", ["network", *columns], table, [note])
     return conclude("store_throughput", [*cases, *fills], is_met=is_met, check=options.check)
 
