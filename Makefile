@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Tests that start no Ray run in so many processes.
 PROCESSES ?= 2
 
-.PHONY: sweep install check test chaos clean
+.PHONY: sweep install check lint fast-tests test chaos clean
 
 sweep: $(INSTALLED)
 	$(BIN)/thaw sweep search_spaces/presets/digits.yaml --new
@@ -18,14 +18,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(INSTALLED)
 
-check: $(INSTALLED)
+# `make check test` runs the fast tests once.
+check: lint fast-tests
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fast-tests: $(INSTALLED)
 	$(BIN)/pytest -n $(PROCESSES) -m 'not slow and not ray and not gpu'
 
-test: $(INSTALLED)
-	$(BIN)/pytest -n $(PROCESSES) -m 'not ray and not gpu'
+test: fast-tests
+	$(BIN)/pytest -n $(PROCESSES) -m 'slow and not ray and not gpu'
 	$(BIN)/pytest -m 'ray and not gpu'
 
 # Random faults for so many minutes; not part of `make test`.
