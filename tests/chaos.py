@@ -45,6 +45,8 @@ _EARLY = 0.2
 """Share of the faults that end a driver which strike one that has not trained yet, or a slow machine never would."""
 _FAULTS = [*TITLES, *_DRIVER, "stopped worker", "truncated", "flipped", *_SERVER]
 _ORDERLY = (0, -signal.SIGKILL, -signal.SIGINT, 130)
+_MOST_KILLS = 2
+"""Processes of a trial killed between two epochs: a trial whose worker dies a third time in one epoch is given up."""
 
 
 class StuckError(Exception):
@@ -85,6 +87,7 @@ class Chaos:
         self._sweep, self._server, self._choose, self._say = sweep, server, choose, log.say
         self._seen, self._seen_at = 0, time.monotonic()
         self._begun = 0
+        self._kills: Counter[int] = Counter()
         self.counts: Counter[str] = Counter()
 
     def run(self, deadline: float) -> None:
@@ -173,7 +176,11 @@ class Chaos:
             return False
         victim = self._choose.choice(victims)
         if fault != "stopped worker":
+            num_epochs = self._num_epochs()
+            if self._kills[num_epochs] == _MOST_KILLS:
+                return False
             kill(victim)
+            self._kills[num_epochs] += 1
             return True
         os.kill(victim, signal.SIGSTOP)
         time.sleep(3)

@@ -19,7 +19,7 @@ from trainables.jobs import BEST_CHECKPOINT, ScoreJob, TrainJob
 from trainables.storage import join, write_bytes
 from tuner.champion import baseline_config, best_epoch, totals_of
 from tuner.journal import TrialRecord
-from tuner.lanes import LaneError, LanePool
+from tuner.lanes import LaneError, LanePool, LanesLostError
 from tuner.model_file import ModelCard, save_model
 from tuner.paths import HomePaths
 from tuner.picture import compose, draw
@@ -103,6 +103,8 @@ def _run_baseline(
             if message["metrics"]:
                 closing.record("epoch", number=number, epoch=message["epoch"], metrics=message["metrics"])
                 epochs.append({**message["metrics"], "epoch": message["epoch"]})
+    except LanesLostError:
+        raise
     except LaneError as error:
         outcome, reason = "failed", str(error)
     totals = {"time/trial_s": time.monotonic() - started, **totals_of(epochs, spec.metric, spec.mode)}

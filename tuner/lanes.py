@@ -37,7 +37,11 @@ _MACHINE_START_S = 1800
 
 
 class LaneError(RuntimeError):
-    """A lane, or every lane, is lost; or a job failed on one."""
+    """A job failed on a lane, or the lane is lost."""
+
+
+class LanesLostError(LaneError):
+    """Every lane is lost: nothing can be trained any more, and nothing that was to be trained is to blame."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class LanePool:
         storage: Path or URI where Ray Train keeps its own (small) records.
         features: Where lanes keep what frozen parts computed; None computes it each time.
         timeout_s: Longest time of one step; a trial that takes longer is failed. None: any time.
+
+    Attributes:
+        lost: Why there is no lane any more; None while there is, or will be, one.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class LanePool:
         self._is_closing = threading.Event()
         self._lock = threading.Lock()
         self._num_lost = 0
+        self.lost: str | None = None
 
     def start(self) -> None:
         """Starts the switchboard and every lane, and returns at once; needs a running Ray."""
@@ -127,7 +135,8 @@ class LanePool:
         """Runs a job of the driver's own on the next free lane and yields its messages.
 
         Raises:
-            LaneError: The job failed, or there is no lane for it.
+            LaneError: The job failed, or its lane is lost.
+            LanesLostError: Every lane is lost.
         """
         import ray
 
@@ -138,14 +147,25 @@ class LanePool:
             while True:
                 message: Message = ray.get(self._board.message.remote(client, number))
                 if message["kind"] in ("failed", "dropped"):
+                    self.check()
                     raise LaneError(message.get("reason", "the lane was taken away"))
                 yield message
                 if message["kind"] in LAST_WORDS or message.get("outcome"):
                     return
         except ray.exceptions.RayTaskError as error:
+            self.check()
             raise LaneError(first_line(error.cause)) from error
         finally:
             ray.get(self._board.give_back.remote(client))
+
+    def check(self) -> None:
+        """Nothing, while there is a lane or will be one.
+
+        Raises:
+            LanesLostError: There is none.
+        """
+        if self.lost is not None:
+            raise LanesLostError(self.lost)
 
     def close(self, timeout_s: float = 20.0) -> None:
         """Ends every lane in an orderly way, so that no placement group stays behind."""
@@ -174,12 +194,15 @@ class LanePool:
                 return
             with self._lock:
                 self._num_lost += 1
-                all_lost = self._num_lost == self.num_lanes
+                # Noted before anyone can hear of it.
+                if self._num_lost == self.num_lanes:
+                    self.lost = f"every lane is lost; the last one: {reason}"
             ray.get(board.close_lane.remote(lane, f"lane {lane} is lost: {reason}"))
-            if all_lost:
-                ray.get(board.fail.remote(f"every lane is lost; the last one: {reason}"))
+            if self.lost is not None:
+                ray.get(board.fail.remote(self.lost))
         except ray.exceptions.RayActorError:
             # Everyone who waits for the switchboard is told by Ray.
+            self.lost = self.lost or "every lane is lost: the switchboard, which lends them, died"
             logger.warning("the switchboard is gone; lane %d is not started again", lane)
 
     def _fit_again_and_again(self, lane: int, board: Any) -> str:

@@ -2,4 +2,4 @@
 
 
 class SweepFailedError(RuntimeError):
-    """Every trial failed; the message says why."""
+    """There is no champion, or nothing to train on; the message says why, and what to do."""

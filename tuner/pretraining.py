@@ -140,7 +140,7 @@ def train_backbone(
         see: Told each epoch's number and metrics.
 
     Raises:
-        LaneError: It failed.
+        LaneError: It failed, or every lane is lost.
         InputError: It diverged.
     """
     from trainables.backbones.weights import store_weights

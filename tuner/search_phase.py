@@ -68,7 +68,11 @@ class SearchPhase:
         self._record, self._progress, self._has_epochs = record, progress, has_epochs
 
     def run(self, pool: LanePool) -> str | None:
-        """Runs the trials that are left; why the sweep was interrupted, None when it was not."""
+        """Runs the trials that are left; why the sweep was interrupted, None when it was not.
+
+        Raises:
+            LanesLostError: There is no lane any more; the trials that ran are noted as interrupted.
+        """
         spec, budget = self._spec, self._spec.budget
         records = read_records(self._paths.journal)
         switch = StopSwitch(Spending(time_s=budget.time_s, flops=budget.flops, records=records))
@@ -123,6 +127,7 @@ class SearchPhase:
                 history=history,
                 on_end=keeper.take,
             )
+        pool.check()
         return switch.why if switch.is_interrupted else None
 
     def _begin(self, records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from tuner.choosing import settle_backbones
 from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
-from tuner.lanes import LanePool
+from tuner.lanes import LaneError, LanePool
 from tuner.networks import Network, base_trials, prepare_networks, space_over
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
@@ -54,7 +54,7 @@ def run_sweep(
 
     Raises:
         InputError: The spec or its surroundings will not do; nothing was trained.
-        SweepFailedError: Every trial failed.
+        SweepFailedError: Every trial failed, or every lane is lost.
     """
     paths = HomePaths.resolve(home)
     pull_sweeps(paths)
@@ -82,7 +82,7 @@ def resume_sweep(
 
     Raises:
         InputError: There is no such sweep, or the overrides change what may not change.
-        SweepFailedError: Every trial failed.
+        SweepFailedError: Every trial failed, or every lane is lost.
     """
     paths, progress = HomePaths.resolve(home), progress or silent()
     pull_sweeps(paths)
@@ -193,17 +193,39 @@ class _Sweep:
             self.num_records = len(self.journal.records())
             self._keep_spec(data)
             self._begin(data)
-            trained = {
-                name: self._pretrain(network.pretraining, pool)
-                for name, network in networks.items()
-                if network.pretraining is not None
-            }
-            bases = base_trials(self.spec, data.config, networks, trained)
-            device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
-            interruption = self._search(space, Pricing(self.spec, space, materials, device), bases, pool)
-            if interruption is not None:
-                return self._interrupted(interruption)
-            return self._finish(space, bases, data, pool)
+            try:
+                return self._train(data, networks, space, materials, pool)
+            except LaneError as error:
+                self._interrupted(str(error))
+                raise SweepFailedError(
+                    f"sweep {self.spec.name!r} cannot go on: {error}; when that is mended, `thaw resume "
+                    f"{self.spec.name}` goes on with what is left"
+                ) from error
+
+    def _train(
+        self,
+        data: PreparedData,
+        networks: dict[str, Network],
+        space: SearchSpace,
+        materials: dict[str, Material],
+        pool: LanePool,
+    ) -> SweepResult:
+        """All that needs lanes, in order.
+
+        Raises:
+            LaneError: A lane failed at what nothing can do without, or every lane is lost.
+        """
+        trained = {
+            name: self._pretrain(network.pretraining, pool)
+            for name, network in networks.items()
+            if network.pretraining is not None
+        }
+        bases = base_trials(self.spec, data.config, networks, trained)
+        device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
+        interruption = self._search(space, Pricing(self.spec, space, materials, device), bases, pool)
+        if interruption is not None:
+            return self._interrupted(interruption)
+        return self._finish(space, bases, data, pool)
 
     # --- before ----------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from tuner.spending import Spending
 Record = Callable[..., object]
 ASHA_STOPPED = "ASHA: others were better after as many epochs"
 _MOST_DEATHS = 3
+"""How often a trial's actor may die, or its lane be lost, without one more epoch before the trial is given up."""
 METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
 
 
@@ -80,6 +81,7 @@ class JournalCallback(_NotKept, tune.Callback):
         record: ``Journal.append`` or a wrapper of it.
         pool: The lanes.
         switch: Tells a trial that ASHA stopped from one that the sweep's end stopped.
+        stop: Ends the proposals.
         metric: What decides.
         mode: ``max`` or ``min``.
         patience: Knows which trials ended for lack of progress.
@@ -93,6 +95,7 @@ class JournalCallback(_NotKept, tune.Callback):
         pool: LanePool,
         switch: StopSwitch,
         *,
+        stop: Callable[[], object],
         metric: str,
         mode: str,
         patience: Patience,
@@ -100,6 +103,7 @@ class JournalCallback(_NotKept, tune.Callback):
         on_end: Callable[[TrialRecord], object] = lambda _: None,
     ) -> None:
         self._record, self._pool, self._switch, self._on_end = record, pool, switch, on_end
+        self._stop = stop
         self._patience = patience
         self._metric, self._mode = metric, mode
         self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
@@ -121,6 +125,8 @@ class JournalCallback(_NotKept, tune.Callback):
         epochs = self._epochs.setdefault(trial.config["number"], [])
         # A trial that goes on in another actor is told its past anew.
         if metrics and result[EPOCH] > (epochs[-1]["epoch"] if epochs else 0):
+            # What comes after a step forward has its own three attempts: a long trial may outlive many machines.
+            trial.run_metadata.num_failures = 0
             epochs.append({**metrics, "epoch": result[EPOCH]})
             self._record("epoch", number=trial.config["number"], epoch=result[EPOCH], metrics=metrics)
 
@@ -139,10 +145,17 @@ class JournalCallback(_NotKept, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's actor died or lost its lane; it goes on in another one."""
-        self._pool.take_back(client_prefix(trial.config["number"]))
+        if self._pool.lost is None:
+            self._pool.take_back(client_prefix(trial.config["number"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's actors died, or lost their lanes, too often."""
+        """A trial's actors died, or lost their lanes, too often; or there is no lane any more."""
+        if self._pool.lost is not None:
+            # Not the trial's fault: it goes on when the sweep does.
+            self._stop()
+            self._switch.interrupt(self._pool.lost)
+            self._end(trial, "interrupted", self._pool.lost)
+            return
         self._pool.take_back(client_prefix(trial.config["number"]))
         self._end(trial, "failed", _cause(trial))
 
@@ -185,10 +198,13 @@ def run_tune(
     # This process handles Ctrl-C itself, and resumes from the journal: Tune's snapshots would only cost time.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    # A traceback for each actor that died would hide what matters; the journal has every cause.
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     callback = JournalCallback(
         record,
         pool,
         switch,
+        stop=searcher.stop,
         metric=searcher.metric,
         mode=searcher.mode,
         patience=patience,

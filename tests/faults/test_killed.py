@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 from faults_support import TITLES, Sweep, kill
@@ -57,6 +58,27 @@ def test_the_driver_at_random_moments(sweep: Sweep, undisturbed: Sweep) -> None:
     assert sweep.numbers() == undisturbed.numbers(), f"seed {seed}"
     ends = [record["number"] for record in sweep.records() if record["event"] == "end"]
     assert sorted(ends) == sorted(set(ends)), f"seed {seed}: a trial ended twice"
+    sweep.assert_nothing_is_left()
+
+
+def test_a_lane_that_dies_at_every_start_fails_no_trial(sweep: Sweep, undisturbed: Sweep) -> None:
+    sweep.plant(["3-pause"])
+    process = sweep.start()
+    sweep.await_pause(process)
+    while process.poll() is None:
+        for pid in sweep.processes(*TITLES["controller"]):
+            with suppress(ProcessLookupError):
+                kill(pid)
+        time.sleep(0.2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "every lane is lost" in err, err
+    assert "`thaw resume faulty`" in err, err
+    assert "Traceback" not in err
+    assert sweep.records()[-1]["event"] == "interrupted"
+    sweep.go_on()
+    sweep.finish("resume", "faulty")
+    assert sweep.numbers() == undisturbed.numbers()
     sweep.assert_nothing_is_left()
 
 

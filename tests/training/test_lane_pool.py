@@ -10,7 +10,7 @@ import pytest
 
 from trainables.config import TrialConfig
 from trainables.jobs import ScoreJob
-from tuner.lanes import LaneError, LanePool, LaneShape
+from tuner.lanes import LaneError, LanePool, LaneShape, LanesLostError
 
 pytestmark = pytest.mark.ray
 
@@ -71,8 +71,9 @@ def stumbling(ray_cluster: None) -> Iterator[StumblingPool]:
 
 
 def test_when_no_lane_comes_up_whoever_waits_is_told_why(broken: BrokenPool, score: ScoreJob) -> None:
-    with pytest.raises(LaneError, match=r"every lane is lost; the last one: .*no GPU here$"):
+    with pytest.raises(LanesLostError, match=r"every lane is lost; the last one: .*no GPU here$"):
         next(broken.run(score))
+    assert broken.lost is not None
     assert broken.num_fits == 6, "each of two lanes was started three times"
     assert broken.num_ready() == 0
 
@@ -81,6 +82,7 @@ def test_a_lane_that_gets_somewhere_is_never_given_up(stumbling: StumblingPool, 
     for number in range(1, 8):
         with pytest.raises(LaneError, match=f"fit {number}"):
             next(stumbling.run(score))
+    assert stumbling.lost is None
 
 
 class Clients:
