@@ -126,6 +126,7 @@ class Chaos:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(self._choose.uniform(*_PAUSE_S))
             self._check_progress()
+            self._keep_server()
             if process.poll() is None and time.monotonic() < deadline:
                 fault = self._choose.choice(_FAULTS)
                 if self._strike(fault, process):
@@ -138,6 +139,12 @@ class Chaos:
             self._seen, self._seen_at = num_records, time.monotonic()
         elif time.monotonic() - self._seen_at > _STUCK_S:
             raise StuckError
+
+    def _keep_server(self) -> None:
+        """Starts the server again where it ended by itself: without one no sweep ends."""
+        if (code := self._server.ended()) is not None:
+            self._say(f"the MLflow server had ended with {code}; started again")
+            self._server.start()
 
     def _num_epochs(self) -> int:
         return sum(record["event"] == "epoch" for record in self._sweep.records())
@@ -251,6 +258,7 @@ def main() -> int:
             place = _made(folder, f"sweep-{num_sweeps}")
             server = Server(place)
             server.start()
+            server.await_answer()  # killed while it makes its tables, MLflow leaves a database that it refuses for ever
             sweep = Sweep(place, _SPEC, MLFLOW_TRACKING_URI=server.uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
             chaos = Chaos(sweep, server, choose, log)
             try:

@@ -65,6 +65,10 @@ class Server:
             self.send(signal.SIGKILL)
             self._process.wait()
 
+    def ended(self) -> int | None:
+        """The exit code of a server that has ended by itself, or was killed; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to all its processes: SIGSTOP has it accept connections and answer none, until SIGCONT."""
         if self._process is not None:
