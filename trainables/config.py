@@ -59,6 +59,9 @@ class DataConfig(Settings):
     table: str = Field(description="Path or URI of the packed Arrow image table.")
     fingerprint: str = Field(description="SHA-256 that names the table's content.")
     class_names: tuple[str, ...] = Field(description="The classes in label order; other classes are left out.")
+    label_separator: str | None = Field(
+        None, description="Between the labels of a picture that has several; none: each picture has one class."
+    )
     split: SplitConfig = SplitConfig()
     group_pattern: str | None = Field(None, description="Regular expression on names: equal finds stay on one side.")
     image_size_px: int = Field(ge=8, le=1024, description="Side of the square that the network sees.")
@@ -156,6 +159,9 @@ class TrialConfig(Settings):
         None, gt=0, lt=1, description="Of the moving average of the weights that is judged and kept; None: none is."
     )
     grad_accumulation: int = Field(1, ge=1, description="Batches whose gradients make one step of the optimizer.")
+    costs: tuple[tuple[float, ...], ...] | None = Field(
+        None, description="By true class and by decision: decisions are those expected to cost least. None: argmax."
+    )
     epochs: int = Field(8, ge=1)
     head_init: HeadInit = Field(
         "random", description="'probe': the head starts as a ridge classifier on the frozen network's features."

@@ -99,7 +99,8 @@ class Message(TypedDict):
     """What a lane says of a job.
 
     ``epoch``: one more epoch is trained (``epoch`` counts from 1), ``outcome`` is set on the trial's last one.
-    ``score``: the answer to a ``ScoreJob``. ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
+    ``score``: the answer to a ``ScoreJob``: what an `Evaluation` holds.
+    ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
     ``failed``: the job is over, for the ``reason``; with the outcome ``interrupted`` it is not the job's fault and may
     go on when the reason is gone. ``dropped``: the lane is another's or gone; the job is none the
     worse for it.
@@ -111,7 +112,8 @@ class Message(TypedDict):
     is_best: NotRequired[bool]
     outcome: NotRequired[Outcome | None]
     reason: NotRequired[str]
-    confusion: NotRequired[list[list[int]]]
+    confusion: NotRequired[list[Any]]
+    average_precisions: NotRequired[list[float | None]]
     probes: NotRequired[list[DepthProbe]]
 
 

@@ -325,7 +325,12 @@ def _score(run: TrialRun, job: ScoreJob, order: Order, line: _Line) -> None:
     evaluation = run.evaluate(job.side)
     line.report(
         order,
-        {"kind": "score", "metrics": evaluation.metrics, "confusion": evaluation.confusion.tolist()},
+        {
+            "kind": "score",
+            "metrics": evaluation.metrics,
+            "confusion": evaluation.confusion.tolist(),
+            "average_precisions": list(evaluation.average_precisions),
+        },
     )
 
 

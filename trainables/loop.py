@@ -37,13 +37,15 @@ from trainables.data.batches import (
     plan_epoch,
     plan_in_order,
 )
+from trainables.data.label_sets import members_of
 from trainables.data.views import view_index
 from trainables.features.source import FeatureBatches, StoredFeatures, visit
 from trainables.kernels import avoid_slow_kernels
+from trainables.label_scores import judge_labels
 from trainables.losses import TrainingLoss, class_weights
 from trainables.mixing import Mixer
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
-from trainables.scores import Evaluation, count_confusion, rates
+from trainables.scores import Evaluation, count_confusion, judge_whole
 from trainables.workbench import Workbench
 
 _EVALUATION_BATCH_SIZE = 64
@@ -94,7 +96,8 @@ class TrialRun:
         # Looked up where it counts: it takes a look at every tensor of the network.
         stage_keys = backbone.graph.stage_keys if config.optimizer.layer_decay < 1 else ()
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer, stage_keys)
-        self._loss = TrainingLoss(config.label_smoothing, self._weigh_classes())
+        self._members_SK = self._look_up_members()
+        self._loss = TrainingLoss(config.label_smoothing, self._weigh_classes(), self._members_SK)
         self._mixer = Mixer(config, ranks)
         self._average: WeightAverage | None = None
         self._noise = SharedNoise(config.seed)
@@ -106,6 +109,14 @@ class TrialRun:
         if self.config.class_balance != "weighted":
             return None
         return class_weights(self.side("train").labels, len(self.config.data.class_names)).to(self._ranks.device)
+
+    def _look_up_members(self) -> torch.Tensor | None:
+        """Which classes each set of labels holds, as 0 and 1 [S, K]; None where each picture has one class."""
+        data = self.config.data
+        if data.label_separator is None:
+            return None
+        members_SK = members_of(self._bench.table(data).class_names, data.class_names, data.label_separator)
+        return torch.from_numpy(members_SK).float().to(self._ranks.device)
 
     def _open_store(
         self, backbone: Backbone, cuts_to_keep: Mapping[Literal["train", "val"], Collection[int]] | None
@@ -271,17 +282,28 @@ class TrialRun:
     def _evaluate(self, name: SplitName) -> Evaluation:
         side, num_classes = self.side(name), len(self.config.data.class_names)
         self._model.eval()
+        device, costs = self._ranks.device, self.config.costs
+        costs_KK = None if costs is None else torch.tensor(costs, dtype=torch.float64, device=device)
         positions = self._ranks.share(np.arange(len(side)))
         plan = [positions[block] for block in plan_in_order(len(positions), _EVALUATION_BATCH_SIZE)]
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
-        confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=self._ranks.device)
-        for batch in self._batches(side, _AS_IS).batches(plan, 0):
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
+        # Each rank fills its own rows: the sum over ranks is the whole side, with no picture twice.
+        logits_NK = torch.zeros((len(side), num_classes), dtype=next(self._tail.parameters()).dtype, device=device)
+        for block, batch in zip(plan, self._batches(side, _AS_IS).batches(plan, 0), strict=True):
             logits_BK = self._forward(batch.inputs)
-            loss_sum += F.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
-            confusion_KK += count_confusion(logits_BK, batch.labels_B)
+            if self._members_SK is None:
+                loss_sum += F.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
+                confusion_KK += count_confusion(logits_BK, batch.labels_B, costs_KK)
+            logits_NK[block[0] : block[-1] + 1] = logits_BK
+        self._ranks.sum(logits_NK)
+        labels_N = torch.from_numpy(side.labels).to(device)
+        if self._members_SK is not None:
+            return judge_labels(logits_NK, self._members_SK[labels_N])
         loss = self._ranks.sum(loss_sum).item() / max(1, len(side))
         confusion = self._ranks.sum(confusion_KK).cpu().numpy()
-        return Evaluation({"loss": loss, **rates(confusion)}, confusion)
+        scores = judge_whole(confusion, logits_NK, labels_N, None if costs is None else np.array(costs))
+        return Evaluation({"loss": loss, **scores}, confusion)
 
     def checkpoint(self, meta: dict[str, Any] | None = None, *, weights_only: bool = False) -> Checkpoint:
         """The trial's state after its last whole epoch; its tensors are the run's own and change with the next one.

@@ -13,7 +13,7 @@ from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.config import DataConfig, FeatureSettings, SplitName, TrialConfig
 from trainables.data.batches import Side, ViewCache
 from trainables.data.sharing import open_table
-from trainables.data.splits import sides_of
+from trainables.data.splits import labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from trainables.features.probes import ProbeResult
@@ -70,10 +70,11 @@ class Workbench:
         Raises:
             InputError: See `table`.
         """
-        key = (config.table, config.fingerprint, config.class_names, config.split, config.group_pattern, name)
+        names = (config.class_names, config.label_separator)
+        key = (config.table, config.fingerprint, names, config.split, config.group_pattern, name)
         if key not in self._sides:
             table = self.table(config)
-            rows, labels = table.rows_of(config.class_names)
+            rows, labels = labelled_rows(table, config)
             chosen = sides_of(table, rows, config) == name
             self._sides[key] = Side(table, rows[chosen], labels[chosen], name)
         return self._sides[key]

@@ -100,9 +100,11 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     decisive = config.model_dump(mode="json")
     del decisive["data"]["table"]
     # Nothing that a recipe can set, and older recipes do not have it.
-    for name in ("head_init", "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation"):
+    unset = ("head_init", "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation", "costs")
+    for name in unset:
         del decisive[name]
     del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
+    del decisive["data"]["label_separator"]
     if config.data.group_pattern is None:
         del decisive["data"]["group_pattern"]
     if config.backbone.weights is not None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -73,15 +73,37 @@ class Source(Protocol):
         """A cheap digest that changes whenever a picture is added, removed, renamed or changed."""
 
 
-def open_source(uri: str) -> Source:
+@runtime_checkable
+class ManyLabelsSource(Source, Protocol):
+    """A source that can give a picture several labels."""
+
+    def with_many_labels(self, separator: str) -> Source:
+        """The same pictures, their class names those of sets of labels: see `label_sets`."""
+
+
+def open_source(uri: str, label_separator: str | None = None) -> Source:
     """Finds the pictures that a URI names, without reading any.
 
     Args:
         uri: `digits`, `folder:PATH`, `csv:PATH`, `parquet:URI`, `torchvision:NAME`, or a path to a folder.
+        label_separator: Between the labels of a picture that has several: each class name is then a set's, see
+            `label_sets`. None: each picture has one class.
 
     Raises:
-        InputError: No such scheme or no such folder.
+        InputError: No such scheme or no such folder, or one that gives each picture one label only.
     """
+    source = _open_source(uri)
+    if label_separator is None:
+        return source
+    if not isinstance(source, ManyLabelsSource):
+        raise InputError(
+            f"data.labels: multi, and {uri!r} gives each picture one class: "
+            "list the pictures in a csv: or parquet: source, or set data.labels to single"
+        )
+    return source.with_many_labels(label_separator)
+
+
+def _open_source(uri: str) -> Source:
     scheme, colon, place = uri.partition(":")
     if scheme in SCHEMES:
         return SCHEMES[scheme](place)

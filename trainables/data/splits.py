@@ -27,6 +27,17 @@ def sides_of(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> 
     return assign_sides(table.ids[rows], table.sides[rows], config.split, groups)
 
 
+def labelled_rows(table: ImageTable, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of a table that a trial uses, in table order, and their labels.
+
+    Labels are positions in `config.class_names`; where pictures have several, all rows, and the table's sets of labels.
+
+    Raises:
+        InputError: See `ImageTable.rows_of`.
+    """
+    return table.rows_of(config.class_names if config.label_separator is None else table.class_names)
+
+
 def assign_sides(
     ids: Sequence[str] | NDArray[Any],
     sides: Sequence[SplitName | None] | NDArray[Any],
@@ -127,7 +138,7 @@ def check_sides(
 
     Args:
         assigned: What `assign_sides` returned [N].
-        labels: Positions in `class_names` [N].
+        labels: Positions in `class_names` [N]; or, where pictures have several, which they have: bool [N, K].
         class_names: The classes to tell apart.
         config: What `assign_sides` was given.
         given: The source's own sides [N], as given to `assign_sides`; empty where it has none.
@@ -142,7 +153,7 @@ def check_sides(
             f"data: {len(class_names)} class ({', '.join(class_names) or 'none'}) to tell apart: "
             "give at least two class folders, or leave fewer out by data.exclude_classes"
         )
-    counts = np.bincount(labels, minlength=len(class_names))
+    counts = _count(labels, len(class_names))
     if (rarest := int(counts.argmin())) >= 0 and counts[rarest] < MIN_PICTURES_PER_CLASS:
         raise InputError(
             f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
@@ -154,13 +165,18 @@ def check_sides(
                 f"data.split: none of {len(assigned)} pictures is on the {side} side: "
                 f"give {_share_field(side, set(given), config)} a larger share, or try another data.split.seed"
             )
-    in_train = np.bincount(labels[assigned == "train"], minlength=len(class_names))
+    in_train = _count(labels[assigned == "train"], len(class_names))
     if (in_train == 0).any():
         missing = class_names[int(in_train.argmin())]
         raise InputError(
             f"data.split: class {missing!r} has no picture on the train side: "
             "add pictures of it, or try another data.split.seed"
         )
+
+
+def _count(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """Pictures of each class [K]."""
+    return labels.sum(0) if labels.ndim > 1 else np.bincount(labels, minlength=num_classes)
 
 
 def _wants_test(config: SplitConfig, given: set[SplitName | None]) -> bool:
