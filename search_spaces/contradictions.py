@@ -15,9 +15,10 @@ from search_spaces.search_spec import LISTING_SAMPLERS
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
-    from search_spaces.search_spec import LISTING_SAMPLERS
     from search_spaces.spec import ResourceSpec, SweepSpec
-from trainables.config import SplitConfig
+    from trainables.config import SplitConfig
+
+_OF_ONE_LABEL = ("val/accuracy", "val/balanced_accuracy", "val/cost")
 
 
 def contradictions(spec: SweepSpec) -> Iterator[str]:
@@ -27,10 +28,46 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _idle_ratio(spec)
     yield from _idle_price(spec)
     yield from _unlisted_values(spec)
+    yield from _unknown_costs(spec)
+    yield from _not_for_these_labels(spec)
     yield from _beyond_the_epochs(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
     yield from _nothing_to_mix(spec)
+
+
+def _unknown_costs(spec: SweepSpec) -> Iterator[str]:
+    if spec.metric == "val/cost" and spec.costs is None:
+        yield (
+            "metric: val/cost is what mistakes cost, and costs does not say; "
+            "add costs: {true class: {predicted class: cost}}, or choose another metric"
+        )
+
+
+def _not_for_these_labels(spec: SweepSpec) -> Iterator[str]:
+    """What has no meaning where pictures have several labels, and the other way round."""
+    if spec.data.labels == "single":
+        if spec.metric == "val/map":
+            yield "metric: val/map is of pictures with several labels, and data.labels is single; use val/auroc"
+        return
+    search = spec.search
+    balances = set(listed(search.class_balance)) - {"none"}
+    problems = {
+        "metric": (
+            spec.metric in _OF_ONE_LABEL,
+            f"{spec.metric} is",
+            "use val/map, val/auroc, val/macro_f1 or val/loss",
+        ),
+        "costs": (spec.costs is not None, "they are", "leave costs out"),
+        "search.class_balance": (bool(balances), f"{' and '.join(sorted(balances))} is", "use none"),
+        "search.mixup_alpha": (_largest(search.mixup_alpha) > 0, "mixup is", "set it to 0"),
+        "search.cutmix_alpha": (_largest(search.cutmix_alpha) > 0, "CutMix is", "set it to 0"),
+        "search.head_init": ("probe" in listed(search.head_init), "probe is", "use auto or random"),
+        "search.probe": (search.probe == "on", "the probe is", "use auto or off"),
+    }
+    for field, (is_wrong, subject, remedy) in problems.items():
+        if is_wrong:
+            yield f"{field}: {subject} for pictures of one class, and data.labels is multi; {remedy}"
 
 
 def split_contradiction(split: SplitConfig) -> str | None:

@@ -6,6 +6,7 @@ In: a mapping. Out: `DataSpec`, with every default filled in. Whether the pictur
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -22,6 +23,14 @@ class DataSpec(SpecPart):
         description="Where pictures are: 'folder:PATH' (class folders, or train/val[/test] above them), 'csv:PATH' "
         "(columns file and label, maybe split and group), 'parquet:URI' (image and label, maybe split and group), "
         "'torchvision:NAME[:FOLDER]' (one of its classification sets), or 'digits'.",
+    )
+    labels: Literal["single", "multi"] = Field(
+        "single",
+        description="'single': each picture shows one class. 'multi': any number of them, or none; for csv: and "
+        "parquet: sources.",
+    )
+    label_separator: str = Field(
+        "|", min_length=1, description="Between the labels of one picture, where they are text and `labels` is multi."
     )
     exclude_classes: ClassNames = Field((), description="Classes to leave out, by name.")
     max_per_class: Count | None = Field(

@@ -31,6 +31,9 @@ def format_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """The known word that was most likely meant, or None."""
+    longer = [each for each in known if word and each.startswith(word)]
+    if len(longer) == 1:
+        return longer[0]
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return matches[0] if matches else None
 

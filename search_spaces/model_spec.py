@@ -60,6 +60,13 @@ class PretrainRecipe(SpecPart):
 
     check_its_name = field_validator("name")(check_name)
 
+    @field_validator("data")
+    @classmethod
+    def _has_one_label(cls, data: DataSpec) -> DataSpec:
+        if data.labels == "multi":
+            raise ValueError("data.labels is multi, and backbones are pretrained on pictures of one class; set single")
+        return data
+
     def params(self) -> dict[str, Any]:
         """The recipe as a point of a search space: see `search_spaces.space.apply_params`."""
         left_out = {"name", "data", "weights", "epochs", "seed", "version", "backbone", "compute", "resources"}

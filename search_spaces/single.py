@@ -71,7 +71,7 @@ def _searched_in_search(spec: SweepSpec) -> list[str]:
     search = spec.search
     values = {field: getattr(search, field) for field in SearchSpec.model_fields if field not in _NOT_VALUES}
     open_fields = [field for field, value in values.items() if _is_open(value)]
-    if search.head_init == "auto" and spec.is_pretrained:
+    if search.head_init == "auto" and spec.can_probe:
         open_fields.append("head_init")
     if "magnitude" in open_fields and not set(listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
         open_fields.remove("magnitude")

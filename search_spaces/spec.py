@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from search_spaces.contradictions import contradictions, resource_contradictions
+from search_spaces.cost_matrix import Costs
 from search_spaces.data_spec import DataSpec
 from search_spaces.model_spec import ModelSpec, PretrainRecipe
 from search_spaces.ranges import (
@@ -29,7 +30,10 @@ from search_spaces.search_spec import LISTING_SAMPLERS, USUAL_NUM_TRIALS, Search
 from trainables.config import ComputeConfig
 
 SPEC_VERSION = 1
-MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
+MetricName = Literal[
+    "val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss", "val/auroc", "val/cost", "val/map"
+]
+_SMALL_IS_GOOD: tuple[MetricName, ...] = ("val/loss", "val/cost")
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
 _OLD_TIME = "time_budget_s"
 
@@ -152,7 +156,18 @@ class SweepSpec(SpecPart):
     keep_checkpoints: Count = Field(
         3, description="Trials, the best ones, whose trained weights stay on disk after they have ended."
     )
-    metric: MetricName = Field("val/accuracy", description="What chooses between epochs and between trials.")
+    metric: MetricName = Field(
+        "val/accuracy",
+        description="What chooses between epochs and between trials, and champion from challenger. 'val/auroc': area "
+        "under the ROC curve, with more than two classes the mean of each against the rest; 'val/cost': by `costs`; "
+        "'val/map': mean average precision of the classes, the default where `data.labels` is multi.",
+    )
+    costs: Costs | None = Field(
+        None,
+        description="What it costs to take a picture of one class for another: {true class: {predicted class: cost}}, "
+        "0 on the diagonal and 1 elsewhere unless given, or a matrix in the order of the classes. The model then "
+        "decides for the class that is expected to cost least; none: for the most probable.",
+    )
     baselines: Annotated[tuple[BaselineName, ...], AfterValidator(are_distinct)] = Field(
         (), description="Runs beside the search, to compare the champion with."
     )
@@ -162,6 +177,13 @@ class SweepSpec(SpecPart):
     check_its_name = field_validator("name")(check_name)
     check_version = field_validator("version", mode="before")(_check_version)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _several_labels_have_a_metric_of_their_own(cls, raw: Any) -> Any:
+        data = raw.get("data") if isinstance(raw, dict) else None
+        labels = data.get("labels") if isinstance(data, dict) else getattr(data, "labels", None)
+        return {**raw, "metric": "val/map"} if labels == "multi" and "metric" not in raw else raw
+
     @model_validator(mode="after")
     def _is_consistent(self) -> SweepSpec:
         _raise_any(list(contradictions(self)))
@@ -170,7 +192,12 @@ class SweepSpec(SpecPart):
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether a good trial has a small or a large metric."""
-        return "min" if self.metric == "val/loss" else "max"
+        return "min" if self.metric in _SMALL_IS_GOOD else "max"
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether a linear probe of the frozen network is worth fitting, and there is one for such labels."""
+        return self.is_pretrained and self.data.labels == "single"
 
     @property
     def is_pretrained(self) -> bool:

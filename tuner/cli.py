@@ -131,14 +131,11 @@ def predict(
     from tuner.model_file import Classifier
     from tuner.running_cli import output_console
 
-    predictions = list(predict(Classifier.load(uri, tracking_uri), pictures, top_k))
-    typer.echo(f"{uri}: {len(pictures)} pictures", err=True)
-    rows = [
-        {"picture": prediction.name, "rank": rank, "class": name, "probability": round(probability, 6)}
-        for prediction in predictions
-        for rank, (name, probability) in enumerate(prediction.classes, start=1)
-    ]
-    write_rows(rows, wanted, output_console())
+    classifier = Classifier.load(uri, tracking_uri)
+    predictions = list(predict(classifier, pictures, top_k))
+    rule = "" if classifier.card.costs is None else "; the first class is the one expected to cost least"
+    typer.echo(f"{uri}: {len(pictures)} pictures{rule}", err=True)
+    write_rows([row for prediction in predictions for row in prediction.rows()], wanted, output_console())
     unread = [prediction for prediction in predictions if prediction.problem]
     for prediction in unread:
         typer.echo(f"could not be read: {prediction.name}: {prediction.problem}", err=True)
@@ -275,7 +272,7 @@ def _show_plan(spec: SweepSpec) -> None:
     from tuner.networks import prepare_networks, space_over
     from tuner.output import show_plan
     from tuner.paths import HomePaths
-    from tuner.preparing import check_quickly, prepare_data
+    from tuner.preparing import check_metric, check_quickly, prepare_data
     from tuner.pricing import Material, Pricing
     from tuner.progress import Progress
     from tuner.running_cli import output_console
@@ -284,6 +281,7 @@ def _show_plan(spec: SweepSpec) -> None:
     check_quickly(spec, home)
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
+        check_metric(spec, data)
         spec = settle_backbones(spec, home, progress.note)
         uri = home.tracking_uri(spec.tracking.uri)
         networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False)

@@ -9,6 +9,7 @@ from typing import Any
 from search_spaces.model_spec import BackboneChoice
 from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
+from tuner.figures import sentence
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
 from tuner.reuse import Reuse
@@ -67,19 +68,8 @@ def flat(standing: Standing) -> dict[str, float]:
     }
 
 
-def note(champion: Champion, baselines: list[Standing], reuse: Reuse) -> str:
-    """The parent run's description."""
-    lines = [f"Champion: trial {champion.number}, {_figures(champion.standing)}."]
-    lines += [f"- {standing.name}: {_figures(standing)}" for standing in baselines]
-    return "\n".join([*lines, *(f"\n{sentence}" for sentence in reuse.sentences())])
-
-
-def _figures(standing: Standing) -> str:
-    text = f"validation accuracy {standing.val['accuracy']:.4f}"
-    if standing.test:
-        test = standing.test
-        text += (
-            f", test accuracy {test['accuracy']:.4f} "
-            f"(95% interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})"
-        )
-    return text
+def note(champion: Champion, baselines: list[Standing], reuse: Reuse, metric: str = "val/accuracy") -> str:
+    """The parent run's description; ``metric`` is what chose."""
+    lines = [f"Champion: trial {champion.number}, {sentence(champion.standing, metric)}."]
+    lines += [f"- {standing.name}: {sentence(standing, metric)}" for standing in baselines]
+    return "\n".join([*lines, *(f"\n{said}" for said in reuse.sentences())])

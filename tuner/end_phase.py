@@ -92,7 +92,7 @@ class EndPhase:
         record("files", paths=report, folder="report")
         reuse = reuse_of(trials, bytes_held(feature_settings(self._spec, closing.home)))
         record("totals", metrics=reuse.metrics())
-        text = note(champion, baselines, reuse)
+        text = note(champion, baselines, reuse, self._spec.metric)
         record("champion", number=champion.number, metrics=flat(champion.standing), note=text)
         champion = self._register(champion)
         if champion.model_uri is None:

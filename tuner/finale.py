@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, ScoreJob, TrainJob
 from trainables.storage import join, write_bytes
 from tuner.champion import baseline_config, best_epoch, totals_of
+from tuner.figures import bare
+from tuner.intervals import metric_intervals
 from tuner.journal import TrialRecord
+from tuner.label_table import LabelTable, write_labels
 from tuner.lanes import LaneError, LanePool, LanesLostError
 from tuner.model_file import ModelCard, save_model
 from tuner.paths import HomePaths
@@ -30,6 +33,9 @@ from tuner.result import Champion, Standing
 
 if TYPE_CHECKING:
     from torch import nn
+
+Mistakes: TypeAlias = Confusion | LabelTable
+"""Of a side: one class taken for another, or labels given and not given."""
 
 FIRST_BASELINE = 10_000
 """Runs beside the search are numbered from here, far from any trial."""
@@ -60,11 +66,11 @@ class Closing:
         return self.home.uri_of(self.home.sweep(self.spec.name).trial(number).root)
 
 
-def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> tuple[Champion, Confusion | None]:
+def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> tuple[Champion, Mistakes | None]:
     """Reads the champion's result: validation from the journal, the test side now, once.
 
     Returns:
-        The champion and its confusion matrix of the test side; None where there is no test side.
+        The champion and its mistakes on the test side; None where there is no test side.
     """
     epoch = best_epoch(trial, closing.spec.metric, closing.spec.mode) or {}
     standing = Standing(f"trial {trial.number}", _without_group(epoch, "val/"))
@@ -120,11 +126,15 @@ def _run_baseline(
     return Standing(name, _without_group(best, "val/"), test)
 
 
-def _score(closing: Closing, config: TrialConfig, directory: str) -> tuple[dict[str, float], Confusion]:
+def _score(closing: Closing, config: TrialConfig, directory: str) -> tuple[dict[str, float], Mistakes]:
     job = ScoreJob(config=config, checkpoint=join(directory, BEST_CHECKPOINT), side="test")
     (message,) = closing.pool.run(job)
+    if config.data.label_separator is not None:
+        table = LabelTable.of(config.data.class_names, message["confusion"], message["average_precisions"])
+        return message["metrics"] | table.accuracy_interval(message["metrics"]["accuracy"]), table
     confusion = Confusion.of(config.data.class_names, message["confusion"])
-    return {**message["metrics"], **_without_group(confusion.test_metrics(), "test/")}, confusion
+    metrics = {**message["metrics"], **_without_group(confusion.test_metrics(), "test/")}
+    return metrics | metric_intervals(metrics, confusion.counts, config.costs), confusion
 
 
 def _without_group(metrics: dict[str, float], group: str) -> dict[str, float]:
@@ -167,6 +177,8 @@ def write_champion(closing: Closing, champion: Champion) -> None:
         std=std,
         backbone=config.backbone.name,
         data_fingerprint=config.data.fingerprint,
+        labels="single" if config.data.label_separator is None else "multi",
+        costs=config.costs,
         test_digest=closing.data.test_digest if closing.data.size("test") else None,
         sweep=closing.spec.name,
         trial=champion.number,
@@ -179,16 +191,18 @@ def write_report(
     trials: Sequence[TrialRecord],
     champion: Champion,
     baselines: Sequence[Standing],
-    confusion: Confusion | None,
+    mistakes: Mistakes | None,
 ) -> list[str]:
-    """Writes the sweep in one picture, and the champion's confusion matrix as table and picture; returns the paths."""
+    """Writes the sweep in one picture, and the champion's mistakes as tables and picture; returns the paths."""
     spec, folder = closing.spec, closing.home.sweep(closing.spec.name).report
     title = f"{spec.name}: {spec.model.label}, {closing.data.size('train')} pictures to learn from"
     picture = compose(title, trials, spec.metric, spec.mode, champion, baselines)
     paths = [folder / "sweep.png"]
     write_bytes(str(paths[0]), draw(picture))
-    if confusion is not None:
-        paths += write_confusion(confusion, folder, f"{spec.name}: trial {champion.number} on the test side")
+    if isinstance(mistakes, Confusion):
+        paths += write_confusion(mistakes, folder, f"{spec.name}: trial {champion.number} on the test side")
+    elif mistakes is not None:
+        paths += write_labels(mistakes, folder)
     return [str(path) for path in paths]
 
 
@@ -226,24 +240,44 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         metrics=metrics,
         tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number)},
     )
+    metric = bare(spec.metric)
     score = Score(
-        accuracy=champion.standing.test.get("accuracy"),
+        value=champion.standing.test.get(metric),
         test_digest=closing.data.test_digest,
         class_names=champion.config.data.class_names,
+        metric=metric,
+        costs=champion.config.costs if metric == "cost" else None,
     )
-    decision = promote(version, score, tracking_uri, lambda uri: _accuracy_of(uri, tracking_uri, champion.config))
+    decision = promote(version, score, tracking_uri, lambda uri: _measure(uri, tracking_uri, champion.config, metric))
     return replace(champion, model_uri=version.uri, alias=decision.alias, reason=decision.reason)
 
 
-def _accuracy_of(uri: str, tracking_uri: str, config: TrialConfig) -> float:
-    """Accuracy of a registered model on the test side of ``config``."""
+def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> float:
+    """A metric of a registered model, which decides as its own card says, on the test side of ``config``."""
+    import torch
+
+    from trainables.data.label_sets import members_of
     from trainables.data.sharing import open_table
-    from trainables.data.splits import sides_of
+    from trainables.data.splits import labelled_rows, sides_of
+    from trainables.label_scores import judge_labels
+    from trainables.scores import judge
     from tuner.model_file import Classifier
 
     classifier = Classifier.load(uri, tracking_uri)
+    card = classifier.card
+    if (card.labels == "multi") != (config.data.label_separator is not None):
+        raise ValueError("it gives another number of labels to a picture")
     table = open_table(config.data)
-    rows, labels = table.rows_of(classifier.card.class_names)
-    tested = sides_of(table, rows, config.data) == "test"
+    data = config.data.model_copy(update={"class_names": card.class_names})
+    rows, labels = labelled_rows(table, data)
+    tested = sides_of(table, rows, data) == "test"
     probabilities = classifier.probabilities([table.image(int(row)) for row in rows[tested]])
-    return float(np.mean(probabilities.argmax(1).numpy() == labels[tested]))
+    if data.label_separator is not None:
+        members_SK = members_of(table.class_names, data.class_names, data.label_separator)
+        logits = probabilities.double().logit(eps=1e-12)  # what rounds to 0 or 1 stays finite
+        return judge_labels(logits, torch.from_numpy(members_SK[labels[tested]])).metrics[metric]
+    # The order of the classes may be another than the card's.
+    order = [config.data.class_names.index(name) for name in card.class_names]
+    costs = None if config.costs is None else np.array(config.costs)[np.ix_(order, order)]
+    own = None if card.costs is None else torch.tensor(card.costs)
+    return judge(probabilities, torch.from_numpy(labels[tested]), own, costs).metrics[metric]

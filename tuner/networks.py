@@ -89,7 +89,9 @@ def space_over(spec: SweepSpec, networks: Mapping[str, Network]) -> SearchSpace:
         InputError: A depth lies beyond the stages of one of the networks.
     """
     shapes = {
-        name: BackboneShape(network.cuts.num_stages, network.choice.is_pretrained, network.choice.freeze_depth)
+        name: BackboneShape(
+            network.cuts.num_stages, network.choice.is_pretrained and spec.can_probe, network.choice.freeze_depth
+        )
         for name, network in networks.items()
     }
     return SearchSpace.over(spec.search, shapes)

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trainables.errors import InputError
-from tuner.result import Standing, SweepResult
+from tuner.figures import standing_columns, standing_row
+from tuner.result import SweepResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,17 +93,20 @@ def show_result(result: SweepResult, console: Console) -> None:
         console.print(f"\nInterrupted. [bold]thaw resume {result.name}[/bold] goes on from here.")
         return
     champion = result.champion
-    rows = [_standing_row("champion", champion.standing)]
-    rows += [_standing_row(standing.name.replace("_", " "), standing) for standing in result.baselines]
-    console.print()
     has_test = bool(champion.standing.test)
-    columns = (
-        ["", "val accuracy", "test accuracy", "95% interval", "test macro F1"] if has_test else ["", "val accuracy"]
-    )
-    console.print(build_table(columns, [row[: len(columns)] for row in rows]))
+    standings = [("champion", champion.standing)]
+    standings += [(standing.name.replace("_", " "), standing) for standing in result.baselines]
+    rows = [standing_row(label, standing, result.metric, has_test=has_test) for label, standing in standings]
+    console.print()
+    console.print(build_table(standing_columns(result.metric, has_test=has_test), rows))
     if has_test:
-        majority = champion.standing.test["majority_rate"]
-        console.print(f"Always saying the largest class would be right for {100 * majority:.1f}% of the test pictures.")
+        majority = champion.standing.test.get("majority_rate")
+        if majority is not None:
+            console.print(
+                f"Always saying the largest class would be right for {100 * majority:.1f}% of the test pictures."
+            )
+        else:
+            console.print("Accuracy is the share of pictures whose labels are all right; labels.csv has each label.")
     else:
         console.print("Nothing was tested: the pictures have no test side, so its figure above is that which chose it.")
     for line in [*_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
@@ -203,15 +207,6 @@ def build_trials_table(result_rows: Sequence[Mapping[str, Any]], metric: str, ti
     ]
     columns = ["trial", "outcome", "epochs", metric, "seconds", "GFLOP", "predicted", "settings"]
     return build_table(columns, rows, title=title)
-
-
-def _standing_row(name: str, standing: Standing) -> list[Any]:
-    row: list[Any] = [name, f"{100 * standing.val['accuracy']:.1f}%"]
-    if standing.test:
-        test = standing.test
-        interval = f"{100 * test['accuracy_low']:.1f} to {100 * test['accuracy_high']:.1f}%"
-        row += [f"{100 * test['accuracy']:.1f}%", interval, f"{test['macro_f1']:.3f}"]
-    return row
 
 
 def _gains(result: SweepResult) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.cost_matrix import cost_matrix
 from search_spaces.data_spec import DataSpec
 from search_spaces.spec import SweepSpec
 from trainables.config import (
@@ -25,10 +26,11 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
+from trainables.data.label_sets import members_of, names_in
 from trainables.data.packing import PackReport, pack
 from trainables.data.sharing import publish_table
 from trainables.data.sources import LimitedSource, open_source
-from trainables.data.splits import check_sides, sides_of
+from trainables.data.splits import check_sides, labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from tuner.paths import HomePaths
@@ -50,16 +52,18 @@ class PreparedData:
         report: What packing did, and the files it set aside.
         counts: Pictures by side and class.
         test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
+        sizes: Pictures by side.
     """
 
     config: DataConfig
     report: PackReport
     counts: dict[SplitName, dict[str, int]]
     test_digest: str
+    sizes: dict[SplitName, int]
 
     def size(self, side: SplitName) -> int:
         """Pictures of one side."""
-        return sum(self.counts[side].values())
+        return self.sizes[side]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class DealtData:
         report: What packing did, and the files it set aside.
         table: The packed pictures.
         rows: Those of the classes in use [N].
-        labels: Their classes [N].
+        labels: Their classes [N]; or, where pictures have several, their sets of labels, as the table names them.
         sides: Their sides [N].
     """
 
@@ -83,20 +87,23 @@ class DealtData:
     sides: NDArray[np.str_]
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
-        """Pictures by side and class."""
+        """Pictures by side and class; a picture with several labels counts for each."""
         names = self.config.class_names
-        return {
-            side: dict(
-                zip(names, np.bincount(self.labels[self.sides == side], minlength=len(names)).tolist(), strict=True)
-            )
-            for side in SPLIT_NAMES
-        }
+        has_NK = self.has_labels()
+        return {side: dict(zip(names, has_NK[self.sides == side].sum(0).tolist(), strict=True)) for side in SPLIT_NAMES}
+
+    def has_labels(self) -> NDArray[np.bool_]:
+        """Which classes each picture has: [N, K]."""
+        names, separator = self.config.class_names, self.config.label_separator
+        if separator is None:
+            return self.labels[:, np.newaxis] == np.arange(len(names))
+        return members_of(self.table.class_names, names, separator)[self.labels]
 
     def check(self) -> None:
         """Refuses what cannot be learnt from or judged on; see `check_sides`."""
         check_sides(
             self.sides,
-            self.labels,
+            self.labels if self.config.label_separator is None else self.has_labels(),
             self.config.class_names,
             self.config.split,
             given=self.table.sides[self.rows],
@@ -117,8 +124,10 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
     dealt = deal_data(spec, home, counted)
     dealt.check()
     tested = dealt.sides == "test"
-    digest = _digest(dealt.table.ids[dealt.rows][tested], dealt.labels[tested], dealt.config.class_names)
-    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest)
+    names = dealt.config.class_names if dealt.config.label_separator is None else dealt.table.class_names
+    digest = _digest(dealt.table.ids[dealt.rows][tested], dealt.labels[tested], names)
+    sizes = {side: int((dealt.sides == side).sum()) for side in SPLIT_NAMES}
+    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest, sizes)
 
 
 def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> DealtData:
@@ -128,7 +137,8 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
         InputError: The source, its classes or the home will not do.
     """
     check_home(home)
-    source = open_source(spec.source)
+    separator = spec.label_separator if spec.labels == "multi" else None
+    source = open_source(spec.source, separator)
     report = pack(
         source if spec.max_per_class is None else LimitedSource(source, spec.max_per_class),
         home.tables,
@@ -138,19 +148,21 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     if home.is_shared:
         publish_table(report.path, home.uri_of(report.path))
     table = ImageTable.open(report.path)
-    unknown = [name for name in spec.exclude_classes if name not in table.class_names]
+    known = table.class_names if separator is None else names_in(table.class_names, separator)
+    unknown = [name for name in spec.exclude_classes if name not in known]
     if unknown:
-        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; there are {', '.join(table.class_names)}")
-    class_names = tuple(name for name in table.class_names if name not in spec.exclude_classes)
+        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; there are {', '.join(known)}")
+    class_names = tuple(name for name in known if name not in spec.exclude_classes)
     config = DataConfig(
         table=home.uri_of(report.path),
         fingerprint=report.fingerprint,
         class_names=class_names,
+        label_separator=separator,
         split=spec.split,
         group_pattern=spec.group_pattern,
         image_size_px=spec.image_size_px,
     )
-    rows, labels = table.rows_of(class_names)
+    rows, labels = labelled_rows(table, config)
     _check_groups(table, rows, spec.group_pattern)
     return DealtData(config, report, table, rows, labels, sides_of(table, rows, config))
 
@@ -211,8 +223,30 @@ def base_trial(spec: SweepSpec, data: DataConfig, backbone: str, weights: Weight
         freeze_depth=0,
         epochs=spec.budget.epochs,
         compute=spec.compute,
+        costs=cost_matrix(spec.costs, data.class_names),
         seed=spec.seed,
     )
+
+
+def check_metric(spec: SweepSpec, data: PreparedData) -> None:
+    """Whether these pictures can be judged as the spec wants.
+
+    Raises:
+        InputError: The costs do not fit the classes, or the validation side shows too little for the metric.
+    """
+    cost_matrix(spec.costs, data.config.class_names)
+    counts, size = data.counts["val"], data.size("val")
+    if spec.metric == "val/map" and not any(counts.values()):
+        raise InputError(
+            "metric: val/map is the mean over labels, and no picture of the validation side has any: "
+            "give data.split.val a larger share, or try another data.split.seed"
+        )
+    if spec.metric == "val/auroc" and not any(0 < count < size for count in counts.values()):
+        present = ", ".join(repr(name) for name, count in counts.items() if count) or "nothing"
+        raise InputError(
+            f"metric: val/auroc compares pictures, and all of the validation side show {present}: "
+            "give data.split.val a larger share, or choose another metric"
+        )
 
 
 def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
@@ -222,7 +256,7 @@ def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
         InputError: The source of pictures or the file of weights is not there, or MLflow's address is none.
     """
     home.tracking_uri(spec.tracking.uri)
-    open_source(spec.data.source)
+    open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
     for choice in spec.model.choices:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
         is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))

@@ -98,7 +98,7 @@ def _to_be_probed(spec: SweepSpec, space: SearchSpace) -> list[str]:
         if should_probe(
             spec.search,
             space.alone(name),
-            is_pretrained=pretrained.get(name, spec.is_pretrained),
+            is_pretrained=spec.can_probe and pretrained.get(name, spec.is_pretrained),
             are_backbones_compared=space.is_joint,
         )
     ]

@@ -34,11 +34,9 @@ def sheet_of_classes(dealt: DealtData) -> Image.Image:
 def sheet_of_policies(spec: SweepSpec, dealt: DealtData) -> Image.Image:
     """Views of one training picture of each class, by policy and, where that counts, by magnitude."""
     in_train = dealt.sides == "train"
-    firsts = [
-        int(dealt.rows[in_train & (dealt.labels == label)][0])
-        for label in range(len(dealt.config.class_names))
-        if (in_train & (dealt.labels == label)).any()
-    ][:_COLUMNS]
+    firsts = [int(dealt.rows[in_train & (dealt.labels == label)][0]) for label in np.unique(dealt.labels[in_train])][
+        :_COLUMNS
+    ]
     size_px, num_each = spec.data.image_size_px, max(1, _COLUMNS // max(1, len(firsts)))
     rows = [SheetRow("as they are", [dealt.table.image(row).permute(1, 2, 0).numpy() for row in firsts])]
     for config in _policies(spec):

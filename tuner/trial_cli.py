@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from tuner.journal import TrialRecord
     from tuner.paths import HomePaths
 
-_SHOWN = ("epoch", "train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1", "time/epoch_s")
+_SHOWN = (
+    "epoch",
+    "train/loss",
+    "val/loss",
+    "val/accuracy",
+    "val/balanced_accuracy",
+    "val/macro_f1",
+    "val/auroc",
+    "val/cost",
+    "val/map",
+    "time/epoch_s",
+)
 
 
 def show(

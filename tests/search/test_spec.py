@@ -35,7 +35,7 @@ def refusal(*overrides, spec="digits"):
         (
             "zebra=1",
             "zebra: there is no such field; the fields here are version, name, data, model, search, budget, compute, "
-            "features, cache, early_stopping, keep_checkpoints, metric, baselines, tracking, seed",
+            "features, cache, early_stopping, keep_checkpoints, metric, costs, baselines, tracking, seed",
         ),
         ("search.lr.low=1", "search.lr: low 1.0 is above high 0.03; swap them"),
         ("search.lr.low=0.03", "search.lr: low and high are both 0.03; give that one value instead of a range"),
@@ -65,7 +65,8 @@ def refusal(*overrides, spec="digits"):
         ),
         (
             "metric=val/acc",
-            "metric: 'val/acc' is not one of val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss; "
+            "metric: 'val/acc' is not one of val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss, val/auroc, "
+            "val/cost, val/map; "
             "did you mean `val/accuracy`?",
         ),
         (
@@ -197,9 +198,11 @@ def test_a_spec_is_immutable():
         spec_with().seed = 1
 
 
-@pytest.mark.parametrize(("metric", "mode"), [("val/accuracy", "max"), ("val/macro_f1", "max"), ("val/loss", "min")])
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("val/accuracy", "max"), ("val/auroc", "max"), ("val/loss", "min"), ("val/cost", "min")]
+)
 def test_the_mode_follows_from_the_metric(metric, mode):
-    assert spec_with(metric=metric).mode == mode
+    assert spec_with(metric=metric, costs=[[0, 1], [2, 0]]).mode == mode
 
 
 def test_the_sweeps_pretraining_runs_its_backbone_on_its_resources():

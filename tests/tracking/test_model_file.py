@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import fx, nn
 from torchvision.ops import StochasticDepth
 from tracking_networks import CLASSES, card, tiny_network
 
 from trainables.data.views import eval_view
 from trainables.errors import InputError
+from trainables.scores import decide
 from tuner.mlflow_client import open_pytorch
 from tuner.model_file import TOLERANCE, Classifier, ModelFileError, load_card, load_state, save_model
+from tuner.predicting import predict
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,33 @@ def test_prediction_looks_at_pictures_as_evaluation_does(saved: Path) -> None:
 
 def test_the_card_comes_back_whole(saved: Path) -> None:
     assert load_card(saved) == card(sweep="s", trial=7, stored_side_px=24)
+
+
+def test_a_model_with_costs_decides_by_them(tmp_path: Path) -> None:
+    """A class that must not be missed is decided for, though another is more probable; evaluation decides the same."""
+    paths = []
+    for place, pixels_CHW in enumerate(_pictures((16, 16), (20, 18), (16, 16))):
+        paths.append(tmp_path / f"{place}.png")
+        Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy()).save(paths[-1])
+    network, costs = tiny_network(), ((0.5, 90.0, 80.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+    save_model(network, card(costs=costs), tmp_path / "model")
+    classifier = Classifier.load(tmp_path / "model")
+    plain = Classifier(card(), network, torch.device("cpu"))
+    for path, with_costs, without in zip(paths, predict(classifier, paths, 2), predict(plain, paths, 3), strict=True):
+        probabilities = dict(without.classes)
+        expected = {
+            name: sum(probabilities[true] * costs[row][column] for row, true in enumerate(CLASSES))
+            for column, name in enumerate(CLASSES)
+        }
+        assert [name for name, _ in with_costs.classes] == sorted(CLASSES, key=expected.__getitem__)[:2]
+        assert with_costs.classes[0][0] == "ants" != without.classes[0][0]
+        assert with_costs.expected_costs == pytest.approx(sorted(expected.values())[:2], rel=1e-4)
+        assert [row["expected_cost"] for row in with_costs.rows()] == sorted(
+            row["expected_cost"] for row in with_costs.rows()
+        )
+        assert "expected_cost" not in without.rows()[0]
+        logits = torch.tensor([[probabilities[name] for name in CLASSES]]).log()
+        assert CLASSES[int(decide(logits, torch.tensor(costs)))] == "ants", path
 
 
 def test_plain_mlflow_serves_it(saved: Path) -> None:
