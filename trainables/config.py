@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PolicyName = Literal[
     "none", "flip", "crop", "flip_crop", "color", "industrial", "erasing", "randaugment", "trivialaugment", "augmix"
@@ -18,7 +18,11 @@ POLICIES_WITH_MAGNITUDE: tuple[PolicyName, ...] = ("color", "industrial", "randa
 """Those whose strength `AugmentationConfig.magnitude` sets; the others have one strength."""
 SplitName = Literal["train", "val", "test"]
 Precision = Literal["fp32", "bf16"]
+HeadKind = Literal["linear", "mlp", "cosine"]
+MOST_HIDDEN = 512
+"""Width of the hidden layer of an MLP head; where fewer features come in, as many as those."""
 HeadInit = Literal["probe", "random"]
+BatchNormMode = Literal["update", "keep"]
 Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
 ClassBalance = Literal["none", "weighted", "balanced"]
 MOST_ALPHA = 100.0
@@ -163,8 +167,23 @@ class TrialConfig(Settings):
         None, description="By true class and by decision: decisions are those expected to cost least. None: argmax."
     )
     epochs: int = Field(8, ge=1)
+    head: HeadKind = Field("linear", description="The last layer: see `backbones.heads`.")
     head_init: HeadInit = Field(
         "random", description="'probe': the head starts as a ridge classifier on the frozen network's features."
     )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Rate in front of the head; None: what the network itself has there."
+    )
+    bn_mode: BatchNormMode = Field(
+        "update",
+        description="'keep': BatchNorm of the trained part normalises by the statistics that it came with and leaves "
+        "them as they are; its scale and shift learn.",
+    )
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _probe_fits_the_head(self) -> TrialConfig:
+        if self.head_init == "probe" and self.head != "linear":
+            raise ValueError(f"head_init: a probe is a linear head, and head is {self.head}; set head_init to random")
+        return self

@@ -23,7 +23,7 @@ from trainables.averaging import WeightAverage
 from trainables.backbones.graph import Stage
 from trainables.backbones.zoo import Backbone
 from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
-from trainables.classifier import build_optimizer, lr_scale, split_network
+from trainables.classifier import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
 from trainables.config import AugmentationConfig, SplitName, TrialConfig
 from trainables.data.batches import (
     Batch,
@@ -91,6 +91,8 @@ class TrialRun:
             stages = backbone.graph.stage_modules(config.freeze_depth, ranks.device, layout)
             self._prefix = FrozenPrefix(stages, config.compute, bench.beat)
             self._stored = self._open_store(backbone, cuts_to_keep)
+        if config.dropout is not None:
+            replace_dropout(self._network.tail, self._network.head_name, config.dropout)
         tail = avoid_slow_kernels(self._network.tail, ranks.device, config.compute.precision)
         self._tail = tail.to(ranks.device).to(memory_format=layout)
         # Looked up where it counts: it takes a look at every tensor of the network.
@@ -101,7 +103,9 @@ class TrialRun:
         self._mixer = Mixer(config, ranks)
         self._average: WeightAverage | None = None
         self._noise = SharedNoise(config.seed)
-        self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
+        model = share_noise(self._tail, self._noise)
+        is_kept = config.bn_mode == "keep"
+        self._model = ranks.wrap(keep_statistics(model) if is_kept else ranks.join_batch_norms(model))
         self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
 
     def _weigh_classes(self) -> torch.Tensor | None:

@@ -95,4 +95,4 @@ class Workbench:
             while len(self._backbones) > _MOST_BACKBONES:
                 self._backbones.popitem(last=False)
         self._backbones.move_to_end(key)
-        return self._backbones[key].with_head(num_classes, config.seed)
+        return self._backbones[key].with_head(num_classes, config.seed, config.head)

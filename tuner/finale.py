@@ -157,6 +157,7 @@ def whole_network(config: TrialConfig, checkpoint_uri: str) -> tuple[nn.Module, 
         num_classes=len(config.data.class_names),
         input_size_px=config.data.image_size_px,
         seed=config.seed,
+        head=config.head,
     )
     delta = load_checkpoint(checkpoint_uri).tail_for(split_network(backbone, config.freeze_depth).prefix_hash)
     _, whole = backbone.graph.split(0)

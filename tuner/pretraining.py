@@ -27,6 +27,10 @@ from tuner.preparing import PreparedData, prepare_data, prepare_weights
 from tuner.registry import find_backbone
 
 Counted = Callable[[str, int, int], None]
+_NOT_IN_RECIPES = (
+    "head", "head_init", "dropout", "bn_mode",
+    "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation", "costs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     decisive = config.model_dump(mode="json")
     del decisive["data"]["table"]
     # Nothing that a recipe can set, and older recipes do not have it.
-    unset = ("head_init", "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation", "costs")
-    for name in unset:
+    for name in _NOT_IN_RECIPES:
         del decisive[name]
     del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
     del decisive["data"]["label_separator"]
