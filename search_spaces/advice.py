@@ -32,7 +32,11 @@ _COMMON: dict[str, tuple[Value, ...]] = {
     "class_balance": ("none", "weighted", "balanced"),
     "ema_decay": (None, 0.99),
     "grad_accumulation": (1,),
+    "bn_mode": ("update", "keep"),
+    "head": ("linear", "cosine", "mlp"),
     "head_init": ("probe", "random"),
+    "dropout": (None, 0.2),
+    "precision": ("bf16", "fp32"),
 }
 
 _MOST_OF_RULES = 6

@@ -34,6 +34,9 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
     yield from _nothing_to_mix(spec)
+    yield from _idle_head_init(spec)
+    yield from _nothing_to_keep(spec)
+    yield from _two_precisions(spec)
 
 
 def _unknown_costs(spec: SweepSpec) -> Iterator[str]:
@@ -151,9 +154,7 @@ def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
 
 
 def _idle_ratio(spec: SweepSpec) -> Iterator[str]:
-    has_own_depths = any(choice.freeze_depth is not None for choice in spec.model.choices)
-    is_head_only = listed(spec.search.freeze_depth) == ("all",) and not has_own_depths
-    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and is_head_only:
+    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and _is_head_only(spec):
         yield (
             "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
             "lower freeze_depth, or leave backbone_lr_ratio out"
@@ -226,6 +227,43 @@ def _nothing_to_mix(spec: SweepSpec) -> Iterator[str]:
                 f"search.{name}: {largest:g} mixes pictures of one batch, and search.batch_size may be 1; "
                 f"use at least 2 there, or set {name} to 0"
             )
+
+
+def _idle_head_init(spec: SweepSpec) -> Iterator[str]:
+    heads = listed(spec.search.head)
+    if "probe" in listed(spec.search.head_init) and "linear" not in heads:
+        yield (
+            f"search.head_init: a probe is a linear head, and search.head is {' or '.join(heads)}; add linear there, "
+            "or leave head_init out"
+        )
+
+
+def _nothing_to_keep(spec: SweepSpec) -> Iterator[str]:
+    if "keep" not in listed(spec.search.bn_mode):
+        return
+    if not spec.is_pretrained:
+        yield (
+            "search.bn_mode: 'keep' keeps pretrained statistics, and model.weights is none; name weights, or leave "
+            "bn_mode out"
+        )
+    elif _is_head_only(spec):
+        yield (
+            "search.bn_mode: search.freeze_depth is 'all', and the frozen part keeps its statistics anyway; lower "
+            "freeze_depth, or leave bn_mode out"
+        )
+
+
+def _two_precisions(spec: SweepSpec) -> Iterator[str]:
+    if spec.search.precision is not None and spec.compute.precision != "fp32":
+        yield (
+            f"compute.precision: {spec.compute.precision}, but search.precision says what trials have; leave one of "
+            "the two out"
+        )
+
+
+def _is_head_only(spec: SweepSpec) -> bool:
+    has_own_depths = any(choice.freeze_depth is not None for choice in spec.model.choices)
+    return listed(spec.search.freeze_depth) == ("all",) and not has_own_depths
 
 
 def _smallest(field: Any) -> Any:

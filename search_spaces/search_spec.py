@@ -35,7 +35,7 @@ from search_spaces.ranges import (
     ShareRange,
     SpecPart,
 )
-from trainables.config import ClassBalance, PolicyName, Schedule
+from trainables.config import MOST_HIDDEN, BatchNormMode, ClassBalance, HeadKind, PolicyName, Precision, Schedule
 
 OptimizerName = Literal["adamw", "sgd"]
 HeadInitName = Literal["auto", "probe", "random"]
@@ -94,11 +94,26 @@ class SearchSpec(SpecPart):
     weight_decay: Searched[NonNegative, NonNegativeRange] = Field(
         NonNegativeRange(low=1e-5, high=1e-2, log=True), description="Weight decay."
     )
+    head: Chosen[HeadKind] = Field(
+        "linear",
+        description=f"The last layer: 'linear'; 'mlp', one hidden layer of {MOST_HIDDEN} units (fewer where fewer "
+        "features come in) with ReLU; 'cosine', angles between features and one direction per class, times a learnt "
+        "scale (Gidaris & Komodakis 2018), for few pictures.",
+    )
     head_init: Chosen[HeadInitName] = Field(
         "auto",
-        description="What the head starts from: 'probe', a linear classifier fitted in closed form on the frozen "
+        description="What a linear head starts from: 'probe', a linear classifier fitted in closed form on the frozen "
         "network's features, or 'random'. A probe is ahead in the first epochs and not always at the end, so 'auto' "
         "tries both where weights are pretrained; else it is random.",
+    )
+    dropout: Searched[Share | None, ShareRange] = Field(
+        None,
+        description="Share of the head's inputs that are dropped in training; none: what the network itself has there.",
+    )
+    bn_mode: Chosen[BatchNormMode] = Field(
+        "update",
+        description="BatchNorm of the trained part: 'update', by the statistics of each batch; 'keep', by the "
+        "pretrained ones, which stay as they are while scale and shift learn: for small batches.",
     )
     augmentation: Chosen[PolicyName] = Field(
         ("none", "flip", "flip_crop", "randaugment"),
@@ -147,6 +162,9 @@ class SearchSpec(SpecPart):
     )
     grad_clip_norm: Searched[Positive | None, PositiveRange] = Field(
         (None, 1.0), description="Largest global norm of the gradient; none: any."
+    )
+    precision: Chosen[Precision] | None = Field(
+        None, description="Of the trained part, fp32 or bf16, where it is to be searched; none: as compute.precision."
     )
 
     @field_validator("head_init")

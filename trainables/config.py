@@ -19,6 +19,7 @@ POLICIES_WITH_MAGNITUDE: tuple[PolicyName, ...] = ("color", "industrial", "randa
 SplitName = Literal["train", "val", "test"]
 Precision = Literal["fp32", "bf16"]
 HeadKind = Literal["linear", "mlp", "cosine"]
+OTHER_HEADS: tuple[HeadKind, ...] = ("mlp", "cosine")
 MOST_HIDDEN = 512
 """Width of the hidden layer of an MLP head; where fewer features come in, as many as those."""
 HeadInit = Literal["probe", "random"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search_spaces.model_spec import BackboneChoice
+from search_spaces.ranges import listed
 from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import DataConfig, TrialConfig, WeightsFile
@@ -86,14 +87,20 @@ def space_over(spec: SweepSpec, networks: Mapping[str, Network]) -> SearchSpace:
     """What may vary from trial to trial.
 
     Raises:
-        InputError: A depth lies beyond the stages of one of the networks.
+        InputError: A depth lies beyond the stages of one of the networks, or there is no BatchNorm that could keep its
+            statistics.
     """
     shapes = {
         name: BackboneShape(
-            network.cuts.num_stages, network.choice.is_pretrained and spec.can_probe, network.choice.freeze_depth
+            network.cuts.num_stages,
+            network.choice.is_pretrained and spec.can_probe,
+            network.choice.freeze_depth,
+            network.cuts.batch_norm_depth,
         )
         for name, network in networks.items()
     }
+    if "keep" in listed(spec.search.bn_mode) and not any(shape.batch_norm_depth for shape in shapes.values()):
+        raise InputError(f"search.bn_mode: {' and '.join(shapes)} has no BatchNorm to keep; leave bn_mode out")
     return SearchSpace.over(spec.search, shapes)
 
 

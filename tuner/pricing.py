@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from search_spaces.costs import Cost, HeldCut, trial_flops
@@ -25,7 +25,7 @@ from search_spaces.search_spec import USUAL_NUM_TRIALS
 from search_spaces.space import BACKBONE, Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
-from trainables.config import Precision
+from trainables.config import OTHER_HEADS, Precision
 from trainables.features.layout import ITEM_BYTES
 from trainables.jobs import CutsToKeep
 
@@ -59,7 +59,8 @@ class Material:
 
     Attributes:
         stage_flops: Forward FLOPs of each stage, for one picture.
-        head_flops: Of the head.
+        head_flops: Of a linear head.
+        other_heads: Of heads of other kinds.
         feature_bytes: Of each stage's result as it is stored, for one picture.
         num_train: Training pictures.
         num_val: Validation pictures.
@@ -70,16 +71,21 @@ class Material:
     feature_bytes: tuple[int, ...]
     num_train: int
     num_val: int
+    other_heads: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cuts: CutGraph, data: PreparedData, precision: Precision) -> Material:
         """Of a backbone and prepared pictures; `precision` is the frozen part's."""
+        from trainables.backbones.heads import head_flops
+
+        head = cuts.head
         return cls(
             stage_flops=tuple(stage.flops for stage in cuts.stages),
             head_flops=cuts.head.flops,
             feature_bytes=tuple(math.prod(stage.output_shape) * ITEM_BYTES[precision] for stage in cuts.stages),
             num_train=data.size("train"),
             num_val=data.size("val"),
+            other_heads={kind: head_flops(kind, head.in_features, head.num_classes) for kind in OTHER_HEADS},
         )
 
 
@@ -254,7 +260,7 @@ class Pricing:
             num_val=material.num_val,
             num_views=views_of(point),
             stage_flops=material.stage_flops,
-            head_flops=material.head_flops,
+            head_flops=material.other_heads.get(str(point.get("head")), material.head_flops),
             held=tuple(held),
             kept=kept,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,14 @@ def pricing(material: Material = MATERIAL, device: Any = "cpu", **parts: Any) ->
 def point(depth: int, policy: str = "flip", **more: Any) -> dict[str, Any]:
     views = {} if policy == "none" else {"num_views": 4}
     return {"freeze_depth": depth, "augmentation": policy, **views, **more}
+
+
+def test_an_mlp_head_costs_what_it_computes() -> None:
+    material = replace(MATERIAL, other_heads={"mlp": 10**6, "cosine": 10**3})
+    reckoned = pricing(material)
+    linear, mlp, cosine = (reckoned.cost(point(4, head=head)).tail_flops for head in ("linear", "mlp", "cosine"))
+    assert mlp == pytest.approx(1000 * linear)
+    assert cosine == linear == reckoned.cost(point(4)).tail_flops
 
 
 # --- what is expected ----------------------------------------------------------------------------------------

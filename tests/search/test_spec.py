@@ -132,6 +132,25 @@ def test_a_wrong_field_is_refused_with_its_path_its_value_and_a_remedy(override,
             "use at least 2 there, or set cutmix_alpha to 0",
         ),
         (
+            ["search.head=[mlp, cosine]", "search.head_init=[probe, random]"],
+            "search.head_init: a probe is a linear head, and search.head is mlp or cosine; add linear there, or leave "
+            "head_init out",
+        ),
+        (
+            ["search.bn_mode=keep", "model.weights=none"],
+            "search.bn_mode: 'keep' keeps pretrained statistics, and model.weights is none; name weights, or leave "
+            "bn_mode out",
+        ),
+        (
+            ["search.bn_mode=[update, keep]", "search.freeze_depth=all", "search.backbone_lr_ratio=1.0"],
+            "search.bn_mode: search.freeze_depth is 'all', and the frozen part keeps its statistics anyway; lower "
+            "freeze_depth, or leave bn_mode out",
+        ),
+        (
+            ["search.precision=[fp32, bf16]", "compute.precision=bf16"],
+            "compute.precision: bf16, but search.precision says what trials have; leave one of the two out",
+        ),
+        (
             ["budget.gpus_per_worker=0.5", "budget.workers_per_trial=2"],
             "budget.gpus_per_worker: 0.5 of a GPU for each of 2 workers: only a single worker can share a GPU; "
             "set it to 1, or budget.workers_per_trial to 1",

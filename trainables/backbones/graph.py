@@ -204,6 +204,19 @@ class CutGraph:
         ends = self._plan.ends[: self.num_stages + 1]
         return tuple(self._keys(start, stop) for start, stop in pairwise(ends))
 
+    @property
+    def batch_norm_depth(self) -> int:
+        """Number of leading stages behind which there is no BatchNorm any more; 0: the network has none."""
+        ends = self._plan.ends[: self.num_stages + 1]
+        having = [
+            depth
+            for depth, (start, stop) in enumerate(pairwise(ends), start=1)
+            if any(
+                isinstance(self._layers[name], nn.modules.batchnorm._BatchNorm) for name in self._targets(start, stop)
+            )
+        ]
+        return max(having, default=0)
+
     def tail_keys(self, depth: int) -> tuple[str, ...]:
         """Names, in the whole network's state dict, of the tensors in the tail, the head's included."""
         return self._keys(self._end(depth), len(self._plan.nodes))
