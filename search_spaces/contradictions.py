@@ -254,11 +254,18 @@ def _nothing_to_keep(spec: SweepSpec) -> Iterator[str]:
 
 
 def _two_precisions(spec: SweepSpec) -> Iterator[str]:
-    if spec.search.precision is not None and spec.compute.precision != "fp32":
-        yield (
-            f"compute.precision: {spec.compute.precision}, but search.precision says what trials have; leave one of "
-            "the two out"
-        )
+    if spec.search.precision is None:
+        return
+    sections = {"compute": spec.compute}
+    sections |= {
+        f"model.backbones: {each.backbone}: compute": each.compute for each in spec.model.choices if each.compute
+    }
+    for place, compute in sections.items():
+        if compute.precision != "fp32":
+            yield (
+                f"{place}.precision: {compute.precision}, but search.precision says what trials have; leave one of "
+                "the two out"
+            )
 
 
 def _is_head_only(spec: SweepSpec) -> bool:

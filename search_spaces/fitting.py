@@ -31,7 +31,6 @@ class DataFacts:
         has_sides: Whether the source itself says what is trained on and what is judged on.
         short_side_px: The shorter side of a picture in the middle of all.
         has_gpu: Whether this machine has a CUDA GPU.
-        has_fast_bf16: Whether its processors multiply bf16 faster than float32.
     """
 
     source: str
@@ -39,7 +38,6 @@ class DataFacts:
     has_sides: bool
     short_side_px: int
     has_gpu: bool
-    has_fast_bf16: bool
 
     @property
     def num_pictures(self) -> int:
@@ -90,9 +88,10 @@ def choose(facts: DataFacts) -> Iterator[Choice]:
         )
     epochs = 12 if count < _FEW else 8 if count < _MANY else 4
     yield Choice("budget.epochs", str(epochs), f"{count} pictures are {'few' if count < _FEW else 'enough'} an epoch")
-    if facts.has_fast_bf16:
-        yield Choice("compute.precision", "bf16", "this machine multiplies it faster than float32")
-        yield Choice("compute.prefix_precision", "bf16")
+    yield Choice(
+        "compute.precision", "auto", "fp32 or bf16, whichever trains faster here: measured before the first trial"
+    )
+    yield Choice("compute.prefix_precision", "auto", "the same of the frozen part")
     uneven = facts.unevenness > _UNEVEN
     metric = "val/balanced_accuracy" if uneven else "val/accuracy"
     yield Choice("metric", metric, "each class counts the same" if uneven else "classes are about even")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, field_validator
 
+from search_spaces.compute_spec import ComputeSpec
 from search_spaces.data_spec import DataSpec
 from search_spaces.ranges import (
     CHOICES,
@@ -101,6 +102,9 @@ class BackboneChoice(SpecPart):
     )
     image_size_px: Annotated[int, Field(strict=True, ge=8, le=1024)] | None = Field(
         None, description="Side of the square that this network sees; none: data.image_size_px, which is the most."
+    )
+    compute: ComputeSpec | None = Field(
+        None, description="Speed and rounding of this network; none: as the section compute says."
     )
 
     @property

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from search_spaces.compute_spec import ComputeSpec
 from search_spaces.contradictions import contradictions, resource_contradictions
 from search_spaces.cost_matrix import Costs
 from search_spaces.data_spec import DataSpec
@@ -145,7 +146,7 @@ class SweepSpec(SpecPart):
     model: ModelSpec = Field(description="Which network, and what it starts from.")
     search: SearchSpec = Field(SearchSpec(), description="What varies from trial to trial.")
     budget: BudgetSpec = Field(BudgetSpec(), description="What the sweep may spend.")
-    compute: ComputeConfig = Field(ComputeConfig(), description="Choices of speed and rounding.")
+    compute: ComputeSpec = Field(ComputeSpec(), description="Choices of speed and rounding; 'auto' measures them.")
     features: Literal["auto", "off", "required"] = Field(
         "auto",
         description="Whether frozen layers' features are stored and read: the numbers are the same either way. "
@@ -219,6 +220,11 @@ class SweepSpec(SpecPart):
         """Epochs before ASHA may stop a trial, within the epochs there are."""
         return min(self.early_stopping.grace_period, self.budget.epochs)
 
+    def compute_of(self, backbone: str) -> ComputeSpec:
+        """Speed and rounding of one of the networks."""
+        own = next((choice.compute for choice in self.model.choices if choice.backbone == backbone), None)
+        return own or self.compute
+
     def pretrain_specs(self) -> dict[str, PretrainSpec]:
         """The backbones to train first, by name, on the sweep's resources."""
         resources = ResourceSpec(**{name: getattr(self.budget, name) for name in ResourceSpec.model_fields})
@@ -226,7 +232,8 @@ class SweepSpec(SpecPart):
             choice.backbone: PretrainSpec(
                 **{name: getattr(choice.weights.pretrain, name) for name in PretrainRecipe.model_fields},
                 backbone=choice.backbone,
-                compute=self.compute,
+                # A recipe names its weights on every machine, so it takes the defaults in place of what is measured.
+                compute=self.compute_of(choice.backbone).without_auto(),
                 resources=resources,
                 tracking=TrackingSpec(uri=self.tracking.uri),
             )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field, TypeAdapter
 
-from trainables.config import AugmentationConfig, Settings, SplitName, TrialConfig
+from trainables.config import AugmentationConfig, Precision, Settings, SplitName, TrialConfig
 
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 LAST_CHECKPOINT = "last.ckpt"
@@ -66,7 +66,24 @@ class ProbeJob(Settings):
         return cls(config=config.model_copy(update=changes), cuts_to_keep=cuts_to_keep)
 
 
-AnyJob = TrainJob | ScoreJob | ProbeJob
+class MeasureJob(Settings):
+    """Say how long steps of a network take, for each combination of the choices that are open."""
+
+    kind: Literal["measure"] = "measure"
+    backbone: str
+    num_classes: int = Field(ge=2)
+    image_size_px: int = Field(ge=8)
+    freeze_depth: int = Field(ge=0, description="The shallowest depth that is trained: the most that a step computes.")
+    deepest: int = Field(ge=0, description="The deepest one: the most that a pass through frozen stages computes.")
+    batch_size: int = Field(ge=2, description="Pictures per step of one worker.")
+    prefix_batch_size: int = Field(ge=1)
+    precisions: tuple[Precision, ...] = Field(description="Of the trained part; none: it is not measured.")
+    prefix_precisions: tuple[Precision, ...] = Field(description="Of the frozen part; none: it is not measured.")
+    layouts: tuple[bool, ...] = Field(description="Whether channels are last.")
+    memory: str = Field(description="Path or URI of the folder where times are remembered.")
+
+
+AnyJob = TrainJob | ScoreJob | ProbeJob | MeasureJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 _JOBS: TypeAdapter[AnyJob] = TypeAdapter(Job)
 
@@ -95,18 +112,27 @@ class DepthProbe(TypedDict):
     seconds: float
 
 
+class Timing(TypedDict):
+    """How long a training step, or a pass through the frozen part, takes with these choices."""
+
+    part: Literal["trained", "frozen"]
+    precision: Precision
+    channels_last: bool
+    seconds: float
+
+
 class Message(TypedDict):
     """What a lane says of a job.
 
     ``epoch``: one more epoch is trained (``epoch`` counts from 1), ``outcome`` is set on the trial's last one.
     ``score``: the answer to a ``ScoreJob``: what an `Evaluation` holds.
     ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
+    ``measured``: the answer to a ``MeasureJob``, ``timings`` taken or remembered, and on what (``place``).
     ``failed``: the job is over, for the ``reason``; with the outcome ``interrupted`` it is not the job's fault and may
-    go on when the reason is gone. ``dropped``: the lane is another's or gone; the job is none the
-    worse for it.
+    go on when the reason is gone. ``dropped``: the lane is another's or gone; the job is none the worse for it.
     """
 
-    kind: Literal["epoch", "score", "probe", "failed", "dropped"]
+    kind: Literal["epoch", "score", "probe", "measured", "failed", "dropped"]
     epoch: NotRequired[int]
     metrics: NotRequired[dict[str, float]]
     is_best: NotRequired[bool]
@@ -115,7 +141,10 @@ class Message(TypedDict):
     confusion: NotRequired[list[Any]]
     average_precisions: NotRequired[list[float | None]]
     probes: NotRequired[list[DepthProbe]]
+    timings: NotRequired[list[Timing]]
+    is_remembered: NotRequired[bool]
+    place: NotRequired[str]
 
 
-LAST_WORDS = frozenset({"score", "probe"})
+LAST_WORDS = frozenset({"score", "probe", "measured"})
 """Kinds of message that answer a job whole."""

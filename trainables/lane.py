@@ -25,8 +25,18 @@ from pydantic import ValidationError
 
 from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import FeatureSettings, TrialConfig
-from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob, parse_job
+from trainables.jobs import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    MeasureJob,
+    Message,
+    ProbeJob,
+    ScoreJob,
+    TrainJob,
+    parse_job,
+)
 from trainables.loop import DivergedError, StoppedError, TrialRun
+from trainables.measuring import run_measure
 from trainables.memory import give_back_freed_memory, keep_freed_memory
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
@@ -103,6 +113,9 @@ def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line, watchdog
     job = parse_job(order.job)
     if isinstance(job, ProbeJob):
         line.report(order, run_probe(job, bench, ranks))
+        return
+    if isinstance(job, MeasureJob):
+        line.report(order, run_measure(job, ranks, bench.beat))
         return
     cuts_to_keep = job.cuts_to_keep if isinstance(job, TrainJob) else None
     with closing(TrialRun(job.config, bench, ranks, cuts_to_keep)) as run:

@@ -288,7 +288,11 @@ def _show_plan(spec: SweepSpec) -> None:
     cuts = {name: network.cuts for name, network in networks.items()}
     space = space_over(spec, networks)
     check_sampler(spec, space)
-    materials = {name: Material.of(each, data, spec.compute.prefix_precision) for name, each in cuts.items()}
+    # What is measured is not known before lanes are up; features of the default precision are the larger ones.
+    materials = {
+        name: Material.of(each, data, spec.compute_of(name).without_auto().prefix_precision)
+        for name, each in cuts.items()
+    }
     device: Literal["cpu", "cuda"] = "cuda" if spec.budget.device == "cuda" else "cpu"
     pricing = Pricing(spec, space, materials, device)
     show_plan(data, cuts, dump_spec(spec), pricing, output_console())

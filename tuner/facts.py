@@ -14,12 +14,11 @@ from trainables.data.sources import Picture, open_source
 from trainables.errors import InputError
 
 _SAMPLE = 100
-_CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def facts_of(source: str) -> DataFacts:
-    """Counts the classes, looks at the sizes of some pictures, and at this machine's processors.
+    """Counts the classes, looks at the sizes of some pictures, and whether this machine has a GPU.
 
     Args:
         source: As a spec names it.
@@ -37,7 +36,6 @@ def facts_of(source: str) -> DataFacts:
         has_sides={"train", "val"} <= sides or {"train", "test"} <= sides,
         short_side_px=_short_side(pictures, source),
         has_gpu=_has_gpu(),
-        has_fast_bf16=_has_fast_bf16(),
     )
 
 
@@ -57,12 +55,3 @@ def _short_side(pictures: Sequence[Picture], source: str) -> int:
 
 def _has_gpu() -> bool:
     return _GPUS.is_dir() and any(_GPUS.iterdir())
-
-
-def _has_fast_bf16() -> bool:
-    if _has_gpu():
-        return True  # every GPU that this torch supports has it, or takes no harm
-    try:
-        return "amx_bf16" in _CPUINFO.read_text(errors="replace")
-    except OSError:
-        return False

@@ -222,7 +222,7 @@ def base_trial(spec: SweepSpec, data: DataConfig, backbone: str, weights: Weight
         backbone=BackboneConfig(name=backbone, weights=weights),
         freeze_depth=0,
         epochs=spec.budget.epochs,
-        compute=spec.compute,
+        compute=spec.compute_of(backbone).without_auto(),
         costs=cost_matrix(spec.costs, data.class_names),
         seed=spec.seed,
     )

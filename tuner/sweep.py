@@ -27,6 +27,7 @@ from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LaneError, LanePool
+from tuner.measuring import settle_compute
 from tuner.networks import Network, base_trials, prepare_networks, space_over
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
@@ -145,7 +146,6 @@ class Prepared(NamedTuple):
     data: PreparedData
     networks: dict[str, Network]
     space: SearchSpace
-    materials: dict[str, Material]
 
 
 class _Sweep:
@@ -187,28 +187,20 @@ class _Sweep:
                 )
             )
             are_lanes_starting.set()
-            self.spec, data, networks, space, materials = preparing.result()
+            self.spec, data, networks, space = preparing.result()
             # Whoever has the journal is alone from here on.
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
-            self.num_records = len(self.journal.records())
-            self._keep_spec(data)
-            self._begin(data)
             try:
-                return self._train(data, networks, space, materials, pool)
+                self.spec = settle_compute(self.spec, space, networks, pool, self.home, self.progress)
+                self.num_records = len(self.journal.records())
+                self._keep_spec(data)
+                self._begin(data)
+                return self._train(data, networks, space, pool)
             except LaneError as error:
-                self._interrupted(str(error))
-                raise SweepFailedError(
-                    f"sweep {self.spec.name!r} cannot go on: {error}; when that is mended, `thaw resume "
-                    f"{self.spec.name}` goes on with what is left"
-                ) from error
+                raise self._stranded(error) from error
 
     def _train(
-        self,
-        data: PreparedData,
-        networks: dict[str, Network],
-        space: SearchSpace,
-        materials: dict[str, Material],
-        pool: LanePool,
+        self, data: PreparedData, networks: dict[str, Network], space: SearchSpace, pool: LanePool
     ) -> SweepResult:
         """All that needs lanes, in order.
 
@@ -221,6 +213,10 @@ class _Sweep:
             if network.pretraining is not None
         }
         bases = base_trials(self.spec, data.config, networks, trained)
+        materials = {
+            name: Material.of(network.cuts, data, bases[name].compute.prefix_precision)
+            for name, network in networks.items()
+        }
         device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
         interruption = self._search(space, Pricing(self.spec, space, materials, device), bases, pool)
         if interruption is not None:
@@ -244,10 +240,7 @@ class _Sweep:
         networks = prepare_networks(spec, data.config, self.home, self.tracking_uri, self.progress.counted)
         space = space_over(spec, networks)
         check_sampler(spec, space)
-        materials = {
-            name: Material.of(network.cuts, data, spec.compute.prefix_precision) for name, network in networks.items()
-        }
-        return Prepared(spec, data, networks, space, materials)
+        return Prepared(spec, data, networks, space)
 
     def _keep_spec(self, data: PreparedData) -> None:
         """Writes what a resume needs before the journal has anything to resume.
@@ -343,6 +336,14 @@ class _Sweep:
         self.record("interrupted", reason=reason)
         untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)
+
+    def _stranded(self, error: LaneError) -> SweepFailedError:
+        """What to say when nothing can be trained any more; what is left waits for a resume."""
+        text = f"sweep {self.spec.name!r} cannot go on: {error}"
+        if not self.num_records:
+            return SweepFailedError(f"{text}; nothing was trained")
+        self._interrupted(str(error))
+        return SweepFailedError(f"{text}; when that is mended, `thaw resume {self.spec.name}` goes on with what is left")
 
     def _finish(
         self, space: SearchSpace, bases: dict[str, TrialConfig], data: PreparedData, pool: LanePool

@@ -19,7 +19,7 @@ from tuner.facts import facts_of
 
 FACTS: dict[str, Any] = {
     "source": "folder:/data/parts", "class_counts": {"bad": 40, "good": 400}, "has_sides": False,
-    "short_side_px": 300, "has_gpu": False, "has_fast_bf16": False,
+    "short_side_px": 300, "has_gpu": False,
 }  # fmt: skip
 
 
@@ -38,7 +38,6 @@ def chosen(**changes: Any) -> dict[str, str]:
         has_sides=st.booleans(),
         short_side_px=st.integers(1, 5000),
         has_gpu=st.booleans(),
-        has_fast_bf16=st.booleans(),
     )
 )  # fmt: skip
 def test_every_fitted_spec_loads(facts: DataFacts) -> None:
@@ -57,7 +56,7 @@ def test_choices_follow_the_facts() -> None:
     assert "data.split" not in chosen(has_sides=True)
     assert chosen()["budget.epochs"] == "12"
     assert chosen(class_counts={"a": 50_000})["budget.epochs"] == "4"
-    assert chosen(has_fast_bf16=True)["compute.precision"] == "bf16"
+    assert chosen()["compute.precision"] == chosen()["compute.prefix_precision"] == "auto"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Times of steps: every combination once, remembered under all that they depend on, and nothing else touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_support import CPU
+
+from trainables import measuring
+from trainables.config import Precision
+from trainables.jobs import MeasureJob, parse_job
+from trainables.measuring import run_measure
+from trainables.ranks import Ranks
+
+BOTH: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+def job_in(folder: Path, **changes: Any) -> MeasureJob:
+    values = {
+        "backbone": "lenet", "num_classes": 3, "image_size_px": 16, "freeze_depth": 1, "deepest": 4, "batch_size": 4,
+        "prefix_batch_size": 4, "precisions": BOTH, "prefix_precisions": BOTH, "layouts": (True, False),
+        "memory": str(folder), **changes,
+    }  # fmt: skip
+    return MeasureJob.model_validate(values)
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_MOST_ROUNDS", 2)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many combinations each measurement timed."""
+    found: list[int] = []
+    real = measuring._steps
+
+    def steps(*args: Any) -> Any:
+        made = real(*args)
+        found.append(len(made))
+        return made
+
+    monkeypatch.setattr(measuring, "_steps", steps)
+    return found
+
+
+def test_each_combination_is_timed_once_and_remembered(tmp_path: Path, counted: list[int]) -> None:
+    job = job_in(tmp_path)
+    assert parse_job(job.model_dump(mode="json")) == job
+    state = torch.get_rng_state()
+    first = run_measure(job, Ranks(CPU))
+    assert torch.equal(torch.get_rng_state(), state)
+    asked = {(part, precision, last) for part in ("trained", "frozen") for precision in BOTH for last in (True, False)}
+    assert {(each["part"], each["precision"], each["channels_last"]) for each in first["timings"]} == asked
+    assert all(0 < each["seconds"] < 60 for each in first["timings"])
+    assert (first["place"], first["is_remembered"]) == ("this CPU", False)
+    again = run_measure(job, Ranks(CPU))
+    assert again["is_remembered"]
+    assert again["timings"] == first["timings"]
+    assert counted == [8]
+    (file,) = tmp_path.glob("*.json")
+    assert json.loads(file.read_text())["backbone"] == "lenet"
+
+
+def test_only_what_is_open_is_timed(tmp_path: Path) -> None:
+    message = run_measure(job_in(tmp_path, precisions=(), layouts=(True,)), Ranks(CPU))
+    assert [(each["part"], each["precision"]) for each in message["timings"]] == [
+        ("frozen", "fp32"),
+        ("frozen", "bf16"),
+    ]
+
+
+def test_another_size_batch_or_thread_count_is_measured_anew(tmp_path: Path, counted: list[int]) -> None:
+    plain = {"precisions": (), "layouts": (True,)}
+    for changes in ({}, {"image_size_px": 24}, {"batch_size": 8}):
+        assert not run_measure(job_in(tmp_path, **plain, **changes), Ranks(CPU))["is_remembered"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert not run_measure(job_in(tmp_path, **plain), Ranks(CPU))["is_remembered"]
+    finally:
+        torch.set_num_threads(before)
+    assert run_measure(job_in(tmp_path, **plain), Ranks(CPU))["is_remembered"]
+    assert len(counted) == 4
+
+
+def test_a_damaged_memory_is_measured_again_and_a_full_one_does_no_harm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = {"precisions": (), "layouts": (True,)}
+    run_measure(job_in(tmp_path, **plain), Ranks(CPU))
+    (file,) = tmp_path.glob("*.json")
+    for damage in ("", "{", '{"timings": 3}', '{"timings": [{"part": "trained"}]}'):
+        file.write_text(damage)
+        assert not run_measure(job_in(tmp_path, **plain), Ranks(CPU))["is_remembered"]
+    blocked = tmp_path / "a file"
+    blocked.touch()
+    assert run_measure(job_in(blocked, **plain), Ranks(CPU))["timings"]
+    assert "cannot be kept" in caplog.text
