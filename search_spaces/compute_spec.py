@@ -21,7 +21,7 @@ class ComputeSpec(SpecPart):
 
     A few steps of the network are timed where trials will run. The choice is told, stands in the sweep's own copy of
     the spec, so that it holds for every trial and whoever goes on with the sweep, and the times are remembered in
-    Thaw's home. The defaults stay unless something else is at least 5% faster.
+    Thaw's home. The defaults stay unless something else is at least 10% faster.
     """
 
     precision: PrecisionOrAuto = Field("fp32", description="Of the trained part: fp32, bf16 (autocast) or auto.")

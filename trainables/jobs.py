@@ -113,7 +113,7 @@ class DepthProbe(TypedDict):
 
 
 class Timing(TypedDict):
-    """How long a training step, or a pass through the frozen part, takes with these choices."""
+    """How long one picture takes in a training step, or in a pass through the frozen part, with these choices."""
 
     part: Literal["trained", "frozen"]
     precision: Precision

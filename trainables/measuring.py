@@ -1,8 +1,12 @@
 """How long steps of a network take here, by precision and memory layout; measured once and remembered.
 
-In: a `MeasureJob`. Out: seconds of a training step and of a pass through the frozen part, for each combination that was
-asked for. Only times are taken: weights and pictures are random numbers, and what they give is thrown away. What is
-chosen by the times is the driver's business.
+In: a `MeasureJob`. Out: seconds that a picture takes in a training step and in a pass through the frozen part, for each
+combination that was asked for. Only times are taken: weights and pictures are random numbers, and what they give is
+thrown away. What is chosen by the times is the driver's business.
+
+A processor without units for bf16 may take twenty times as long in it as in float32, minutes for a batch of a large
+network. So every combination is looked at with two pictures first, and what is far behind there is left at that; the
+others take turns with as large a batch as half a second allows, so that whatever else the machine does meets all alike.
 
 Axes: B pictures, C channels, H height, W width.
 """
@@ -14,7 +18,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,9 +36,19 @@ from trainables.storage import join, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 6
-_MOST_S = 8.0
-"""No further round begins after so many seconds; slow networks differ by more than what one step tells wrongly."""
+_Step = Callable[[int], object]
+"""Computes with so many pictures."""
+
+_SMALL = 2
+"""Pictures of the first look."""
+_FEW_LOOKS, _LONG_LOOK_S = 3, 1.0
+"""The first look is the best of so many steps, of fewer where these take longer; the first step chooses kernels."""
+_HOPELESS = 3.0
+"""What takes so many times as long as the fastest at the first look is not timed further."""
+_LONG_STEP_S = 0.5
+"""Batches are as large as this allows the fastest, and no larger than trials have them."""
+_FEWEST_ROUNDS, _MOST_ROUNDS, _MOST_S = 3, 10, 6.0
+"""No further round begins after so many seconds."""
 
 
 class _Case(NamedTuple):
@@ -57,7 +71,7 @@ def run_measure(job: MeasureJob, ranks: Ranks, beat: Callable[[], object] = lamb
     seconds = _remembered(memory, cases)
     is_remembered = seconds is not None
     if seconds is None:
-        seconds = _best_of_rounds(_steps(job, cases, device, beat), device)
+        seconds = _take_times(job, cases, _steps(job, cases, device, beat), device)
     timings: list[Timing] = [
         {**case._asdict(), "seconds": taken}  # type: ignore[typeddict-item]
         for case, taken in zip(cases, seconds, strict=True)
@@ -80,6 +94,8 @@ def _remembered(memory: str, cases: Sequence[_Case]) -> list[float] | None:
         found = {
             _Case(each["part"], each["precision"], each["channels_last"]): float(each["seconds"]) for each in known
         }
+        if not all(0 < seconds < math.inf for seconds in found.values()):
+            return None
         return [found[case] for case in cases]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -102,18 +118,13 @@ def _cases(job: MeasureJob) -> list[_Case]:
     return cases
 
 
-def _steps(
-    job: MeasureJob, cases: Sequence[_Case], device: torch.device, beat: Callable[[], object]
-) -> list[Callable[[], object]]:
+def _steps(job: MeasureJob, cases: Sequence[_Case], device: torch.device, beat: Callable[[], object]) -> list[_Step]:
     backbone = load_backbone(job.backbone, None, num_classes=job.num_classes, input_size_px=job.image_size_px, seed=0)
-    steps: list[Callable[[], object]] = []
+    steps: list[_Step] = []
     for case in cases:
         make = _training_step if case.part == "trained" else _frozen_pass
         compute = ComputeConfig(
-            precision=case.precision,
-            prefix_precision=case.precision,
-            channels_last=case.channels_last,
-            prefix_batch_size=job.prefix_batch_size,
+            precision=case.precision, prefix_precision=case.precision, channels_last=case.channels_last
         )
         steps.append(make(job, backbone, compute, device, beat))
     return steps
@@ -121,7 +132,7 @@ def _steps(
 
 def _training_step(
     job: MeasureJob, backbone: Backbone, compute: ComputeConfig, device: torch.device, beat: Callable[[], object]
-) -> Callable[[], object]:
+) -> _Step:
     """Forward and backward through what trains; the optimizer's step is the same for every choice."""
     layout = memory_format(compute)
     tail = avoid_slow_kernels(split_network(backbone, job.freeze_depth).tail, device, compute.precision)
@@ -132,11 +143,11 @@ def _training_step(
     labels_B = torch.arange(job.batch_size, device=device) % job.num_classes
     is_bf16 = compute.precision == "bf16"
 
-    def step() -> None:
+    def step(num_pictures: int) -> None:
         beat()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
-            logits_BK = tail(inputs).float()
-        F.cross_entropy(logits_BK, labels_B).backward()
+            logits_BK = tail(inputs[:num_pictures]).float()
+        F.cross_entropy(logits_BK, labels_B[:num_pictures]).backward()
         tail.zero_grad(set_to_none=True)
 
     return step
@@ -144,36 +155,86 @@ def _training_step(
 
 def _frozen_pass(
     job: MeasureJob, backbone: Backbone, compute: ComputeConfig, device: torch.device, beat: Callable[[], object]
-) -> Callable[[], object]:
+) -> _Step:
     layout = memory_format(compute)
-    prefix = FrozenPrefix(backbone.graph.stage_modules(job.deepest, device, layout), compute, beat)
+    stages = backbone.graph.stage_modules(job.deepest, device, layout)
     side = job.image_size_px
     images_BCHW = laid_out(_random((job.prefix_batch_size, 3, side, side), device), layout)
-    return lambda: prefix(images_BCHW)
+
+    def step(num_pictures: int) -> None:
+        of_this_size = compute.model_copy(update={"prefix_batch_size": num_pictures})  # nothing is padded
+        FrozenPrefix(stages, of_this_size, beat)(images_BCHW[:num_pictures])
+
+    return step
 
 
 def _random(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _best_of_rounds(steps: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
-    """The shortest time of each step, in turns, so that whatever else the machine does meets all of them."""
-    best = [math.inf] * len(steps)
+def _take_times(job: MeasureJob, cases: Sequence[_Case], steps: Sequence[_Step], device: torch.device) -> list[float]:
+    """Seconds for one picture of each case."""
+    seconds = [0.0] * len(cases)
+    contests: dict[int, tuple[_Step, int]] = {}
     # Dropout and stochastic depth draw from the global generator.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for step in steps:
-            step()  # chooses kernels and takes memory, once
-        started = time.perf_counter()
-        for number in range(_MOST_ROUNDS):
-            if number >= _FEWEST_ROUNDS and time.perf_counter() - started > _MOST_S:
-                break
-            for position, step in enumerate(steps):
-                _wait_for(device)
-                began = time.perf_counter()
-                step()
-                _wait_for(device)
-                best[position] = min(best[position], time.perf_counter() - began)
+        for part, most in (("trained", job.batch_size), ("frozen", job.prefix_batch_size)):
+            own = [position for position, case in enumerate(cases) if case.part == part]
+            size = min(_SMALL, most)
+            for position in own:
+                seconds[position] = _first_look(steps[position], size, device) / size
+            fastest = min((seconds[position] for position in own), default=0.0)
+            hopeful = [position for position in own if seconds[position] < _HOPELESS * fastest]
+            if len(hopeful) > 1:
+                size = max(size, min(most, _power_of_two_below(_LONG_STEP_S / fastest)))
+                contests |= {position: (steps[position], size) for position in hopeful}
+        found = _best_of_rounds(contests, device)
+    return [_rescaled(position, cases, seconds, found) for position in range(len(cases))]
+
+
+def _first_look(step: _Step, size: int, device: torch.device) -> float:
+    best, spent = math.inf, 0.0
+    for _ in range(_FEW_LOOKS):
+        taken = _time(step, size, device)
+        best, spent = min(best, taken), spent + taken
+        if spent > _LONG_LOOK_S:
+            break
     return best
+
+
+def _best_of_rounds(contests: Mapping[int, tuple[_Step, int]], device: torch.device) -> dict[int, float]:
+    """The shortest time per picture of each step, in turns."""
+    best = dict.fromkeys(contests, math.inf)
+    for step, size in contests.values():
+        step(size)  # chooses kernels and takes memory, once
+    started = time.perf_counter()
+    for number in range(_MOST_ROUNDS):
+        if number >= _FEWEST_ROUNDS and time.perf_counter() - started > _MOST_S:
+            break
+        for position, (step, size) in contests.items():
+            best[position] = min(best[position], _time(step, size, device) / size)
+    return best
+
+
+def _rescaled(position: int, cases: Sequence[_Case], looks: Sequence[float], found: Mapping[int, float]) -> float:
+    """The time of a case; one that was only looked at is as far behind its part's fastest as it was then."""
+    if position in found:
+        return found[position]
+    own = [other for other, case in enumerate(cases) if case.part == cases[position].part]
+    timed = [found[other] for other in own if other in found]
+    return looks[position] / min(looks[other] for other in own) * min(timed) if timed else looks[position]
+
+
+def _time(step: _Step, size: int, device: torch.device) -> float:
+    _wait_for(device)
+    began = time.perf_counter()
+    step(size)
+    _wait_for(device)
+    return time.perf_counter() - began
+
+
+def _power_of_two_below(number: float) -> int:
+    return int(2 ** max(0, math.floor(math.log2(number))))
 
 
 def _wait_for(device: torch.device) -> None:

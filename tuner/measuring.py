@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tuner.paths import HomePaths
     from tuner.progress import Progress
 
-LEAST_GAIN = 1.05
+LEAST_GAIN = 1.1
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
@@ -125,17 +125,14 @@ def reasons(name: str, compute: ComputeSpec, chosen: ComputeConfig, timings: Seq
         if len(times) < len(_PRECISIONS):
             lines.append(f"{field}: {name}: fp32, there is nothing to gain")
             continue
-        ratio = times["fp32"] / times["bf16"]
-        speed = f"bf16 is {ratio:.1f} times as fast as fp32 in {what} on {place}"
-        lines.append(f"{field}: {name}: {speed}: {getattr(chosen, field)} chosen")
+        taken = getattr(chosen, field)
+        lines.append(f"{field}: {name}: {_compared(times)} in {what} on {place}: {taken} chosen")
     if compute.channels_last == "auto" and timings:
-        first, last = (
-            sum(min(times.values()) for times in _by_part(timings, layout).values()) for layout in (False, True)
-        )
-        taken = "last" if chosen.channels_last else "first"
-        lines.append(
-            f"channels_last: {name}: {first / last:.1f} times as fast as channels first: channels {taken} chosen"
-        )
+        totals = {
+            f"channels {word}": sum(min(times.values()) for times in _by_part(timings, is_last).values())
+            for word, is_last in (("last", True), ("first", False))
+        }
+        lines.append(f"channels_last: {name}: {_compared(totals)}: {str(chosen.channels_last).lower()} chosen")
     return lines
 
 
@@ -174,6 +171,11 @@ def _by_part(timings: Sequence[Timing], channels_last: bool) -> dict[str, dict[P
         if timing["channels_last"] == channels_last:
             parts.setdefault(timing["part"], {})[timing["precision"]] = timing["seconds"]
     return parts
+
+
+def _compared(times: Mapping[str, float]) -> str:
+    slow, fast = sorted(times, key=times.__getitem__, reverse=True)
+    return f"{fast} is {times[slow] / times[fast]:.2f} times as fast as {slow}"
 
 
 def _faster(times: Mapping[Precision, float]) -> Precision:

@@ -43,8 +43,8 @@ def timings(**seconds: float) -> list[Timing]:
         # What was seen on 2 cores: resnet18, efficientnet_b0.
         ({"trained_fp32": 5.2, "trained_bf16": 2.5, "frozen_fp32": 1.5, "frozen_bf16": 0.5}, ("bf16", "bf16", True)),
         ({"trained_fp32": 6.2, "trained_bf16": 8.4, "frozen_fp32": 1.1, "frozen_bf16": 0.8}, ("fp32", "bf16", True)),
-        # 4% faster is not worth the bits, nor another layout.
-        ({"trained_fp32": 1.04, "trained_bf16": 1.0, "frozen_fp32": 1.06, "frozen_bf16": 1.0}, ("fp32", "bf16", True)),
+        # 9% faster is not worth the bits, nor another layout.
+        ({"trained_fp32": 1.09, "trained_bf16": 1.0, "frozen_fp32": 1.11, "frozen_bf16": 1.0}, ("fp32", "bf16", True)),
         ({"trained_fp32": 1.0, "trained_fp32_first": 0.97}, ("fp32", "fp32", True)),
         ({"trained_fp32": 1.0, "trained_bf16": 0.9, "trained_fp32_first": 0.5, "trained_bf16_first": 0.6},
          ("fp32", "fp32", False)),
@@ -65,12 +65,12 @@ def test_what_is_fixed_stays_fixed() -> None:
 
 def test_the_choices_are_told_with_their_figures() -> None:
     compute = ComputeSpec(**AUTO)
-    seen = timings(trained_fp32=0.36, trained_bf16=0.2, frozen_fp32=1.0, frozen_bf16=1.0, trained_fp32_first=0.5,
-                   trained_bf16_first=0.4, frozen_fp32_first=2.0, frozen_bf16_first=2.0)  # fmt: skip
+    seen = timings(trained_fp32=0.36, trained_bf16=0.2, frozen_fp32=1.0, frozen_bf16=20.0, trained_fp32_first=0.5,
+                   trained_bf16_first=0.4, frozen_fp32_first=2.0, frozen_bf16_first=20.0)  # fmt: skip
     assert reasons("resnet18", compute, choose(compute, seen), seen, "this CPU") == [
-        "precision: resnet18: bf16 is 1.8 times as fast as fp32 in training steps on this CPU: bf16 chosen",
-        "prefix_precision: resnet18: bf16 is 1.0 times as fast as fp32 in the frozen part on this CPU: fp32 chosen",
-        "channels_last: resnet18: 2.0 times as fast as channels first: channels last chosen",
+        "precision: resnet18: bf16 is 1.80 times as fast as fp32 in training steps on this CPU: bf16 chosen",
+        "prefix_precision: resnet18: fp32 is 20.00 times as fast as bf16 in the frozen part on this CPU: fp32 chosen",
+        "channels_last: resnet18: channels last is 2.00 times as fast as channels first: true chosen",
     ]
 
 

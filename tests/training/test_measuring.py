@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ def job_in(folder: Path, **changes: Any) -> MeasureJob:
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_MOST_ROUNDS", 2)
+    monkeypatch.setattr(measuring, "_MOST_ROUNDS", 1)
+    monkeypatch.setattr(measuring, "_FEW_LOOKS", 1)
 
 
 @pytest.fixture
@@ -95,10 +98,68 @@ def test_a_damaged_memory_is_measured_again_and_a_full_one_does_no_harm(
     plain = {"precisions": (), "layouts": (True,)}
     run_measure(job_in(tmp_path, **plain), Ranks(CPU))
     (file,) = tmp_path.glob("*.json")
-    for damage in ("", "{", '{"timings": 3}', '{"timings": [{"part": "trained"}]}'):
+    endless = file.read_text().replace('"seconds": ', '"seconds": -')
+    for damage in ("", "{", '{"timings": 3}', '{"timings": [{"part": "trained"}]}', endless):
         file.write_text(damage)
         assert not run_measure(job_in(tmp_path, **plain), Ranks(CPU))["is_remembered"]
     blocked = tmp_path / "a file"
     blocked.touch()
     assert run_measure(job_in(blocked, **plain), Ranks(CPU))["timings"]
     assert "cannot be kept" in caplog.text
+
+
+class Machine:
+    """A processor with a clock of its own, on which other work makes single steps slow.
+
+    Args:
+        seconds: For one picture, by part and precision, in either layout.
+        noise: Share of the steps that take three times as long.
+    """
+
+    def __init__(self, seconds: Mapping[tuple[str, str], float], noise: float = 0.0) -> None:
+        self._seconds, self._noise, self._chance = seconds, noise, random.Random(0)
+        self.now = 0.0
+        self.sizes: dict[tuple[str, str], list[int]] = {case: [] for case in seconds}
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def steps(self, _job: Any, cases: Any, *_: Any) -> Any:
+        return [partial(self._step, (case.part, case.precision)) for case in cases]
+
+    def _step(self, case: tuple[str, str], num_pictures: int) -> None:
+        self.sizes[case].append(num_pictures)
+        self.now += self._seconds[case] * num_pictures * (3 if self._chance.random() < self._noise else 1)
+
+
+def measured_on(machine: Machine, job: MeasureJob, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
+    monkeypatch.undo()  # all rounds
+    monkeypatch.setattr(measuring, "_steps", machine.steps)
+    monkeypatch.setattr(measuring, "time", machine)
+    return {(each["part"], each["precision"]): each["seconds"] for each in run_measure(job, Ranks(CPU))["timings"]}
+
+
+def test_a_precision_without_kernels_costs_two_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A network that takes 0.2 s a picture in float32, on a processor that is 20 times slower in bf16.
+    seconds = {("trained", "fp32"): 0.2, ("trained", "bf16"): 4.0, ("frozen", "fp32"): 0.05, ("frozen", "bf16"): 1.0}
+    machine = Machine(seconds)
+    job = job_in(tmp_path, layouts=(True,), batch_size=64, prefix_batch_size=32)
+    assert measured_on(machine, job, monkeypatch) == pytest.approx(seconds)
+    assert machine.sizes["trained", "bf16"] == [2]
+    assert machine.now < 15, "a batch of 64 in bf16 alone would take 256 s"
+
+
+def test_batches_grow_as_large_as_half_a_second_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {("trained", "fp32"): 0.05, ("trained", "bf16"): 0.03, ("frozen", "fp32"): 1e-4, ("frozen", "bf16"): 1e-4}
+    machine = Machine(seconds)
+    job = job_in(tmp_path, layouts=(True,), batch_size=64, prefix_batch_size=32)
+    assert measured_on(machine, job, monkeypatch) == pytest.approx(seconds)
+    assert max(machine.sizes["trained", "fp32"]) == max(machine.sizes["trained", "bf16"]) == 16
+    assert max(machine.sizes["frozen", "fp32"]) == 32
+    assert machine.now < 15
+
+
+def test_other_work_on_the_machine_does_not_change_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {("trained", "fp32"): 0.01, ("trained", "bf16"): 0.012}
+    job = job_in(tmp_path, layouts=(True,), prefix_precisions=())
+    assert measured_on(Machine(seconds, noise=0.5), job, monkeypatch) == pytest.approx(seconds)
