@@ -100,7 +100,7 @@ def space_over(spec: SweepSpec, networks: Mapping[str, Network]) -> SearchSpace:
         for name, network in networks.items()
     }
     if "keep" in listed(spec.search.bn_mode) and not any(shape.batch_norm_depth for shape in shapes.values()):
-        raise InputError(f"search.bn_mode: {' and '.join(shapes)} has no BatchNorm to keep; leave bn_mode out")
+        raise InputError(f"search.bn_mode: there is no BatchNorm to keep in {' or '.join(shapes)}; leave bn_mode out")
     return SearchSpace.over(spec.search, shapes)
 
 

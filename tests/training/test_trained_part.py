@@ -33,7 +33,7 @@ from tuner.model_file import Classifier, ModelCard, load_state, save_model
 PARTS: dict[str, dict[str, Any]] = {
     "mlp": {"head": "mlp", "dropout": 0.3, "bn_mode": "keep"},
     "cosine": {"head": "cosine", "dropout": 0.0},
-    "kept": {"bn_mode": "keep", "dropout": 0.6},
+    "kept": {"bn_mode": "keep", "dropout": 0.6, "head_init": "probe", "ema_decay": 0.9, "mixup_alpha": 0.4},
 }
 BF16 = {"precision": "bf16", "prefix_precision": "bf16"}
 
