@@ -82,3 +82,14 @@ def test_an_mlp_head_has_one_hidden_layer_of_at_most_512() -> None:
             "hidden.weight": (hidden, width), "hidden.bias": (hidden,),
             "output.weight": (3, hidden), "output.bias": (3,),
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "has_some"), [("resnet18", True), ("lenet", True), ("squeezenet1_1", False)])
+def test_a_network_knows_behind_which_stage_it_has_no_batch_norm_any_more(name: str, has_some: bool) -> None:
+    graph = load_backbone(name, None, num_classes=2, input_size_px=SIZES_PX[name], seed=0).graph
+    counts = [
+        sum(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in graph.tail(depth).modules())
+        for depth in range(graph.num_stages + 1)
+    ]
+    assert graph.batch_norm_depth == sum(count > 0 for count in counts)
+    assert (graph.batch_norm_depth > 0) == has_some
