@@ -93,6 +93,7 @@ class BackboneShape:
     Attributes:
         num_stages: That can be frozen.
         is_pretrained: Whether it starts from weights.
+        can_probe: Whether its features can be probed, where it does.
         batch_norm_depth: Stages behind which it has no BatchNorm any more; None: it has some in the last one.
         freeze_depth: Its depths as its own entry in the spec declares them; None: as the search does.
     """
@@ -101,6 +102,7 @@ class BackboneShape:
     is_pretrained: bool = True
     freeze_depth: Any = None
     batch_norm_depth: int | None = None
+    can_probe: bool = True
 
     def has_statistics_to_keep(self, freeze_depth: Any) -> bool:
         """Whether BatchNorm of the trained part came with statistics of its own."""
@@ -317,7 +319,7 @@ def _own_dimensions(search: SearchSpec, backbone: str, shape: BackboneShape) -> 
     check_depths(search, shape.num_stages, backbone, place)
     head_init = dimension_of(search.head_init)
     if search.head_init == "auto":
-        head_init = Dimension(choices=("probe", "random") if shape.is_pretrained else ("random",))
+        head_init = Dimension(choices=("probe", "random") if shape.is_pretrained and shape.can_probe else ("random",))
     return {"freeze_depth": dimension_of(search.freeze_depth, shape.num_stages), "head_init": head_init}
 
 

@@ -93,9 +93,10 @@ def space_over(spec: SweepSpec, networks: Mapping[str, Network]) -> SearchSpace:
     shapes = {
         name: BackboneShape(
             network.cuts.num_stages,
-            network.choice.is_pretrained and spec.can_probe,
+            network.choice.is_pretrained,
             network.choice.freeze_depth,
             network.cuts.batch_norm_depth,
+            spec.can_probe,
         )
         for name, network in networks.items()
     }
