@@ -31,6 +31,7 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _unknown_costs(spec)
     yield from _not_for_these_labels(spec)
     yield from _beyond_the_epochs(spec)
+    yield from _idle_stopping(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
     yield from _nothing_to_mix(spec)
@@ -200,10 +201,20 @@ def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
         yield f"search.warmup_epochs: {longest:g} is more than the {epochs} of budget.epochs; lower it, or train longer"
     early = spec.early_stopping
     is_default = early.grace_period == type(early).model_fields["grace_period"].default
-    if early.scheduler == "asha" and early.grace_period > epochs and not is_default:
+    if early.scheduler in ("asha", "median") and early.grace_period > epochs and not is_default:
         yield (
             f"early_stopping.grace_period: {early.grace_period} is more than the {epochs} of budget.epochs, so nothing "
             "would ever be stopped; lower it, or set early_stopping.scheduler to none"
+        )
+
+
+def _idle_stopping(spec: SweepSpec) -> Iterator[str]:
+    early, idle = spec.early_stopping, {"hyperband": "grace_period", "median": "reduction_factor"}
+    name = idle.get(early.scheduler)
+    if name is not None and getattr(early, name) != type(early).model_fields[name].default:
+        why = "its brackets have rungs of their own" if early.scheduler == "hyperband" else "it has no rungs"
+        yield (
+            f"early_stopping.{name}: {early.scheduler} does not use it, {why}; leave it out, or use the scheduler asha"
         )
 
 

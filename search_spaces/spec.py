@@ -118,11 +118,21 @@ class PretrainSpec(PretrainRecipe):
 
 
 class EarlyStoppingSpec(SpecPart):
-    """When a trial is given up (asynchronous successive halving, Li et al., MLSys 2020)."""
+    """When a trial is given up. One that trains the head alone is spared by all but patience."""
 
-    scheduler: Literal["asha", "none"] = Field("asha", description="'none': every trial runs all its epochs.")
-    grace_period: Count = Field(2, description="Epochs that every trial gets; never more than there are.")
-    reduction_factor: Float = Field(3.0, gt=1, description="At each rung about one trial in this many goes on.")
+    scheduler: Literal["asha", "hyperband", "median", "none"] = Field(
+        "asha",
+        description="'asha', successive halving in which no trial waits (Li et al., MLSys 2020); 'hyperband', in "
+        "brackets of different haste, in which trials wait for each other (Li et al., JMLR 2018); 'median', a trial "
+        "ends when its best epoch is worse than the median of the others' means (Golovin et al. 2017); 'none', every "
+        "trial runs all its epochs.",
+    )
+    grace_period: Count = Field(
+        2, description="Epochs that every trial gets, never more than there are; hyperband has its own."
+    )
+    reduction_factor: Float = Field(
+        3.0, gt=1, description="At each rung of asha and hyperband about one trial in this many goes on."
+    )
     patience: Count | None = Field(
         None,
         description="A trial ends when its best epoch, by `metric`, is so many epochs ago; none: never.",

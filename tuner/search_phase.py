@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from search_spaces.advice import rules_of_thumb
 from search_spaces.listing import trials_in_all
@@ -19,7 +19,6 @@ from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.jobs import TrainJob
 from tuner.cost_aware import Cooling
-from tuner.halving import ResumableASHA
 from tuner.interrupts import first_interrupt_calls
 from tuner.journal import Record, TrialRecord, read_records, trials_of
 from tuner.keeping import Keeper
@@ -28,6 +27,7 @@ from tuner.paths import HomePaths
 from tuner.patience import Patience
 from tuner.pricing import Pricing
 from tuner.progress import Progress
+from tuner.scheduling import STOP_REASONS, build_scheduler
 from tuner.searching import StudySearcher
 from tuner.spending import Spending
 from tuner.tuning import StopSwitch, run_tune
@@ -118,7 +118,7 @@ class SearchPhase:
         with first_interrupt_calls(interrupt):
             run_tune(
                 searcher=searcher,
-                scheduler=self._scheduler(history),
+                scheduler=self._scheduler(lambda: bool(switch), pool.num_lanes),
                 pool=pool,
                 switch=switch,
                 record=self._record,
@@ -126,6 +126,7 @@ class SearchPhase:
                 patience=self._patience(history),
                 history=history,
                 on_end=keeper.take,
+                stop_reason=STOP_REASONS[spec.early_stopping.scheduler],
             )
         pool.check()
         return switch.why if switch.is_interrupted else None
@@ -146,7 +147,9 @@ class SearchPhase:
 
     def _config_maker(self, pool: LanePool, history: Sequence[TrialRecord]) -> Callable[..., dict[str, Any]]:
         """What Tune hands to a trial, from its number and its point."""
-        known_epochs = {trial.number: len(trial.epochs) for trial in history}
+        # A trial that waited when the sweep was interrupted says its last epoch again, and is told to wait again.
+        num_again = 1 if self._spec.early_stopping.scheduler == "hyperband" else 0
+        known_epochs = {trial.number: max(0, len(trial.epochs) - num_again) for trial in history}
         switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
         # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
         spec, space, bases, home, paths = self._spec, self._space, self._bases, self._home, self._paths
@@ -166,20 +169,8 @@ class SearchPhase:
 
         return make_config
 
-    def _scheduler(self, history: Sequence[TrialRecord]) -> TrialScheduler:
-        spec = self._spec
-        if spec.early_stopping.scheduler == "none":
-            return FIFOScheduler()
-        space = self._space
-        return ResumableASHA(
-            metric=spec.metric,
-            mode=spec.mode,
-            max_epochs=spec.budget.epochs,
-            grace_period=spec.grace_period,
-            reduction_factor=spec.early_stopping.reduction_factor,
-            history=history,
-            is_exempt=lambda params: bool(params) and params.get("freeze_depth") == space.stages_of(params),
-        )
+    def _scheduler(self, is_ending: Callable[[], bool] = lambda: False, num_lanes: int | None = None) -> TrialScheduler:
+        return build_scheduler(self._spec, self._space, read_records(self._paths.journal), is_ending, num_lanes)
 
     def _patience(self, history: Sequence[TrialRecord]) -> Patience:
         return Patience(self._spec.early_stopping.patience, self._spec.metric, self._spec.mode, history)
@@ -187,7 +178,7 @@ class SearchPhase:
     def _close_overdue(self, spent: str | None) -> None:
         """Ends what an interruption left open though its last epoch had decided it, or though the budget is spent."""
         history = self._history()
-        overdue = {*getattr(self._scheduler(history), "overdue", ()), *self._patience(history).overdue}
+        overdue = {*getattr(self._scheduler(), "overdue", ()), *self._patience(history).overdue}
         for trial in history:
             if trial.outcome is None and len(trial.epochs) >= self._spec.budget.epochs:
                 self._record("end", number=trial.number, outcome="completed", reason=None)

@@ -124,6 +124,7 @@ class StudySearcher(Searcher):
         self._seconds: dict[tuple[int, int], float] = {}
         self._is_stopped = False
         self._live: dict[str, _LiveTrial] = {}
+        self._paused: set[str] = set()
         self._resumed = {record.number: record for record in history if record.outcome is None}
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its lines per study and trial would break the progress
         self._study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
@@ -156,7 +157,7 @@ class StudySearcher(Searcher):
         """The next trial's configuration; None while as many run as may; `FINISHED` when there are no more."""
         if self._is_stopped or self._is_over():
             return str(Searcher.FINISHED)
-        if len(self._live) >= self._max_concurrent:
+        if len(self._live) - len(self._paused) >= self._max_concurrent:
             return None
         trial = self._ask()
         point = self._space.suggest(trial)
@@ -175,6 +176,7 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended: whole with its best value, stopped early with its epochs, or failed."""
+        self._paused.discard(trial_id)
         live = self._live.pop(trial_id, None)
         if live is None:
             return
@@ -185,6 +187,14 @@ class StudySearcher(Searcher):
             return
         state, value = self._verdict("failed" if error else outcome, live.values)
         self._study.tell(live.handle, value if state == TrialState.COMPLETE else None, state)
+
+    def on_pause(self, trial_id: str) -> None:
+        """A trial waits for others, and another one may run meanwhile."""
+        self._paused.add(trial_id)
+
+    def on_unpause(self, trial_id: str) -> None:
+        """A trial goes on that waited."""
+        self._paused.discard(trial_id)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **_: Any) -> bool:
         """Refuses a second metric or space; Tune asks even where it has neither."""

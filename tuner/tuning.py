@@ -24,7 +24,6 @@ from tuner.searching import COST, NUMBER, StudySearcher
 from tuner.spending import Spending
 
 Record = Callable[..., object]
-ASHA_STOPPED = "ASHA: others were better after as many epochs"
 _MOST_DEATHS = 3
 """How often a trial's actor may die, or its lane be lost, without one more epoch before the trial is given up."""
 METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
@@ -87,6 +86,7 @@ class JournalCallback(_NotKept, tune.Callback):
         patience: Knows which trials ended for lack of progress.
         history: What earlier runs of the sweep know of trials that go on.
         on_end: Called with each trial that has ended for good, after the journal has it.
+        stop_reason: Why the scheduler stops trials.
     """
 
     def __init__(
@@ -101,7 +101,9 @@ class JournalCallback(_NotKept, tune.Callback):
         patience: Patience,
         history: Sequence[TrialRecord] = (),
         on_end: Callable[[TrialRecord], object] = lambda _: None,
+        stop_reason: str = "stopped",
     ) -> None:
+        self._stop_reason = stop_reason
         self._record, self._pool, self._switch, self._on_end = record, pool, switch, on_end
         self._stop = stop
         self._patience = patience
@@ -139,7 +141,9 @@ class JournalCallback(_NotKept, tune.Callback):
         if outcome is None and self._switch.is_interrupted:
             outcome, reason = "interrupted", "the sweep was interrupted"
         elif outcome is None:
-            reason = self._switch.spending.reason or self._patience.reason(trial.config[NUMBER]) or ASHA_STOPPED
+            # The actor may be kept for another trial, and hold the lane until there is one.
+            self._pool.take_back(client_prefix(trial.config["number"]))
+            reason = self._switch.spending.reason or self._patience.reason(trial.config[NUMBER]) or self._stop_reason
             outcome = "stopped_early"
         self._end(trial, outcome, reason)
 
@@ -181,6 +185,7 @@ def run_tune(
     patience: Patience,
     history: Sequence[TrialRecord] = (),
     on_end: Callable[[TrialRecord], object] = lambda _: None,
+    stop_reason: str = "stopped",
 ) -> None:
     """Runs the search to its end, or to the switch's; returns when every trial has ended.
 
@@ -194,6 +199,7 @@ def run_tune(
         patience: Stops trials that no longer become better.
         history: What earlier runs of the sweep know.
         on_end: Called with each trial that has ended for good.
+        stop_reason: Why the scheduler stops trials.
     """
     # This process handles Ctrl-C itself, and resumes from the journal: Tune's snapshots would only cost time.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -210,6 +216,7 @@ def run_tune(
         patience=patience,
         history=history,
         on_end=on_end,
+        stop_reason=stop_reason,
     )
     tune.Tuner(
         tune.with_resources(LaneTrial, {"CPU": 0.01}),
