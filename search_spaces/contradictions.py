@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.ranges import Range, listed
 from search_spaces.search_spec import LISTING_SAMPLERS
+from search_spaces.stopping import stopping_contradictions
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _unknown_costs(spec)
     yield from _not_for_these_labels(spec)
     yield from _beyond_the_epochs(spec)
-    yield from _idle_stopping(spec)
+    yield from stopping_contradictions(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
     yield from _nothing_to_mix(spec)
@@ -205,16 +206,6 @@ def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
         yield (
             f"early_stopping.grace_period: {early.grace_period} is more than the {epochs} of budget.epochs, so nothing "
             "would ever be stopped; lower it, or set early_stopping.scheduler to none"
-        )
-
-
-def _idle_stopping(spec: SweepSpec) -> Iterator[str]:
-    early, idle = spec.early_stopping, {"hyperband": "grace_period", "median": "reduction_factor"}
-    name = idle.get(early.scheduler)
-    if name is not None and getattr(early, name) != type(early).model_fields[name].default:
-        why = "its brackets have rungs of their own" if early.scheduler == "hyperband" else "it has no rungs"
-        yield (
-            f"early_stopping.{name}: {early.scheduler} does not use it, {why}; leave it out, or use the scheduler asha"
         )
 
 

@@ -117,18 +117,39 @@ class PretrainSpec(PretrainRecipe):
         return self
 
 
+class PopulationSpec(SpecPart):
+    """How trials take over from each other under the scheduler pbt; both shares are Ray Tune's defaults."""
+
+    perturbation_interval: Count = Field(
+        2,
+        description="Epochs from one exchange to the next; all trials wait for the last one. Tune's own default, 60, "
+        "counts seconds.",
+    )
+    quantile_fraction: Float = Field(
+        0.25, gt=0, le=0.5, description="The worst of this share of the trials take over from the best of it."
+    )
+    resample_probability: Float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="How often a setting that is taken over is drawn anew from its range or list; else a number moves "
+        "by a fifth, a listed value to its neighbour.",
+    )
+
+
 class EarlyStoppingSpec(SpecPart):
     """When a trial is given up. One that trains the head alone is spared by all but patience."""
 
-    scheduler: Literal["asha", "hyperband", "median", "none"] = Field(
+    scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = Field(
         "asha",
         description="'asha', successive halving in which no trial waits (Li et al., MLSys 2020); 'hyperband', in "
         "brackets of different haste, in which trials wait for each other (Li et al., JMLR 2018); 'median', a trial "
-        "ends when its best epoch is worse than the median of the others' means (Golovin et al. 2017); 'none', every "
-        "trial runs all its epochs.",
+        "ends when its best epoch is worse than the median of the others' means (Golovin et al. 2017); 'pbt', "
+        "population-based training: no trial ends, poor ones go on with the weights and the changed settings of good "
+        "ones (Jaderberg et al. 2017); 'none', every trial runs all its epochs.",
     )
     grace_period: Count = Field(
-        2, description="Epochs that every trial gets, never more than there are; hyperband has its own."
+        2, description="Epochs that every trial gets under asha and median, never more than there are."
     )
     reduction_factor: Float = Field(
         3.0, gt=1, description="At each rung of asha and hyperband about one trial in this many goes on."
@@ -137,6 +158,7 @@ class EarlyStoppingSpec(SpecPart):
         None,
         description="A trial ends when its best epoch, by `metric`, is so many epochs ago; none: never.",
     )
+    population: PopulationSpec = Field(PopulationSpec(), description="How trials take over from each other: pbt.")
 
 
 class CacheSpec(SpecPart):
@@ -220,10 +242,17 @@ class SweepSpec(SpecPart):
         """Trials in all; None where the budget, or the last point of the space, ends the search."""
         if isinstance(self.search.num_trials, int):
             return self.search.num_trials
+        if self.is_population:
+            return USUAL_NUM_TRIALS
         if self.search.sampler in LISTING_SAMPLERS:
             return None
         is_bounded = self.budget.flops is not None or self.budget.time_s is not None
         return None if is_bounded else USUAL_NUM_TRIALS
+
+    @property
+    def is_population(self) -> bool:
+        """Whether trials take over from each other."""
+        return self.early_stopping.scheduler == "pbt"
 
     @property
     def grace_period(self) -> int:

@@ -28,6 +28,11 @@ class TrainJob(Settings):
     metric: str = Field("val/accuracy", description="Decides which epoch is the trial's best.")
     mode: Literal["max", "min"] = "max"
     reported_epochs: int = Field(0, ge=0, description="Epochs whose results are already known to the asker.")
+    inherited_epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs that another trial trained, with other settings: without their checkpoint it cannot begin.",
+    )
     cuts_to_keep: CutsToKeep | None = Field(
         None,
         description="Depths whose features may be stored, by side; None: the trial's own depth on both. Decides speed, "

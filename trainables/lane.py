@@ -286,9 +286,15 @@ def _keep(run: TrialRun, job: TrainJob, history: list[Message]) -> None:
 
 
 def _resume(run: TrialRun, job: TrainJob, ranks: Ranks) -> list[Message]:
-    """Takes ``run`` to its newest usable checkpoint; returns the messages of the epochs before."""
+    """Takes ``run`` to its newest usable checkpoint; returns the messages of the epochs before.
+
+    Raises:
+        CheckpointError: There is none, and the trial went on with weights that it had not trained itself.
+    """
     # One rank reads and tells the others: each for itself might find another file, and then they would part.
     checkpoint: Checkpoint | None = ranks.agree(_newest_checkpoint(job) if ranks.is_first else None)
+    if checkpoint is None and job.inherited_epochs:
+        raise CheckpointError(f"{job.directory}: the weights that this trial took over from another one are lost")
     if checkpoint is None:
         return []
     run.restore(checkpoint)

@@ -71,5 +71,14 @@ def flat(standing: Standing) -> dict[str, float]:
 def note(champion: Champion, baselines: list[Standing], reuse: Reuse, metric: str = "val/accuracy") -> str:
     """The parent run's description; ``metric`` is what chose."""
     lines = [f"Champion: trial {champion.number}, {sentence(champion.standing, metric)}."]
+    lines += [f"Its weights were trained by {lineage}." for lineage in lineage_tags(champion).values()]
     lines += [f"- {standing.name}: {sentence(standing, metric)}" for standing in baselines]
     return "\n".join([*lines, *(f"\n{said}" for said in reuse.sentences())])
+
+
+def lineage_tags(champion: Champion) -> dict[str, str]:
+    """Who trained a champion's weights until when, as a tag; empty where it trained them alone."""
+    if not champion.lineage:
+        return {}
+    told = [f"trial {each.number} to epoch {each.until}" for each in champion.lineage]
+    return {"thaw.lineage": ", ".join([*told, f"trial {champion.number} from there"])}

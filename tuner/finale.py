@@ -18,6 +18,7 @@ from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, ScoreJob, TrainJob
 from trainables.storage import join, write_bytes
 from tuner.champion import baseline_config, best_epoch, totals_of
+from tuner.describing import lineage_tags
 from tuner.figures import bare
 from tuner.intervals import metric_intervals
 from tuner.journal import TrialRecord
@@ -74,7 +75,7 @@ def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> 
     """
     epoch = best_epoch(trial, closing.spec.metric, closing.spec.mode) or {}
     standing = Standing(f"trial {trial.number}", _without_group(epoch, "val/"))
-    champion = Champion(trial.number, trial.params, config, standing)
+    champion = Champion(trial.number, trial.params, config, standing, lineage=trial.lineage)
     if not closing.data.size("test"):
         return champion, None
     closing.phase("testing the champion")
@@ -239,7 +240,7 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         run_id=run_id,
         time_s=time_s,
         metrics=metrics,
-        tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number)},
+        tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number), **lineage_tags(champion)},
     )
     metric = bare(spec.metric)
     score = Score(

@@ -58,6 +58,18 @@ class SearchState:
             del self.running[record["number"]]
             self.outcomes[record["outcome"]] = self.outcomes.get(record["outcome"], 0) + 1
             self.seconds.append((record.get("metrics") or {}).get("time/trial_s", 0.0))
+        elif event == "exchange":
+            self._take_over(record)
+
+    def _take_over(self, record: Record) -> None:
+        """What a trial gave up for another's weights is lost, the best too."""
+        for move in record["moves"]:
+            self.reached.pop(move["number"], None)
+            if move["donor"] in self.reached:
+                self.reached[move["number"]] = self.reached[move["donor"]]
+        ranked = sorted(self.reached.items())
+        best = (max if self.mode == "max" else min)(ranked, key=lambda item: item[1], default=None)
+        self.best = None if best is None else (best[1], best[0])
 
     def _take(self, number: int, value: float) -> None:
         better = max if self.mode == "max" else min
@@ -147,6 +159,8 @@ class Progress:
         self.state.see(record)
         if self._live is None and is_trial and record["event"] == "end":
             self._line(self._describe_end(record))
+        elif self._live is None and record["event"] == "exchange":
+            self._line(_describe_exchange(record))
 
     def _describe_end(self, record: Record) -> str:
         state, number = self.state, record["number"]
@@ -185,6 +199,11 @@ class Progress:
         if num_untold := self.num_untold():
             grid.add_row(_untold(num_untold))
         return grid
+
+
+def _describe_exchange(record: Record) -> str:
+    moves = ", ".join(f"trial {move['number']} takes over trial {move['donor']}" for move in record["moves"])
+    return f"after epoch {record['epoch']}: {moves or 'nobody takes over anything'}"
 
 
 def _untold(number: int) -> str:

@@ -80,6 +80,10 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
             f"would change\n{shown}\nTo search so, start a sweep under another name. What may change: "
             f"{', '.join(_MAY_CHANGE)}"
         )
+    if spec.is_population and "search.num_trials" in changes:
+        raise InputError(
+            "resume: search.num_trials: a population keeps the size it was drawn with; start a sweep under another name"
+        )
     num_known = len(trials_of(records))
     if spec.most_trials is not None and changes and spec.most_trials < num_known:
         raise InputError(f"resume: search.num_trials: {spec.most_trials}, but {name!r} has {num_known} trials already")

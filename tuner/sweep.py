@@ -283,7 +283,7 @@ class _Sweep:
         written = self.journal.append(event, **fields)
         self.num_records += 1
         self.progress.see(written)
-        self.twin.push(at_once=event in ("sweep", "end", "champion", "finished", "interrupted"))
+        self.twin.push(at_once=event in ("sweep", "end", "exchange", "champion", "finished", "interrupted"))
         if event == "epoch":
             self.has_epochs = True
             self.tracking.start()

@@ -45,6 +45,12 @@ def _show(trial: TrialRecord) -> None:
 
     console = Console()
     console.print(build_table(["setting", "value"], [[key, str(value)] for key, value in trial.params.items()]))
+    for each in trial.lineage:
+        changed = {key: value for key, value in each.params.items() if trial.params.get(key) != value}
+        settings = ", ".join(f"{key} {value}" for key, value in changed.items()) or "the same settings"
+        console.print(
+            f"To epoch {each.until} trained by trial {each.number}: {settings}", highlight=False, markup=False
+        )
     columns = [column for column in _SHOWN if any(column in epoch for epoch in trial.epochs)]
     if columns:
         console.print(build_table(columns, [[epoch.get(column) for column in columns] for epoch in trial.epochs]))
@@ -76,6 +82,12 @@ def best(
         raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
     spec_file.write_text(dump_spec(single_spec(spec, trial.params, f"{name}-best"[:64])), encoding="utf-8")
     typer.echo(f"{spec_file}: trial {trial.number} of {name}.  Train it:  thaw train {spec_file}")
+    if trial.lineage:
+        typer.echo(
+            f"These are its last settings. Its weights have been trained with others before (thaw show {name} "
+            f"{trial.number}), so the numbers will not be the same.",
+            err=True,
+        )
 
 
 def train(

@@ -21,6 +21,13 @@ from tuner.searching import NUMBER
 METRIC = "val/accuracy"
 
 
+class FakeTrial(SimpleNamespace):
+    """What a scheduler sees of Tune's trial."""
+
+    def set_config(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+
 @dataclass
 class FakeTune:
     """A search under a scheduler.
@@ -52,7 +59,11 @@ class FakeTune:
         for number in getattr(self.scheduler, "overdue", ()):
             self.end(number, "stopped_early", "decided before the interruption")
         self.scheduler = self.build(self.records)
+        if hasattr(self.scheduler, "settle"):
+            self.scheduler.settle()
+            self.scheduler = self.build(self.records)
         known = trials_of(self.records)
+        self.known_params = {trial.number: trial.params for trial in known}
         # What was open goes on first; a searcher hands it out so.
         self.waiting = [trial.number for trial in known if trial.outcome is None]
         self.waiting += range(len(known), self.num_trials)
@@ -70,6 +81,9 @@ class FakeTune:
         return self.trials
 
     def params(self, number: int) -> dict[str, Any]:
+        return self.known_params.get(number) or self.first_params(number)
+
+    def first_params(self, number: int) -> dict[str, Any]:
         return {"freeze_depth": 6 if number in self.heads else 1}
 
     def live(self) -> list[Any]:
@@ -79,7 +93,7 @@ class FakeTune:
         """One epoch of one trial; False when all is done."""
         while self.waiting and len(self.live()) - len(self.paused) < self.lanes:
             number = self.waiting.pop(0)
-            trial = SimpleNamespace(
+            trial = FakeTrial(
                 trial_id=f"id{number}", status=Trial.PENDING, is_saving=False,
                 config={NUMBER: number, "params": self.params(number)},
             )  # fmt: skip

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
+from ray.tune.search import Searcher
 from scheduling_support import METRIC, FakeTune
+from searching_support import Loop
 
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
-from trainables.trial import EPOCH
+from trainables.trial import EPOCH, OUTCOME
 from tuner.hyperband import HYPERBAND_STOPPED, ResumableHyperBand
 from tuner.median import ResumableMedian
 from tuner.scheduling import STOP_REASONS, build_scheduler
@@ -143,8 +145,23 @@ def test_the_spec_names_the_scheduler_and_contradicts_what_it_does_not_use() -> 
         "asha": "ResumableASHA",
         "median": "ResumableMedian",
         "hyperband": "ResumableHyperBand",
+        "pbt": "ResumablePBT",
         "none": "FIFOScheduler",
     }
     for scheduler, field in (("hyperband", "grace_period"), ("median", "reduction_factor")):
         with pytest.raises(ValidationError, match=f"early_stopping.{field}: {scheduler} does not use it"):
             spec(scheduler=scheduler, **{field: 4})
+
+
+def test_a_trial_that_waits_gives_its_place_away_and_keeps_the_search_open() -> None:
+    searcher = Loop(num_trials=2).start().searcher
+    assert searcher.suggest("a")[NUMBER] == 0
+    assert searcher.suggest("b") is None
+    searcher.on_pause("a")
+    assert searcher.suggest("b")[NUMBER] == 1
+    assert searcher.suggest("c") is None, "or Tune would keep no actor for the one that waits"
+    searcher.on_trial_complete("b", {OUTCOME: "completed", EPOCH: 8, METRIC: 0.5})
+    searcher.on_unpause("a")
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("a", {OUTCOME: "completed", EPOCH: 8, METRIC: 0.6})
+    assert searcher.suggest("c") == Searcher.FINISHED

@@ -72,7 +72,7 @@ def refusal(*overrides, spec="digits"):
         (
             "early_stopping=asha",
             "early_stopping: 'asha' is not a mapping; the fields here are scheduler, grace_period, reduction_factor, "
-            "patience",
+            "patience, population",
         ),
         ("model.backbone=18", "model.backbone: 18 is not allowed: it should be a valid string"),
         ("version=2", "version: 2 is newer than 1, the newest this Thaw reads; install a newer Thaw"),
