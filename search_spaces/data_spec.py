@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from search_spaces.contradictions import split_contradiction
 from search_spaces.ranges import ClassNames, Count, Int, SpecPart
-from trainables.config import SplitConfig
+from trainables.config import FitOrAuto, SplitConfig
 
 
 class DataSpec(SpecPart):
@@ -42,6 +42,12 @@ class DataSpec(SpecPart):
         "same text show one part, patient or scene, and stay on one side of the split; none: as the source says.",
     )
     image_size_px: Int = Field(224, ge=8, le=1024, description="Side of the square that the network sees, in pixels.")
+    fit: FitOrAuto = Field(
+        "auto",
+        description="How a picture that is no square is brought to one: 'crop' its middle, which loses its ends; "
+        "'squash' all of it; 'pad' all of it, its shape kept; 'auto' one of the latter two by the pictures' shapes, "
+        "said and written into the sweep's spec.",
+    )
     split: SplitConfig = Field(SplitConfig(), description="Shares of the train, validation and test sides.")
 
     @field_validator("group_pattern")

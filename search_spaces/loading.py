@@ -74,6 +74,18 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
     return _parse_sweep(_read(path), overrides, str(path))
 
 
+def load_kept_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Reads the spec that a sweep keeps: as `load_spec`, and what an older Thaw had no field for is as it was then.
+
+    Raises:
+        InputError: As `load_spec`.
+    """
+    raw = _read(path)
+    if isinstance(raw.get("data"), dict):
+        raw["data"].setdefault("fit", "crop")  # kept specs have every field: one without it began without any other fit
+    return _parse_sweep(raw, overrides, str(path))
+
+
 def read_spec(text: str, overrides: Sequence[str], place: str) -> SweepSpec:
     """`load_spec` of text rather than of a file; ``place`` says where it came from.
 

@@ -17,6 +17,8 @@ PolicyName = Literal[
 POLICIES_WITH_MAGNITUDE: tuple[PolicyName, ...] = ("color", "industrial", "randaugment", "augmix")
 """Those whose strength `AugmentationConfig.magnitude` sets; the others have one strength."""
 SplitName = Literal["train", "val", "test"]
+Fit = Literal["crop", "squash", "pad"]
+FitOrAuto = Literal["auto", "crop", "squash", "pad"]
 Precision = Literal["fp32", "bf16"]
 HeadKind = Literal["linear", "mlp", "cosine"]
 OTHER_HEADS: tuple[HeadKind, ...] = ("mlp", "cosine")
@@ -70,6 +72,7 @@ class DataConfig(Settings):
     split: SplitConfig = SplitConfig()
     group_pattern: str | None = Field(None, description="Regular expression on names: equal finds stay on one side.")
     image_size_px: int = Field(ge=8, le=1024, description="Side of the square that the network sees.")
+    fit: Fit = Field("crop", description="How pictures are brought to that square; older settings lack it: 'crop'.")
 
 
 class AugmentationConfig(Settings):

@@ -151,7 +151,7 @@ class TrialRun:
         """Features of a side's pictures, as evaluation sees them, behind frozen stages: see `source.visit`."""
         if self._prefix is None:
             raise ValueError(f"{self.config.backbone.name}: nothing is frozen, so there are no features to visit")
-        views = Views(self.side(name), _AS_IS, self.config.data.image_size_px, self._bench.views)
+        views = self._views(self.side(name), _AS_IS)
         images = ImageBatches(views, self._normalise, self._prefix)
         return visit(images, self._stored, self._prefix, 0, cuts)
 
@@ -344,9 +344,12 @@ class TrialRun:
         self.epoch = int(checkpoint.meta["epoch"])
         self._has_begun = True
 
+    def _views(self, side: Side, policy: AugmentationConfig) -> Views:
+        data = self.config.data
+        return Views(side, policy, data.image_size_px, self._bench.views, data.fit)
+
     def _batches(self, side: Side, policy: AugmentationConfig) -> BatchSource:
-        views = Views(side, policy, self.config.data.image_size_px, self._bench.views)
-        images = ImageBatches(views, self._normalise, self._prefix)
+        images = ImageBatches(self._views(side, policy), self._normalise, self._prefix)
         if self._stored is None or self._prefix is None:
             return images
         return FeatureBatches(images, self._stored, self._prefix)

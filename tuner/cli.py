@@ -272,7 +272,7 @@ def _show_plan(spec: SweepSpec) -> None:
     from tuner.networks import prepare_networks, space_over
     from tuner.output import show_plan
     from tuner.paths import HomePaths
-    from tuner.preparing import check_metric, check_quickly, prepare_data
+    from tuner.preparing import check_metric, check_quickly, prepare_data, settle_fit
     from tuner.pricing import Material, Pricing
     from tuner.progress import Progress
     from tuner.running_cli import output_console
@@ -282,6 +282,7 @@ def _show_plan(spec: SweepSpec) -> None:
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
         check_metric(spec, data)
+        spec = settle_fit(spec, data, progress.note)
         spec = settle_backbones(spec, home, progress.note)
         uri = home.tracking_uri(spec.tracking.uri)
         networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False)

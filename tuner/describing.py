@@ -23,6 +23,7 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "weights": _one_or_all([_weights(choice) for choice in choices]),
         "source": spec.data.source,
         "image_size_px": spec.data.image_size_px,
+        "fit": data.config.fit,
         "num_classes": len(data.config.class_names),
         "num_train": data.size("train"),
         "num_val": data.size("val"),

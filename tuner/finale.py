@@ -174,6 +174,7 @@ def write_champion(closing: Closing, champion: Champion) -> None:
     card = ModelCard(
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,
+        fit=config.data.fit,
         stored_side_px=round(STORE_MARGIN * closing.spec.data.image_size_px),
         mean=mean,
         std=std,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from trainables.config import Settings
+from trainables.config import Fit, Settings
 from trainables.errors import InputError
 from tuner.mlflow_client import open_pytorch
 
@@ -49,6 +49,7 @@ class ModelCard(Settings):
 
     class_names: tuple[str, ...] = Field(description="The classes in the order of the logits.")
     image_size_px: int = Field(ge=1, description="Side of the square that the network sees.")
+    fit: Fit = Field("crop", description="How pictures of any shape are brought to that square.")
     stored_side_px: int | None = Field(
         None, description="Pictures were shrunk to this shorter side before; decode to it for the same pixels."
     )
@@ -185,7 +186,8 @@ class Classifier:
         parts = [torch.empty(0, len(self.card.class_names))]
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
-                views = [eval_view(image, self.card.image_size_px) for image in images[start : start + batch_size]]
+                some = images[start : start + batch_size]
+                views = [eval_view(image, self.card.image_size_px, self.card.fit) for image in some]
                 logits = self._network(self._normalise(torch.stack(views))).float()
                 parts.append((logits.softmax(dim=1) if self.card.labels == "single" else logits.sigmoid()).cpu())
         return torch.cat(parts)

@@ -26,6 +26,7 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
+from trainables.data.fit import FitChoice, choose_fit
 from trainables.data.label_sets import members_of, names_in
 from trainables.data.packing import PackReport, pack
 from trainables.data.sharing import publish_table
@@ -53,6 +54,7 @@ class PreparedData:
         counts: Pictures by side and class.
         test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
         sizes: Pictures by side.
+        fit: How they are brought to a square, and why so.
     """
 
     config: DataConfig
@@ -60,6 +62,7 @@ class PreparedData:
     counts: dict[SplitName, dict[str, int]]
     test_digest: str
     sizes: dict[SplitName, int]
+    fit: FitChoice
 
     def size(self, side: SplitName) -> int:
         """Pictures of one side."""
@@ -77,6 +80,7 @@ class DealtData:
         rows: Those of the classes in use [N].
         labels: Their classes [N]; or, where pictures have several, their sets of labels, as the table names them.
         sides: Their sides [N].
+        fit: How they are brought to a square, and why so.
     """
 
     config: DataConfig
@@ -85,6 +89,7 @@ class DealtData:
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     sides: NDArray[np.str_]
+    fit: FitChoice
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
         """Pictures by side and class; a picture with several labels counts for each."""
@@ -127,7 +132,7 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
     names = dealt.config.class_names if dealt.config.label_separator is None else dealt.table.class_names
     digest = _digest(dealt.table.ids[dealt.rows][tested], dealt.labels[tested], names)
     sizes = {side: int((dealt.sides == side).sum()) for side in SPLIT_NAMES}
-    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest, sizes)
+    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest, sizes, dealt.fit)
 
 
 def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> DealtData:
@@ -163,8 +168,24 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
         image_size_px=spec.image_size_px,
     )
     rows, labels = labelled_rows(table, config)
+    fit = choose_fit(spec.fit, *table.sizes_of(rows))
+    config = config.model_copy(update={"fit": fit.fit})
     _check_groups(table, rows, spec.group_pattern)
-    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config))
+    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config), fit)
+
+
+def settle_fit(spec: SweepSpec, data: PreparedData, note: Callable[[str], object]) -> SweepSpec:
+    """The spec with its fit named, so that whoever goes on with the sweep shows networks the same; see `choose_fit`.
+
+    Args:
+        spec: Whose `data.fit` may be 'auto'.
+        data: Its pictures.
+        note: Told the choice with its reason.
+    """
+    if spec.data.fit != "auto":
+        return spec
+    note(f"data.fit: {data.fit.fit}: {data.fit.reason}")
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"fit": data.fit.fit})})
 
 
 def _check_groups(table: ImageTable, rows: NDArray[np.int64], pattern: str | None) -> None:

@@ -108,6 +108,8 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
         del decisive[name]
     del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
     del decisive["data"]["label_separator"]
+    if config.data.fit == "crop":
+        del decisive["data"]["fit"]
     if config.data.group_pattern is None:
         del decisive["data"]["group_pattern"]
     if config.backbone.weights is not None:
@@ -202,6 +204,7 @@ def _register(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tr
     card = ModelCard(
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,
+        fit=config.data.fit,
         mean=mean,
         std=std,
         backbone=spec.backbone,

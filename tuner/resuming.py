@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_spaces.loading import load_spec
+from search_spaces.loading import load_kept_spec
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from trainables.jobs import LAST_CHECKPOINT
@@ -69,8 +69,8 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
     records = read_records(paths.journal)
     # The file has them too, unless the sweep was killed between the journal and the file.
     known_changes = [f"{path}={json.dumps(value)}" for path, value in _extensions(records).items()]
-    before = load_spec(paths.spec, known_changes)
-    spec = load_spec(paths.spec, [*known_changes, *overrides])
+    before = load_kept_spec(paths.spec, known_changes)
+    spec = load_kept_spec(paths.spec, [*known_changes, *overrides])
     changes = differences(before, spec)
     refused = {path: change for path, change in changes.items() if not _may_change(path)}
     if refused:

@@ -31,7 +31,7 @@ from tuner.measuring import settle_compute
 from tuner.networks import Network, base_trials, prepare_networks, space_over
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, check_metric, check_quickly, feature_settings, prepare_data
+from tuner.preparing import PreparedData, check_metric, check_quickly, feature_settings, prepare_data, settle_fit
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
 from tuner.pricing import Material, Pricing
 from tuner.progress import Progress, silent
@@ -236,6 +236,7 @@ class _Sweep:
         data = prepare_data(spec.data, self.home, self.progress.counted)
         check_metric(spec, data)
         are_lanes_starting.wait()
+        spec = settle_fit(spec, data, self.progress.note)
         spec = settle_backbones(spec, self.home, self.progress.note)
         networks = prepare_networks(spec, data.config, self.home, self.tracking_uri, self.progress.counted)
         space = space_over(spec, networks)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainables.config import AugmentationConfig, ComputeConfig, Precision, SplitName
+from trainables.config import AugmentationConfig, ComputeConfig, Fit, Precision, SplitName
 from trainables.data.table import ImageTable
 from trainables.data.views import view
 
@@ -133,11 +133,13 @@ class ViewCache:
 class Views:
     """The views of one side's pictures under one policy."""
 
-    def __init__(self, side: Side, policy: AugmentationConfig, size_px: int, cache: ViewCache) -> None:
-        self.side, self.policy, self.size_px = side, policy, size_px
+    def __init__(
+        self, side: Side, policy: AugmentationConfig, size_px: int, cache: ViewCache, fit: Fit = "crop"
+    ) -> None:
+        self.side, self.policy, self.size_px, self.fit = side, policy, size_px, fit
         self._cache = cache
         # The rows are part of the key: two splits of one table share no slot.
-        self._key = (side.table.fingerprint, side.rows.tobytes(), policy.canonical_json(), size_px)
+        self._key = (side.table.fingerprint, side.rows.tobytes(), policy.canonical_json(), size_px, fit)
 
     def fetch(self, positions: np.ndarray, view_index: int) -> torch.Tensor:
         """uint8 [B, C, H, W] in channels-last memory: view ``view_index`` of each picture."""
@@ -157,7 +159,7 @@ class Views:
 
     def _compute(self, position: int, view_index: int) -> torch.Tensor:
         table, row = self.side.table, int(self.side.rows[position])
-        image_CHW = view(table.image(row), self.policy, table.id_of(row), view_index, self.size_px)
+        image_CHW = view(table.image(row), self.policy, table.id_of(row), view_index, self.size_px, self.fit)
         return image_CHW.permute(1, 2, 0)
 
 

@@ -59,10 +59,10 @@ class ImageTable:
         )
         codes = self._column(lambda batch: _values(batch, "side", np.dtype(np.int8)))
         self.sides: NDArray[np.object_] = np.array([*SPLIT_NAMES, None], dtype=object)[codes]
-        self._heights = self._column(lambda batch: _values(batch, "height", np.dtype(np.int32))).tolist()
-        self._widths = self._column(lambda batch: _values(batch, "width", np.dtype(np.int32))).tolist()
+        self._heights = self._column(lambda batch: _values(batch, "height", np.dtype(np.int32)))
+        self._widths = self._column(lambda batch: _values(batch, "width", np.dtype(np.int32)))
         address = pa.py_buffer(self._map).address
-        self._starts = self._column(lambda batch: _pixel_starts(batch, address)).tolist()
+        self._starts = self._column(lambda batch: _pixel_starts(batch, address))
         if len(self.ids) != manifest.num_images:
             raise ValueError(f"{manifest.file} has {len(self.ids)} images, not {manifest.num_images}")
 
@@ -125,8 +125,8 @@ class ImageTable:
         """
         import torch
 
-        height, width = self._heights[row], self._widths[row]
-        return torch.as_strided(self._pixels, (3, height, width), (1, 3 * width, 3), self._starts[row])
+        height, width = int(self._heights[row]), int(self._widths[row])
+        return torch.as_strided(self._pixels, (3, height, width), (1, 3 * width, 3), int(self._starts[row]))
 
     def rows_of(self, class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows of some classes, in table order, and their labels as positions in `class_names`.
@@ -146,6 +146,10 @@ class ImageTable:
         labels = new_label[self.labels]
         rows = np.flatnonzero(labels >= 0)
         return rows, labels[rows]
+
+    def sizes_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Heights and widths of the pictures of some rows, as they are packed: [N] each."""
+        return self._heights[rows].astype(np.int64), self._widths[rows].astype(np.int64)
 
     @cached_property
     def _pixels(self) -> torch.Tensor:
