@@ -20,9 +20,9 @@ class DataSpec(SpecPart):
 
     source: str = Field(
         min_length=1,
-        description="Where pictures are: 'folder:PATH' (class folders, or train/val[/test] above them), 'csv:PATH' "
-        "(columns file and label, maybe split and group), 'parquet:URI' (image and label, maybe split and group), "
-        "'torchvision:NAME[:FOLDER]' (one of its classification sets), or 'digits'.",
+        description="Where pictures are: 'folder:PATH' or 'folder:URI' (class folders, or train/val[/test] above "
+        "them), 'csv:PATH' (columns file and label, maybe split and group), 'parquet:URI' (image and label, maybe "
+        "split and group), 'torchvision:NAME[:FOLDER]' (one of its classification sets), or 'digits'.",
     )
     labels: Literal["single", "multi"] = Field(
         "single",

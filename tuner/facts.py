@@ -10,7 +10,8 @@ import numpy as np
 
 from search_spaces.fitting import DataFacts
 from trainables.data.decoding import size_of
-from trainables.data.sources import Picture, open_source
+from trainables.data.picture import Picture
+from trainables.data.sources import open_source
 from trainables.errors import InputError
 
 _SAMPLE = 100

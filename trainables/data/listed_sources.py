@@ -22,7 +22,8 @@ import pyarrow.parquet
 
 from trainables.config import SplitName
 from trainables.data.label_sets import set_name
-from trainables.data.sources import SIDE_OF_FOLDER, Picture, read_file
+from trainables.data.picture import Picture
+from trainables.data.sources import SIDE_OF_FOLDER, read_file
 from trainables.errors import InputError
 from trainables.storage import is_local, open_filesystem
 

@@ -15,7 +15,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,6 +22,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from trainables.config import SplitName
+from trainables.data.candidates import Candidate, Candidates, shown
+from trainables.data.picture import Picture
 from trainables.errors import InputError
 
 LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -34,25 +35,6 @@ SIDE_OF_FOLDER: dict[str, SplitName] = {
     "test": "test",
 }
 MAX_FILE_BYTES = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture before decoding.
-
-    Attributes:
-        name: Its place in the source, with `/` between folders; unique there.
-        class_name: The class it shows.
-        side: The side its source puts it on, or None where the source has no sides.
-        read: Returns the file's bytes; raises OSError or InputError where that cannot be done.
-        group: What it shares with pictures that must stay on its side (a part, a patient, a scene); empty: nothing.
-    """
-
-    name: str
-    class_name: str
-    side: SplitName | None
-    read: Callable[[], bytes]
-    group: str = ""
 
 
 class Source(Protocol):
@@ -85,7 +67,7 @@ def open_source(uri: str, label_separator: str | None = None) -> Source:
     """Finds the pictures that a URI names, without reading any.
 
     Args:
-        uri: `digits`, `folder:PATH`, `csv:PATH`, `parquet:URI`, `torchvision:NAME`, or a path to a folder.
+        uri: `digits`, `folder:PATH`, `folder:URI`, `csv:PATH`, `parquet:URI`, `torchvision:NAME`, or a folder's path.
         label_separator: Between the labels of a picture that has several: each class name is then a set's, see
             `label_sets`. None: each picture has one class.
 
@@ -118,19 +100,15 @@ def _open_source(uri: str) -> Source:
 
 
 def as_source(text: str) -> str:
-    """What people type on a command line, as a spec names it: a folder's path needs no scheme there."""
-    return text if text == "digits" or ":" in text else f"folder:{text}"
+    """What people type on a command line, as a spec names it: a folder's path or URI needs no scheme there."""
+    scheme, colon, _ = text.partition(":")
+    has_scheme = scheme in SCHEMES or (colon and not is_storage_uri(text))
+    return text if has_scheme else f"folder:{text}"
 
 
-@dataclass(frozen=True)
-class _File:
-    """A candidate found in a folder: its path, and what tells one version of it from another."""
-
-    path: Path
-    name: str
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
+def is_storage_uri(text: str) -> bool:
+    """Whether it is a storage's address by itself, such as ``s3://bucket/pictures``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 class FolderSource:
@@ -154,22 +132,24 @@ class FolderSource:
 
     def pictures(self) -> Sequence[Picture]:
         """All candidates, sorted by name; see `Source.pictures`."""
-        found = [
-            Picture(file.name, class_name, side, partial(read_file, file.path))
-            for class_folder, class_name, side in self._class_folders()
-            for file in _files_below(class_folder, self._root)
-        ]
-        self._check_classes({picture.class_name for picture in found})
-        return sorted(found, key=lambda picture: picture.name)
+        found = self._candidates()
+        self._check_classes(set(found.class_names))
+        return found
 
     def signature(self) -> str:
         """SHA-256 over the folder's place and every candidate's name, size and times."""
-        digest = hashlib.sha256(os.fsencode(self._root))
-        files = [file for folder, _, _ in self._class_folders() for file in _files_below(folder, self._root)]
-        for file in sorted(files, key=lambda file: file.name):
-            # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
-            digest.update(f"\0{file.name}\0{file.size_bytes}\0{file.mtime_ns}\0{file.ctime_ns}".encode())
-        return digest.hexdigest()
+        return self._candidates().digest(os.fsencode(self._root))
+
+    def _candidates(self) -> Candidates:
+        found = (
+            Candidate(os.fsencode(name), class_name, side, size_bytes, times_ns)
+            for class_folder, class_name, side in self._class_folders()
+            for name, size_bytes, times_ns in _files_below(class_folder, self._root)
+        )
+        return Candidates(found, self._reader)
+
+    def _reader(self, name: bytes, _: int) -> Callable[[], bytes]:
+        return partial(read_file, self._root / os.fsdecode(name))
 
     def _class_folders(self) -> Iterator[tuple[Path, str, SplitName | None]]:
         folders = _folders_in(self._root)
@@ -262,6 +242,14 @@ def _csv(place: str) -> Source:
     return CsvSource(place)
 
 
+def _folder(place: str) -> Source:
+    if not is_storage_uri(place):
+        return FolderSource(place)
+    from trainables.data.remote_folder import RemoteFolderSource
+
+    return RemoteFolderSource(place)
+
+
 def _parquet(place: str) -> Source:
     from trainables.data.listed_sources import ParquetSource
 
@@ -277,7 +265,7 @@ def _torchvision(place: str) -> Source:
 SCHEMES: dict[str, Callable[[str], Source]] = {
     "csv": _csv,
     "digits": DigitsSource,
-    "folder": FolderSource,
+    "folder": _folder,
     "parquet": _parquet,
     "torchvision": _torchvision,
 }
@@ -303,24 +291,20 @@ def pgm(pixels: bytes, height: int, width: int) -> bytes:
     return b"P5 %d %d 255\n" % (width, height) + pixels
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is nobody's picture: hidden, or what systems leave behind."""
     return name.startswith(".") or name.lower() in LITTER
 
 
 def _class_name(folder: Path) -> str:
     # Some file systems store accents decomposed; a class named in a spec is usually typed composed.
-    return unicodedata.normalize("NFC", _text(folder.name))
-
-
-def _text(name: str) -> str:
-    """The name as valid Unicode: a file system may hold bytes that are not."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", shown(os.fsencode(folder.name)))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({error.strerror}): check its permissions") from error
 
@@ -329,8 +313,13 @@ def _folders_in(folder: Path) -> list[Path]:
     return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
 
 
-def _files_below(folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_File]:
-    """All candidates at any depth; `above` holds the folders on the way here, so that a link upwards ends."""
+def _files_below(
+    folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """Name, size and times of all candidates at any depth.
+
+    `above` holds the folders on the way here, so that a link upwards ends.
+    """
     stat = folder.stat()
     if (here := (stat.st_dev, stat.st_ino)) in above:
         return
@@ -340,8 +329,8 @@ def _files_below(folder: Path, root: Path, above: frozenset[tuple[int, int]] = f
             yield from _files_below(path, root, above | {here})
         elif entry.is_file() or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
             stat = entry.stat(follow_symlinks=entry.is_file())
-            name = _text(path.relative_to(root).as_posix())
-            yield _File(path, name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
+            yield path.relative_to(root).as_posix(), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def read_file(path: Path) -> bytes:

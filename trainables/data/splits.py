@@ -19,6 +19,7 @@ from trainables.errors import InputError
 
 MIN_PICTURES_PER_CLASS = 3
 _HELD_OUT_MOST = {None: -1, "train": 0, "val": 1, "test": 2}
+_SIDE_OF_RANK: dict[int, SplitName | None] = {-1: None, 0: "train", 1: "val", 2: "test"}
 
 
 def sides_of(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> NDArray[np.str_]:
@@ -64,16 +65,38 @@ def assign_sides(
     Raises:
         InputError: All shares are zero.
     """
-    texts = [bytes(each).decode("ascii") if isinstance(each, bytes) else str(each) for each in ids]
-    keys = _keys(texts, groups) if any(groups) else texts
-    given: dict[str, SplitName | None] = {}
-    for key, stated in zip(keys, sides, strict=True):
-        side: SplitName | None = stated if config.source == "auto" else None
-        if _HELD_OUT_MOST[side] >= _HELD_OUT_MOST[given.get(key)]:
-            given[key] = side
-    shares = {from_side: _shares(from_side, set(given.values()), config) for from_side in set(given.values())}
-    dealt = {key: _deal(position_of(config.seed, key), shares[side]) for key, side in given.items()}
-    return np.array([dealt[key] for key in keys], dtype="<U5")
+    if len(ids) == 0:
+        return np.empty(0, dtype="<U5")
+    keys = _as_bytes(_keys([_text(each) for each in ids], groups) if any(groups) else ids)
+    stated = sides if config.source == "auto" else [None] * len(keys)
+    ranks = np.fromiter((_HELD_OUT_MOST[side] for side in stated), dtype=np.int8, count=len(keys))
+    # Arrays and not a dict: there may be a hundred thousand pictures, and a hundred bytes of each add up.
+    order = np.argsort(keys, kind="stable")
+    firsts = np.flatnonzero(np.r_[True, keys[order[1:]] != keys[order[:-1]]])
+    given = np.maximum.reduceat(ranks[order], firsts)
+    present = {_SIDE_OF_RANK[rank] for rank in np.unique(given).tolist()}
+    shares = {from_side: _shares(from_side, present, config) for from_side in present}
+    dealt = np.fromiter(
+        (
+            SPLIT_NAMES.index(_deal(position_of(config.seed, _text(keys[row])), shares[_SIDE_OF_RANK[rank]]))
+            for row, rank in zip(order[firsts], given.tolist(), strict=True)
+        ),
+        dtype=np.int8,
+        count=len(firsts),
+    )
+    codes = np.empty(len(keys), dtype=np.int8)
+    codes[order] = np.repeat(dealt, np.diff(np.r_[firsts, len(keys)]))
+    return np.array(SPLIT_NAMES, dtype="<U5")[codes]
+
+
+def _text(key: Any) -> str:
+    return bytes(key).decode() if isinstance(key, bytes) else str(key)
+
+
+def _as_bytes(keys: Sequence[str] | NDArray[Any]) -> NDArray[np.bytes_]:
+    if isinstance(keys, np.ndarray) and keys.dtype.kind == "S":
+        return keys
+    return np.array([_text(key).encode() for key in keys])
 
 
 def _keys(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
