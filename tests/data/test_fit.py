@@ -29,6 +29,7 @@ Photo = Callable[..., Image.Image]
 FITS: tuple[Fit, ...] = get_args(Fit)
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 WITHOUT_PARTS: tuple[PolicyName, ...] = ("none", "flip", "color")
+HALF = {"train": 0.5, "val": 0.25, "test": 0.25}
 ID = "a7" * 32
 SHAPES = [(40, 120), (120, 40), (60, 90), (700, 5)]
 
@@ -140,7 +141,7 @@ def test_auto_goes_by_the_shapes_and_says_why() -> None:
 
 
 def spec_of(place: Path, **data: object) -> SweepSpec:
-    section = {"source": f"folder:{place}", "image_size_px": 16, **data}
+    section = {"source": f"folder:{place}", "image_size_px": 16, "split": HALF, **data}
     return parse_spec({"name": "x", "data": section, "model": {"backbone": "lenet"}}, SweepSpec, "test")
 
 
@@ -184,5 +185,5 @@ def test_a_preview_shows_every_fit_of_long_pictures(
 
 
 def test_a_fit_that_is_none_is_refused_with_those_that_are() -> None:
-    with pytest.raises(InputError, match=r"fit.*squash"):
+    with pytest.raises(InputError, match=r"fit.*strech"):
         parse_spec({"source": "digits", "fit": "strech"}, DataSpec, "test")

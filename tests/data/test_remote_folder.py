@@ -17,6 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from search_spaces.data_spec import DataSpec
+from trainables.config import SplitConfig
 from trainables.data import remote_folder
 from trainables.data.packing import pack
 from trainables.data.sources import as_source, open_source
@@ -107,7 +108,9 @@ def test_a_bucket_holds_what_the_same_folder_on_a_disk_does(
 def test_file_uris_are_read_by_pyarrow_too(folder: Folder, tmp_path: Path) -> None:
     place = folder(ants=12, bees=12)
     (place / "ants" / "broken.png").write_bytes(b"no picture")
-    spec = DataSpec(source=as_source(place.as_uri()), image_size_px=16)
+    spec = DataSpec(
+        source=as_source(place.as_uri()), image_size_px=16, split=SplitConfig(train=0.5, val=0.25, test=0.25)
+    )
     assert spec.source == f"folder:{place.as_uri()}"
     data = prepare_data(spec, HomePaths.at(tmp_path / "home"), lambda *_: None)
     assert sum(data.counts["train"].values()) + sum(data.counts["val"].values()) + data.size("test") == 24

@@ -204,3 +204,17 @@ def test_a_model_with_pickled_code_is_refused_without_running_it(
     with pytest.raises(InputError, match="without pickled code"):
         load_state(tmp_path / "pickled")
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "true"
+
+
+def test_pictures_are_brought_to_a_square_as_they_were_in_training() -> None:
+    network, pictures, found = tiny_network(), _pictures((40, 90), (90, 40)), []
+    for fit in ("crop", "squash", "pad"):
+        known = card(fit=fit)
+        views = torch.stack([eval_view(image, known.image_size_px, fit) for image in pictures]).float() / 255
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (known.mean, known.std))
+        with torch.no_grad():
+            expected = network.eval()((views - mean) / std).softmax(dim=1)
+        found.append(Classifier(known, network, torch.device("cpu")).probabilities(pictures))
+        torch.testing.assert_close(found[-1], expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])

@@ -84,7 +84,7 @@ class RemoteFolderSource:
         folders: set[str] = set()
         files: list[tuple[str, pyarrow.fs.FileInfo]] = []
         for info in infos:
-            name = info.path[len(self._root) :].strip("/")
+            name = info.path.strip("/")[len(self._root.strip("/")) :].strip("/")
             if any(is_hidden(part) for part in name.split("/")):
                 continue
             if info.type == pyarrow.fs.FileType.Directory:

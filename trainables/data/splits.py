@@ -68,7 +68,7 @@ def assign_sides(
     if len(ids) == 0:
         return np.empty(0, dtype="<U5")
     keys = _as_bytes(_keys([_text(each) for each in ids], groups) if any(groups) else ids)
-    stated = sides if config.source == "auto" else [None] * len(keys)
+    stated: Sequence[SplitName | None] | NDArray[Any] = sides if config.source == "auto" else [None] * len(keys)
     ranks = np.fromiter((_HELD_OUT_MOST[side] for side in stated), dtype=np.int8, count=len(keys))
     # Arrays and not a dict: there may be a hundred thousand pictures, and a hundred bytes of each add up.
     order = np.argsort(keys, kind="stable")
