@@ -18,7 +18,8 @@ from training_support import CPU, DoubleRun, RankGroup, assert_same_bits, build_
 from trainables.config import SplitConfig, TrialConfig
 from trainables.data.label_sets import members_of, names_in, set_name
 from trainables.data.packing import pack
-from trainables.data.sources import Picture, Source, open_source
+from trainables.data.picture import Picture
+from trainables.data.sources import Source, open_source
 from trainables.label_scores import average_precisions, judge_labels, label_losses
 from trainables.loop import TrialRun, Workbench
 from trainables.ranks import Ranks
