@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from search_spaces.compute_spec import ComputeSpec
 from search_spaces.ranges import Range, listed
@@ -173,7 +173,7 @@ def _by_part(timings: Sequence[Timing], channels_last: bool) -> dict[str, dict[P
     return parts
 
 
-def _compared(times: Mapping[str, float]) -> str:
+def _compared(times: Mapping[Any, float]) -> str:
     slow, fast = sorted(times, key=times.__getitem__, reverse=True)
     return f"{fast} is {times[slow] / times[fast]:.2f} times as fast as {slow}"
 

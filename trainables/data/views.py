@@ -53,7 +53,8 @@ def eval_view(image_CHW: torch.Tensor, size_px: int, fit: Fit = "crop") -> torch
     panorama as for a square. `squash`: all of it, whatever its shape. `pad`: all of it in its own shape, in the middle
     of `PAD_COLOUR`.
     """
-    return _fitted(image_CHW, middle_part(*image_CHW.shape[1:], fit), size_px, fit)
+    height, width = image_CHW.shape[1:]
+    return _fitted(image_CHW, middle_part(height, width, fit), size_px, fit)
 
 
 def view(
@@ -95,7 +96,8 @@ def view(
     if policy.policy in _WITHOUT_CROP:
         seen = eval_view(image_CHW, size_px, fit)
     else:
-        seen = _fitted(image_CHW, crop_box(*image_CHW.shape[1:], draws, fit), size_px, fit)
+        height, width = image_CHW.shape[1:]
+        seen = _fitted(image_CHW, crop_box(height, width, draws, fit), size_px, fit)
     if policy.policy not in _WITHOUT_FLIP and draws[CROP_ATTEMPTS * _PER_ATTEMPT] < 0.5:  # noqa: PLR2004
         seen = seen.flip(-1)
     if policy.policy in FINISHES:
@@ -134,7 +136,8 @@ def crop_box(height: int, width: int, draws: list[float], fit: Fit = "crop") -> 
 
 def _fitted(image_CHW: torch.Tensor, box: Box, size_px: int, fit: Fit) -> torch.Tensor:
     """A part of a picture as a square."""
-    height, width = fitted_size(*image_CHW.shape[1:], fit, size_px)
+    own_height, own_width = image_CHW.shape[1:]
+    height, width = fitted_size(own_height, own_width, fit, size_px)
     resized = _resized(image_CHW, box, height, width)
     if (height, width) == (size_px, size_px):
         return resized
