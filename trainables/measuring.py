@@ -42,7 +42,9 @@ _Step = Callable[[int], object]
 _SMALL = 2
 """Pictures of the first look."""
 _FEW_LOOKS, _LONG_LOOK_S = 3, 1.0
-"""The first look is the best of so many steps, of fewer where these take longer; the first step chooses kernels."""
+"""The first look is the best of so many steps, of fewer where these take longer, after one that chooses kernels."""
+_VERY_LONG_S = 5.0
+"""A step that takes so long when kernels are chosen is not made again: what they cost is little beside it."""
 _HOPELESS = 3.0
 """What takes so many times as long as the fastest at the first look is not timed further."""
 _LONG_STEP_S = 0.5
@@ -193,6 +195,8 @@ def _take_times(job: MeasureJob, cases: Sequence[_Case], steps: Sequence[_Step],
 
 
 def _first_look(step: _Step, size: int, device: torch.device) -> float:
+    if (taken := _time(step, size, device)) > _VERY_LONG_S:
+        return taken
     best, spent = math.inf, 0.0
     for _ in range(_FEW_LOOKS):
         taken = _time(step, size, device)

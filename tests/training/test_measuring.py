@@ -114,10 +114,17 @@ class Machine:
     Args:
         seconds: For one picture, by part and precision, in either layout.
         noise: Share of the steps that take three times as long.
+        first_s: What the first step takes beside.
     """
 
-    def __init__(self, seconds: Mapping[tuple[str, str], float], noise: float = 0.0) -> None:
+    def __init__(
+        self,
+        seconds: Mapping[tuple[str, str], float],
+        noise: float = 0.0,
+        first_s: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
         self._seconds, self._noise, self._chance = seconds, noise, random.Random(0)
+        self._first_s = dict(first_s or {})
         self.now = 0.0
         self.sizes: dict[tuple[str, str], list[int]] = {case: [] for case in seconds}
 
@@ -129,6 +136,7 @@ class Machine:
 
     def _step(self, case: tuple[str, str], num_pictures: int) -> None:
         self.sizes[case].append(num_pictures)
+        self.now += self._first_s.pop(case, 0.0)
         self.now += self._seconds[case] * num_pictures * (3 if self._chance.random() < self._noise else 1)
 
 
@@ -146,7 +154,15 @@ def test_a_precision_without_kernels_costs_two_pictures(tmp_path: Path, monkeypa
     job = job_in(tmp_path, layouts=(True,), batch_size=64, prefix_batch_size=32)
     assert measured_on(machine, job, monkeypatch) == pytest.approx(seconds)
     assert machine.sizes["trained", "bf16"] == [2]
+    assert machine.sizes["frozen", "bf16"] == [2, 2]
     assert machine.now < 15, "a batch of 64 in bf16 alone would take 256 s"
+
+
+def test_what_the_choice_of_kernels_takes_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {("trained", "fp32"): 0.02, ("trained", "bf16"): 0.01}
+    machine = Machine(seconds, first_s={("trained", "bf16"): 3.0})
+    job = job_in(tmp_path, layouts=(True,), prefix_precisions=())
+    assert measured_on(machine, job, monkeypatch) == pytest.approx(seconds)
 
 
 def test_batches_grow_as_large_as_half_a_second_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
