@@ -5,8 +5,9 @@ combination that was asked for. Only times are taken: weights and pictures are r
 thrown away. What is chosen by the times is the driver's business.
 
 A processor without units for bf16 may take twenty times as long in it as in float32, minutes for a batch of a large
-network. So every combination is looked at with two pictures first, and what is far behind there is left at that; the
-others take turns with as large a batch as half a second allows, so that whatever else the machine does meets all alike.
+network. So a single convolution is timed first; where bf16 is far behind, nothing more is computed in it. Then every
+combination is looked at with two pictures, and what is far behind there is left at that; the others go on with as
+large a batch as half a second allows.
 
 Axes: B pictures, C channels, H height, W width.
 """
@@ -17,8 +18,8 @@ import hashlib
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from trainables.features.machine import describe_machine
 from trainables.jobs import MeasureJob, Message, Timing
 from trainables.kernels import avoid_slow_kernels
 from trainables.ranks import Ranks
+from trainables.stopwatch import HOPELESS, best_of_rounds, first_look
 from trainables.storage import join, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -41,16 +43,8 @@ _Step = Callable[[int], object]
 
 _SMALL = 2
 """Pictures of the first look."""
-_FEW_LOOKS, _LONG_LOOK_S = 3, 1.0
-"""The first look is the best of so many steps, of fewer where these take longer, after one that chooses kernels."""
-_VERY_LONG_S = 5.0
-"""A step that takes so long when kernels are chosen is not made again: what they cost is little beside it."""
-_HOPELESS = 3.0
-"""What takes so many times as long as the fastest at the first look is not timed further."""
 _LONG_STEP_S = 0.5
 """Batches are as large as this allows the fastest, and no larger than trials have them."""
-_FEWEST_ROUNDS, _MOST_ROUNDS, _MOST_S = 3, 10, 6.0
-"""No further round begins after so many seconds."""
 
 
 class _Case(NamedTuple):
@@ -176,71 +170,66 @@ def _random(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 def _take_times(job: MeasureJob, cases: Sequence[_Case], steps: Sequence[_Step], device: torch.device) -> list[float]:
     """Seconds for one picture of each case."""
-    seconds = [0.0] * len(cases)
-    contests: dict[int, tuple[_Step, int]] = {}
+    seconds: dict[int, float] = {}
+    sizes: dict[int, int] = {}
+    left_out = _left_out(cases, device)
     # Dropout and stochastic depth draw from the global generator.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for part, most in (("trained", job.batch_size), ("frozen", job.prefix_batch_size)):
-            own = [position for position, case in enumerate(cases) if case.part == part]
+            own = [at for at, case in enumerate(cases) if case.part == part and at not in left_out]
             size = min(_SMALL, most)
-            for position in own:
-                seconds[position] = _first_look(steps[position], size, device) / size
-            fastest = min((seconds[position] for position in own), default=0.0)
-            hopeful = [position for position in own if seconds[position] < _HOPELESS * fastest]
+            looks = first_look({at: partial(steps[at], size) for at in own}, device)
+            seconds |= {at: taken / size for at, taken in looks.items()}
+            fastest = min((seconds[at] for at in own), default=0.0)
+            # The first is the default: that something else is faster is for the contest to show.
+            hopeful = [at for at in own if at == own[0] or seconds[at] < HOPELESS * fastest]
             if len(hopeful) > 1:
                 size = max(size, min(most, _power_of_two_below(_LONG_STEP_S / fastest)))
-                contests |= {position: (steps[position], size) for position in hopeful}
-        found = _best_of_rounds(contests, device)
-    return [_rescaled(position, cases, seconds, found) for position in range(len(cases))]
+                sizes |= dict.fromkeys(hopeful, size)
+        times = best_of_rounds({at: partial(steps[at], size) for at, size in sizes.items()}, device)
+    timed = {at: taken / sizes[at] for at, taken in times.items()}
+    found = {at: _rescaled(at, cases, seconds, timed) for at in seconds}
+    found |= {at: found[other] * ratio for at, (other, ratio) in left_out.items()}
+    return [found[at] for at in range(len(cases))]
 
 
-def _first_look(step: _Step, size: int, device: torch.device) -> float:
-    if (taken := _time(step, size, device)) > _VERY_LONG_S:
-        return taken
-    best, spent = math.inf, 0.0
-    for _ in range(_FEW_LOOKS):
-        taken = _time(step, size, device)
-        best, spent = min(best, taken), spent + taken
-        if spent > _LONG_LOOK_S:
-            break
-    return best
+def _left_out(cases: Sequence[_Case], device: torch.device) -> dict[int, tuple[int, float]]:
+    """Cases in bf16 where a single convolution has no kernels for it: the same in float32, and how far behind they are.
+
+    Even a look at a whole network would take a minute there, if it is a large one.
+    """
+    places = {case: at for at, case in enumerate(cases)}
+    pairs = {
+        at: places[in_float32]
+        for case, at in places.items()
+        if case.precision == "bf16" and (in_float32 := case._replace(precision="fp32")) in places
+    }
+    if not pairs:
+        return {}
+    seconds = _times_of_a_convolution(device)
+    ratio = seconds["bf16"] / seconds["fp32"]
+    return {at: (other, ratio) for at, other in pairs.items()} if ratio >= HOPELESS else {}
 
 
-def _best_of_rounds(contests: Mapping[int, tuple[_Step, int]], device: torch.device) -> dict[int, float]:
-    """The shortest time per picture of each step, in turns."""
-    best = dict.fromkeys(contests, math.inf)
-    for step, size in contests.values():
-        step(size)  # chooses kernels and takes memory, once
-    started = time.perf_counter()
-    for number in range(_MOST_ROUNDS):
-        if number >= _FEWEST_ROUNDS and time.perf_counter() - started > _MOST_S:
-            break
-        for position, (step, size) in contests.items():
-            best[position] = min(best[position], _time(step, size, device) / size)
-    return best
+@torch.no_grad()
+def _times_of_a_convolution(device: torch.device) -> dict[Precision, float]:
+    images_BCHW, weights = _random((8, 64, 28, 28), device), _random((64, 64, 3, 3), device)
+
+    def convolve(is_bf16: bool) -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
+            F.conv2d(images_BCHW, weights, padding=1)
+
+    looks = first_look({0: partial(convolve, False), 1: partial(convolve, True)}, device)
+    return {"fp32": looks[0], "bf16": looks[1]}
 
 
-def _rescaled(position: int, cases: Sequence[_Case], looks: Sequence[float], found: Mapping[int, float]) -> float:
+def _rescaled(at: int, cases: Sequence[_Case], looks: Mapping[int, float], timed: Mapping[int, float]) -> float:
     """The time of a case; one that was only looked at is as far behind its part's fastest as it was then."""
-    if position in found:
-        return found[position]
-    own = [other for other, case in enumerate(cases) if case.part == cases[position].part]
-    timed = [found[other] for other in own if other in found]
-    return looks[position] / min(looks[other] for other in own) * min(timed) if timed else looks[position]
-
-
-def _time(step: _Step, size: int, device: torch.device) -> float:
-    _wait_for(device)
-    began = time.perf_counter()
-    step(size)
-    _wait_for(device)
-    return time.perf_counter() - began
+    own = [other for other in looks if cases[other].part == cases[at].part]
+    if at in timed or not timed.keys() & set(own):
+        return timed.get(at, looks[at])
+    return looks[at] / min(looks[other] for other in own) * min(timed[other] for other in own if other in timed)
 
 
 def _power_of_two_below(number: float) -> int:
     return int(2 ** max(0, math.floor(math.log2(number))))
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

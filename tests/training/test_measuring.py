@@ -13,7 +13,7 @@ import pytest
 import torch
 from training_support import CPU
 
-from trainables import measuring
+from trainables import measuring, stopwatch
 from trainables.config import Precision
 from trainables.jobs import MeasureJob, parse_job
 from trainables.measuring import run_measure
@@ -33,8 +33,8 @@ def job_in(folder: Path, **changes: Any) -> MeasureJob:
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_MOST_ROUNDS", 1)
-    monkeypatch.setattr(measuring, "_FEW_LOOKS", 1)
+    monkeypatch.setattr(stopwatch, "_MOST_ROUNDS", 1)
+    monkeypatch.setattr(measuring, "_times_of_a_convolution", lambda _: {"fp32": 1.0, "bf16": 1.0})
 
 
 @pytest.fixture
@@ -113,8 +113,9 @@ class Machine:
 
     Args:
         seconds: For one picture, by part and precision, in either layout.
-        noise: Share of the steps that take three times as long.
+        noise: Share of the steps that take twenty times as long.
         first_s: What the first step takes beside.
+        seed: Of the noise.
     """
 
     def __init__(
@@ -122,10 +123,11 @@ class Machine:
         seconds: Mapping[tuple[str, str], float],
         noise: float = 0.0,
         first_s: Mapping[tuple[str, str], float] | None = None,
+        seed: int = 0,
     ) -> None:
-        self._seconds, self._noise, self._chance = seconds, noise, random.Random(0)
+        self._seconds, self._noise, self._chance = seconds, noise, random.Random(seed)
         self._first_s = dict(first_s or {})
-        self.now = 0.0
+        self.now, self.convolution = 0.0, 1.0
         self.sizes: dict[tuple[str, str], list[int]] = {case: [] for case in seconds}
 
     def perf_counter(self) -> float:
@@ -137,25 +139,47 @@ class Machine:
     def _step(self, case: tuple[str, str], num_pictures: int) -> None:
         self.sizes[case].append(num_pictures)
         self.now += self._first_s.pop(case, 0.0)
-        self.now += self._seconds[case] * num_pictures * (3 if self._chance.random() < self._noise else 1)
+        self.now += self._seconds[case] * num_pictures * (20 if self._chance.random() < self._noise else 1)
 
 
 def measured_on(machine: Machine, job: MeasureJob, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
     monkeypatch.undo()  # all rounds
+    monkeypatch.setattr(measuring, "_times_of_a_convolution", lambda _: {"fp32": 1.0, "bf16": machine.convolution})
     monkeypatch.setattr(measuring, "_steps", machine.steps)
-    monkeypatch.setattr(measuring, "time", machine)
+    monkeypatch.setattr(stopwatch, "time", machine)
     return {(each["part"], each["precision"]): each["seconds"] for each in run_measure(job, Ranks(CPU))["timings"]}
 
 
-def test_a_precision_without_kernels_costs_two_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A network that takes 0.2 s a picture in float32, on a processor that is 20 times slower in bf16.
+def test_nothing_is_computed_in_a_precision_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {("trained", "fp32"): 0.2, ("trained", "bf16"): 4.0, ("frozen", "fp32"): 0.05, ("frozen", "bf16"): 1.0}
+    machine = Machine(seconds)
+    machine.convolution = 20.0
+    job = job_in(tmp_path, layouts=(True,), batch_size=64, prefix_batch_size=32)
+    assert measured_on(machine, job, monkeypatch) == pytest.approx(seconds)
+    assert machine.sizes["trained", "bf16"] == machine.sizes["frozen", "bf16"] == []
+    assert machine.now < 4
+    # Where bf16 alone is to be timed, it is.
+    alone = measured_on(machine, job_in(tmp_path, precisions=["bf16"], prefix_precisions=()), monkeypatch)
+    assert alone == pytest.approx({("trained", "bf16"): 4.0})
+
+
+def test_a_convolution_is_timed_in_both_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    times = measuring._times_of_a_convolution(CPU)
+    assert all(0 < seconds < 10 for seconds in times.values())
+    assert times.keys() == {"fp32", "bf16"}
+
+
+def test_a_network_that_is_slow_in_a_precision_costs_two_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seconds = {("trained", "fp32"): 0.2, ("trained", "bf16"): 4.0, ("frozen", "fp32"): 0.05, ("frozen", "bf16"): 1.0}
     machine = Machine(seconds)
     job = job_in(tmp_path, layouts=(True,), batch_size=64, prefix_batch_size=32)
     assert measured_on(machine, job, monkeypatch) == pytest.approx(seconds)
     assert machine.sizes["trained", "bf16"] == [2]
     assert machine.sizes["frozen", "bf16"] == [2, 2]
-    assert machine.now < 15, "a batch of 64 in bf16 alone would take 256 s"
+    assert machine.now < 16, "a batch of 64 in bf16 alone would take 256 s"
 
 
 def test_what_the_choice_of_kernels_takes_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +199,11 @@ def test_batches_grow_as_large_as_half_a_second_allows(tmp_path: Path, monkeypat
     assert machine.now < 15
 
 
-def test_other_work_on_the_machine_does_not_change_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_other_work_on_the_machine_does_not_change_the_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     seconds = {("trained", "fp32"): 0.01, ("trained", "bf16"): 0.012}
     job = job_in(tmp_path, layouts=(True,), prefix_precisions=())
-    assert measured_on(Machine(seconds, noise=0.5), job, monkeypatch) == pytest.approx(seconds)
+    machine = Machine(seconds, noise=0.5, seed=seed)
+    assert measured_on(machine, job, monkeypatch) == pytest.approx(seconds)
