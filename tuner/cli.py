@@ -237,9 +237,10 @@ def main() -> None:
             raise
         _complain(f"{error.filename}: {error.strerror}", 2)
     except RuntimeError as error:
+        from tuner.lanes import LaneError, LanesLostError
         from tuner.outcomes import SweepFailedError
 
-        if not isinstance(error, SweepFailedError):
+        if not isinstance(error, SweepFailedError | LaneError | LanesLostError):
             raise
         _complain(str(error), 1)
 

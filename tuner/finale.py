@@ -23,7 +23,7 @@ from tuner.figures import bare
 from tuner.intervals import metric_intervals
 from tuner.journal import TrialRecord
 from tuner.label_table import LabelTable, write_labels
-from tuner.lanes import LaneError, LanePool, LanesLostError
+from tuner.lanes import LaneError, LanePool
 from tuner.model_file import ModelCard, save_model
 from tuner.paths import HomePaths
 from tuner.picture import compose, draw
@@ -110,8 +110,6 @@ def _run_baseline(
             if message["metrics"]:
                 closing.record("epoch", number=number, epoch=message["epoch"], metrics=message["metrics"])
                 epochs.append({**message["metrics"], "epoch": message["epoch"]})
-    except LanesLostError:
-        raise
     except LaneError as error:
         outcome, reason = "failed", str(error)
     totals = {"time/trial_s": time.monotonic() - started, **totals_of(epochs, spec.metric, spec.mode)}

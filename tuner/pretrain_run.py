@@ -35,6 +35,7 @@ def run_pretrain(
     Raises:
         InputError: The spec or its surroundings will not do, or the training diverged.
         LaneError: The training failed.
+        LanesLostError: There is no lane any more.
     """
     paths, progress = HomePaths.resolve(home), progress or silent()
     tracking_uri = paths.tracking_uri(spec.tracking.uri)

@@ -147,7 +147,8 @@ def train_backbone(
         see: Told each epoch's number and metrics.
 
     Raises:
-        LaneError: It failed, or every lane is lost.
+        LaneError: It failed.
+        LanesLostError: There is no lane any more.
         InputError: It diverged.
     """
     from trainables.backbones.weights import store_weights

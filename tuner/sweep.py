@@ -26,7 +26,7 @@ from tuner.choosing import settle_backbones
 from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
-from tuner.lanes import LaneError, LanePool
+from tuner.lanes import LaneError, LanePool, LanesLostError
 from tuner.measuring import settle_compute
 from tuner.networks import Network, base_trials, prepare_networks, space_over
 from tuner.outcomes import SweepFailedError
@@ -196,7 +196,7 @@ class _Sweep:
                 self._keep_spec(data)
                 self._begin(data)
                 return self._train(data, networks, space, pool)
-            except LaneError as error:
+            except (LaneError, LanesLostError) as error:
                 raise self._stranded(error) from error
 
     def _train(
@@ -205,7 +205,8 @@ class _Sweep:
         """All that needs lanes, in order.
 
         Raises:
-            LaneError: A lane failed at what nothing can do without, or every lane is lost.
+            LaneError: A lane failed at what nothing can do without.
+            LanesLostError: There is no lane any more.
         """
         trained = {
             name: self._pretrain(network.pretraining, pool)
@@ -338,13 +339,13 @@ class _Sweep:
         untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)
 
-    def _stranded(self, error: LaneError) -> SweepFailedError:
+    def _stranded(self, error: LaneError | LanesLostError) -> SweepFailedError:
         """What to say when nothing can be trained any more; what is left waits for a resume."""
         text = f"sweep {self.spec.name!r} cannot go on: {error}"
         if not self.num_records:
             return SweepFailedError(f"{text}; nothing was trained")
         self._interrupted(str(error))
-        return SweepFailedError(f"{text}; when that is mended, `thaw resume {self.spec.name}` goes on with what is left")
+        return SweepFailedError(f"{text}; when that is mended, `thaw resume {self.spec.name}` goes on")
 
     def _finish(
         self, space: SearchSpace, bases: dict[str, TrialConfig], data: PreparedData, pool: LanePool

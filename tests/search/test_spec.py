@@ -196,7 +196,9 @@ def test_every_contradiction_has_a_line_of_its_own():
 
 def test_a_missing_field_says_what_it_is_for_and_how_to_give_it():
     line = refusal(spec="quick")
-    assert line.startswith("quick: data.source: missing; where pictures are: 'folder:PATH' (class folders, or train/")
+    assert line.startswith(
+        "quick: data.source: missing; where pictures are: 'folder:PATH' or 'folder:URI' (class folders"
+    )
     assert line.endswith("or 'digits'; give it in the spec, or with --set data.source=VALUE")
 
 

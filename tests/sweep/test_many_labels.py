@@ -15,6 +15,7 @@ from search_spaces.advice import rules_of_thumb
 from search_spaces.dimension import Value
 from search_spaces.loading import load_spec
 from trainables.config import DataConfig
+from trainables.data.fit import FitChoice
 from trainables.data.packing import PackReport
 from trainables.errors import InputError
 from tuner.journal import champion_record, read_records, read_trials
@@ -93,7 +94,7 @@ def test_a_metric_that_the_validation_side_cannot_have_is_refused(tmp_path: Path
     def prepared(**val: int) -> PreparedData:
         config = DataConfig(table="t", fingerprint="f", class_names=("big", "even"), image_size_px=16)
         report = PackReport(tmp_path, "f", 40, ("big", "even"), (), reused=False, seconds=0.0)
-        return PreparedData(config, report, {"val": val}, "digest", {"val": 9})
+        return PreparedData(config, report, {"val": val}, "digest", {"val": 9}, FitChoice("crop", "square"))
 
     for metric in ("val/map", "val/auroc", "val/macro_f1", "val/loss"):
         check_metric(load_spec(path, [f"metric={metric}"]), prepared(big=9, even=1))
