@@ -14,6 +14,9 @@ from search_spaces.contradictions import split_contradiction
 from search_spaces.ranges import ClassNames, Count, Int, SpecPart
 from trainables.config import FitOrAuto, SplitConfig
 
+MOST_FOLDS = 20
+"""Of cross-validation: all are trained side by side, and what more of them tell is little."""
+
 
 class DataSpec(SpecPart):
     """Which pictures, and how they are dealt to the sides."""
@@ -49,6 +52,14 @@ class DataSpec(SpecPart):
         "said and written into the sweep's spec.",
     )
     split: SplitConfig = Field(SplitConfig(), description="Shares of the train, validation and test sides.")
+    folds: Int = Field(
+        0,
+        ge=0,
+        le=MOST_FOLDS,
+        description="Cross-validation for a few hundred pictures: all that are not tested are dealt to so many folds, "
+        "classes evenly, groups whole; every trial is trained once for each, judged on that fold, and scored by the "
+        "mean. 0: none, one validation side.",
+    )
 
     @field_validator("group_pattern")
     @classmethod
@@ -58,6 +69,13 @@ class DataSpec(SpecPart):
         except re.error as error:
             raise ValueError(f"{pattern!r} is no regular expression ({error}); write \\ before . ( [ * + ?") from error
         return pattern
+
+    @field_validator("folds")
+    @classmethod
+    def _are_folds(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("1 fold leaves nothing to learn from; give 0 for no cross-validation, or at least 2")
+        return folds
 
     @field_validator("split")
     @classmethod

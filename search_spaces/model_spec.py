@@ -63,9 +63,11 @@ class PretrainRecipe(SpecPart):
 
     @field_validator("data")
     @classmethod
-    def _has_one_label(cls, data: DataSpec) -> DataSpec:
+    def _is_plain(cls, data: DataSpec) -> DataSpec:
         if data.labels == "multi":
             raise ValueError("data.labels is multi, and backbones are pretrained on pictures of one class; set single")
+        if data.folds:
+            raise ValueError(f"folds is {data.folds}, but pretraining keeps one network; leave data.folds out here")
         return data
 
     def params(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from search_spaces.ranges import (
     DecayRange,
     Depth,
     DepthRange,
+    Int,
     Magnitude,
     MagnitudeRange,
     NonNegative,
@@ -43,6 +44,7 @@ SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid", "brute_force"]
 LISTING_SAMPLERS: tuple[SamplerName, ...] = ("grid", "brute_force")
 """Those that try every point once and then end the search."""
 USUAL_NUM_TRIALS = 16
+MOST_REPEATS = 20
 
 
 class SearchSpec(SpecPart):
@@ -53,6 +55,13 @@ class SearchSpec(SpecPart):
         description="Trials in all, those that are stopped early included. 'auto': "
         f"{USUAL_NUM_TRIALS}; or as many as budget.flops or budget.time_s allows, where one is given; with the "
         "samplers grid and brute_force every point of the space.",
+    )
+    repeats: Int = Field(
+        1,
+        ge=1,
+        le=MOST_REPEATS,
+        description="Seeds that every trial is trained with: the sweep's and those that follow it. Its score is the "
+        "mean, so that luck with order and initial weights decides less; it costs so many times as much.",
     )
     sampler: SamplerName = Field(
         "tpe",

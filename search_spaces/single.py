@@ -15,7 +15,7 @@ from search_spaces.space import BACKBONE
 from search_spaces.spec import EarlyStoppingSpec, SweepSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
-_NOT_VALUES = ("num_trials", "sampler", "cost_aware", "probe")
+_NOT_VALUES = ("num_trials", "repeats", "sampler", "cost_aware", "probe")
 
 
 def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSpec:
@@ -41,7 +41,7 @@ def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSp
         | {
             "name": name,
             "model": _model_of(spec, point),
-            "search": {**settled, "num_trials": 1, "probe": "off"},
+            "search": {**settled, "num_trials": 1, "repeats": search.repeats, "probe": "off"},
             "early_stopping": EarlyStoppingSpec(scheduler="none", patience=spec.early_stopping.patience).model_dump(),
             "baselines": (),
         }

@@ -60,6 +60,12 @@ def _population(spec: SweepSpec) -> Iterator[str]:
         yield (
             "search.cost_aware: nothing is proposed once a population is drawn; leave it out, or use the scheduler asha"
         )
+    if spec.data.folds or search.repeats > 1:
+        field, number = ("data.folds", spec.data.folds) if spec.data.folds else ("search.repeats", search.repeats)
+        yield (
+            f"{field}: {number}, and a trial of several trainings has no one set of weights that another could take "
+            "over; leave it out, or use the scheduler asha"
+        )
     if search.num_trials == 1:
         yield "search.num_trials: one trial has nobody to take over from; give at least 2, or use the scheduler none"
     if interval >= spec.budget.epochs:

@@ -73,6 +73,12 @@ class DataConfig(Settings):
     group_pattern: str | None = Field(None, description="Regular expression on names: equal finds stay on one side.")
     image_size_px: int = Field(ge=8, le=1024, description="Side of the square that the network sees.")
     fit: Fit = Field("crop", description="How pictures are brought to that square; older settings lack it: 'crop'.")
+    folds: int = Field(0, ge=0, description="Of cross-validation, over all pictures that are not tested; 0: none.")
+    fold: int | Literal["all"] | None = Field(
+        None,
+        description="With folds: which one is judged, the others being learnt from. 'all': every one is learnt from "
+        "and none is judged. None: each in its turn, see `TrialConfig.replicas`.",
+    )
 
 
 class AugmentationConfig(Settings):
@@ -185,9 +191,29 @@ class TrialConfig(Settings):
     )
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
+    repeats: int = Field(1, ge=1, description="Seeds that the trial is trained with: this one and those that follow.")
 
     @model_validator(mode="after")
     def _probe_fits_the_head(self) -> TrialConfig:
         if self.head_init == "probe" and self.head != "linear":
             raise ValueError(f"head_init: a probe is a linear head, and head is {self.head}; set head_init to random")
         return self
+
+    def replicas(self) -> tuple[TrialConfig, ...]:
+        """The trainings whose mean is this trial, each a trial of its own: by fold, and in it by seed."""
+        folds = range(self.data.folds) if self.data.folds and self.data.fold is None else (self.data.fold,)
+        return tuple(
+            self.model_copy(
+                update={
+                    "data": self.data.model_copy(update={"fold": fold}),
+                    "seed": self.seed + repeat,
+                    "repeats": 1,
+                }
+            )
+            for fold in folds
+            for repeat in range(self.repeats)
+        )
+
+    def refit(self) -> TrialConfig:
+        """The same once, on every picture that is not tested; see `tuner.refitting`."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": "all"}), "repeats": 1})

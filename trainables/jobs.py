@@ -15,6 +15,8 @@ from trainables.config import AugmentationConfig, Precision, Settings, SplitName
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
+SPREAD = "_std"
+"""Behind the name of a validation score: its standard deviation over folds, or over seeds where there are no folds."""
 CutsToKeep = dict[Literal["train", "val"], tuple[int, ...]]
 """Depths whose features a job may store, by side."""
 
@@ -27,6 +29,12 @@ class TrainJob(Settings):
     directory: str = Field(description="Path or URI that holds this trial's checkpoints and nothing else.")
     metric: str = Field("val/accuracy", description="Decides which epoch is the trial's best.")
     mode: Literal["max", "min"] = "max"
+    last_epoch: int | None = Field(
+        None,
+        ge=1,
+        description="Train this far of the configuration's schedule and keep what is there then, for want of a side "
+        "that says which epoch is best; None: to the end, and keep the best epoch.",
+    )
     reported_epochs: int = Field(0, ge=0, description="Epochs whose results are already known to the asker.")
     inherited_epochs: int = Field(
         0,
@@ -38,6 +46,11 @@ class TrainJob(Settings):
         description="Depths whose features may be stored, by side; None: the trial's own depth on both. Decides speed, "
         "never a number.",
     )
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs in all."""
+        return self.last_epoch or self.config.epochs
 
 
 class ScoreJob(Settings):

@@ -31,8 +31,10 @@ from trainables.data.batches import (
     FrozenPrefix,
     ImageBatches,
     Normaliser,
+    PartOf,
     Side,
     Views,
+    laid_out,
     memory_format,
     plan_epoch,
     plan_in_order,
@@ -138,6 +140,11 @@ class TrialRun:
             resident_bytes=settings.resident_bytes,
         )
 
+    @property
+    def prefix_hash(self) -> str:
+        """Of the frozen tensors that its checkpoints complete."""
+        return self._network.prefix_hash
+
     def close(self) -> None:
         """Lets go of the stored features that the trial read; it can go on, and opens them again."""
         if self._stored is not None:
@@ -151,9 +158,11 @@ class TrialRun:
         """Features of a side's pictures, as evaluation sees them, behind frozen stages: see `source.visit`."""
         if self._prefix is None:
             raise ValueError(f"{self.config.backbone.name}: nothing is frozen, so there are no features to visit")
-        views = self._views(self.side(name), _AS_IS)
-        images = ImageBatches(views, self._normalise, self._prefix)
-        return visit(images, self._stored, self._prefix, 0, cuts)
+        side = self.side(name)
+        images = ImageBatches(self._views(side.whole or side, _AS_IS), self._normalise, self._prefix)
+        visited = visit(images, self._stored, self._prefix, 0, cuts)
+        layout = memory_format(self.config.compute)
+        return visited if side.places is None else _part_of(visited, side.places, layout)
 
     @torch.no_grad()
     def head_inputs(self, features: torch.Tensor) -> torch.Tensor:
@@ -201,8 +210,8 @@ class TrialRun:
         trained = time.perf_counter()
         if not math.isfinite(train_loss):
             raise DivergedError(f"training loss is {train_loss} in epoch {self.epoch + 1}")
-        scores = self.evaluate("val").metrics
-        if not math.isfinite(scores["loss"]):
+        scores = self.evaluate("val").metrics if len(self.side("val")) else {}
+        if not math.isfinite(scores.get("loss", 0.0)):
             raise DivergedError(f"validation loss is {scores['loss']} in epoch {self.epoch + 1}")
         self.epoch += 1
         num_train, num_val = len(self.side("train")), len(self.side("val"))
@@ -349,10 +358,11 @@ class TrialRun:
         return Views(side, policy, data.image_size_px, self._bench.views, data.fit)
 
     def _batches(self, side: Side, policy: AugmentationConfig) -> BatchSource:
-        images = ImageBatches(self._views(side, policy), self._normalise, self._prefix)
-        if self._stored is None or self._prefix is None:
-            return images
-        return FeatureBatches(images, self._stored, self._prefix)
+        images = ImageBatches(self._views(side.whole or side, policy), self._normalise, self._prefix)
+        batches: BatchSource = images
+        if self._stored is not None and self._prefix is not None:
+            batches = FeatureBatches(images, self._stored, self._prefix)
+        return batches if side.places is None else PartOf(batches, side.places)
 
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         self._bench.beat()
@@ -365,6 +375,18 @@ class TrialRun:
         scale = lr_scale(step, steps_per_epoch, self.config.epochs, optimizer.warmup_epochs, optimizer.schedule)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
+
+
+def _part_of(
+    visited: Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]], places: np.ndarray, layout: torch.memory_format
+) -> Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]]:
+    """What a visit to all folds yields, of the pictures at some places alone, by their positions among these."""
+    for positions, features in visited:
+        wanted = np.isin(positions, places, assume_unique=True)
+        if wanted.any():
+            rows = torch.from_numpy(wanted)
+            own = {cut: laid_out(each[rows.to(each.device)], layout) for cut, each in features.items()}
+            yield np.searchsorted(places, positions[wanted]), own
 
 
 def _flops(backbone: Backbone, depth: int) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
+
 from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.config import DataConfig, FeatureSettings, SplitName, TrialConfig
 from trainables.data.batches import Side, ViewCache
@@ -70,13 +72,20 @@ class Workbench:
         Raises:
             InputError: See `table`.
         """
-        names = (config.class_names, config.label_separator)
-        key = (config.table, config.fingerprint, names, config.split, config.group_pattern, name)
+        key = (*_deal_of(config), config.fold, name)
         if key not in self._sides:
             table = self.table(config)
             rows, labels = labelled_rows(table, config)
-            chosen = sides_of(table, rows, config) == name
-            self._sides[key] = Side(table, rows[chosen], labels[chosen], name)
+            sides = sides_of(table, rows, config)
+            chosen = sides == name
+            whole, places = None, None
+            if isinstance(config.fold, int) and name != "test":
+                untested = sides != "test"
+                whole = self._sides.setdefault(
+                    (*_deal_of(config), "untested", name), Side(table, rows[untested], labels[untested], name)
+                )
+                places = np.flatnonzero(chosen[untested])
+            self._sides[key] = Side(table, rows[chosen], labels[chosen], name, whole, places)
         return self._sides[key]
 
     def backbone(self, config: TrialConfig) -> Backbone:
@@ -96,3 +105,11 @@ class Workbench:
                 self._backbones.popitem(last=False)
         self._backbones.move_to_end(key)
         return self._backbones[key].with_head(num_classes, config.seed, config.head)
+
+
+def _deal_of(config: DataConfig) -> tuple[object, ...]:
+    """What decides how pictures are dealt to sides and folds."""
+    return (
+        config.table, config.fingerprint, config.class_names, config.label_separator,
+        config.split, config.group_pattern, config.folds,
+    )  # fmt: skip

@@ -274,7 +274,7 @@ def _show_plan(spec: SweepSpec) -> None:
     from tuner.output import show_plan
     from tuner.paths import HomePaths
     from tuner.preparing import check_metric, check_quickly, prepare_data, settle_fit
-    from tuner.pricing import Material, Pricing
+    from tuner.pricing import Pricing, material_of
     from tuner.progress import Progress
     from tuner.running_cli import output_console
 
@@ -291,10 +291,7 @@ def _show_plan(spec: SweepSpec) -> None:
     space = space_over(spec, networks)
     check_sampler(spec, space)
     # What is measured is not known before lanes are up; features of the default precision are the larger ones.
-    materials = {
-        name: Material.of(each, data, spec.compute_of(name).without_auto().prefix_precision)
-        for name, each in cuts.items()
-    }
+    materials = {name: material_of(spec, name, each, data) for name, each in cuts.items()}
     device: Literal["cpu", "cuda"] = "cuda" if spec.budget.device == "cuda" else "cpu"
     pricing = Pricing(spec, space, materials, device)
     show_plan(data, cuts, dump_spec(spec), pricing, output_console())

@@ -13,6 +13,7 @@ from tuner.figures import sentence
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
 from tuner.reuse import Reuse
+from tuner.spread import explanation
 
 
 def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "num_train": data.size("train"),
         "num_val": data.size("val"),
         "num_test": data.size("test"),
+        "num_folds": spec.data.folds,
+        "num_repeats": spec.search.repeats,
         "num_bad_files": len(data.report.bad_files),
         "num_trials": spec.most_trials or ("every point" if spec.search.sampler in LISTING_SAMPLERS else "by budget"),
         "epochs": spec.budget.epochs,
@@ -74,7 +77,8 @@ def note(champion: Champion, baselines: list[Standing], reuse: Reuse, metric: st
     lines = [f"Champion: trial {champion.number}, {sentence(champion.standing, metric)}."]
     lines += [f"Its weights were trained by {lineage}." for lineage in lineage_tags(champion).values()]
     lines += [f"- {standing.name}: {sentence(standing, metric)}" for standing in baselines]
-    return "\n".join([*lines, *(f"\n{said}" for said in reuse.sentences())])
+    meant = explanation(champion.config)
+    return "\n".join([*lines, *(f"\n{said}" for said in ([meant] if meant else []) + reuse.sentences())])
 
 
 def lineage_tags(champion: Champion) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tuner.result import Standing
+from tuner.spread import ERROR
 
 _TITLES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC", "map": "mAP"}
 _PERCENT = ("accuracy", "balanced_accuracy")
@@ -52,6 +53,16 @@ def interval(name: str, test: Mapping[str, float]) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}%" if is_percent(name) else f"{low:.4f} to {high:.4f}"
 
 
+def _with_error(name: str, val: Mapping[str, float]) -> str:
+    """A validation metric's value, with its standard error where it is a mean over folds or seeds."""
+    error = val.get(name + ERROR)
+    if error is None:
+        return written(name, val[name])
+    if is_percent(name):
+        return f"{100 * val[name]:.1f} ± {100 * error:.1f}%"
+    return f"{val[name]:.4f} ± {error:.4f}"
+
+
 def standing_columns(metric: str, *, has_test: bool) -> list[str]:
     """Titles of `standing_row`."""
     columns = ["", "val accuracy", "test accuracy", "95% interval", "test macro F1"]
@@ -70,9 +81,9 @@ def standing_columns(metric: str, *, has_test: bool) -> list[str]:
 def standing_row(label: str, standing: Standing, metric: str, *, has_test: bool) -> list[str]:
     """A run's figures: accuracy always, and the metric that chose."""
     val, test, name = standing.val, standing.test, bare(metric)
-    row = {"": label, "val accuracy": written("accuracy", val["accuracy"])}
+    row = {"": label, "val accuracy": _with_error("accuracy", val)}
     if name in val:
-        row[f"val {title(name)}"] = written(name, val[name])
+        row[f"val {title(name)}"] = _with_error(name, val)
     if has_test and test:
         row["test accuracy"] = written("accuracy", test["accuracy"])
         row["95% interval"] = interval("accuracy", test)
@@ -86,7 +97,12 @@ def standing_row(label: str, standing: Standing, metric: str, *, has_test: bool)
 def sentence(standing: Standing, metric: str) -> str:
     """A run's figures in words, for MLflow."""
     names = dict.fromkeys(("accuracy", bare(metric)))
-    parts = [f"validation {title(name)} {standing.val[name]:.4f}" for name in names if name in standing.val]
+    parts = []
+    for name in names:
+        if name in standing.val:
+            error = standing.val.get(name + ERROR)
+            spread = "" if error is None else f" ± {error:.4f}"
+            parts.append(f"validation {title(name)} {standing.val[name]:.4f}{spread}")
     for name in names:
         if name in standing.test:
             ends = f"{name}_low", f"{name}_high"

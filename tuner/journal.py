@@ -46,6 +46,7 @@ Event = Literal[
     "search",
     "trial",
     "baseline",
+    "refit",
     "epoch",
     "end",
     "exchange",

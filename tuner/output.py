@@ -17,6 +17,7 @@ from rich.table import Table
 from trainables.errors import InputError
 from tuner.figures import standing_columns, standing_row
 from tuner.result import SweepResult
+from tuner.spread import explanation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +110,8 @@ def show_result(result: SweepResult, console: Console) -> None:
             console.print("Accuracy is the share of pictures whose labels are all right; labels.csv has each label.")
     else:
         console.print("Nothing was tested: the pictures have no test side, so its figure above is that which chose it.")
-    for line in [*_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
+    meant = explanation(champion.config)
+    for line in [*([meant] if meant else []), *_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
         console.print(line, highlight=False)
     console.print()
     if champion.model_uri is None:
@@ -131,13 +133,16 @@ def show_plan(
 ) -> None:
     """What ``--dry-run`` shows: the spec, the pictures by side and class, the stages, what trials cost and store."""
     console.out(spec_text, highlight=False)
-    counts = data.counts
+    # With folds no picture is for validation alone.
+    folds = data.config.folds
+    counts = {side: each for side, each in data.counts.items() if not folds or side != "val"}
+    names = [f"in {folds} folds" if folds and side == "train" else side for side in counts]
     rows: list[list[Any]] = [
         [name, *(side[name] for side in counts.values()), sum(side[name] for side in counts.values())]
         for name in data.config.class_names
     ]
     rows.append(["all", *(sum(side.values()) for side in counts.values()), sum(data.size(side) for side in counts)])
-    console.print(build_table(["class", *counts, "all"], rows, title="Pictures"))
+    console.print(build_table(["class", *names, "all"], rows, title="Pictures"))
     for bad in data.report.bad_files:
         console.print(f"set aside: {bad.name}: {bad.reason}", highlight=False)
     for name, each in cuts.items():

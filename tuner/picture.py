@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trainables.jobs import SPREAD
 from tuner.champion import best_epoch
 from tuner.figures import bare, is_bounded, is_percent, title, written
+from tuner.intervals import Z_95
 from tuner.journal import TrialRecord
 from tuner.result import Champion, Standing
+from tuner.spread import ERROR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +32,7 @@ class Curve:
     values: tuple[float, ...]
     is_champion: bool
     is_whole: bool
+    stds: tuple[float, ...] = ()  # over folds or seeds, where there are such
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def compose(
             tuple(epoch[metric] for epoch in trial.epochs if metric in epoch),
             trial.number == champion.number,
             trial.outcome == "completed",
+            tuple(epoch[metric + SPREAD] for epoch in trial.epochs if metric + SPREAD in epoch),
         )
         for trial in trials
         if best_epoch(trial, metric, mode) is not None
@@ -97,8 +102,11 @@ def compose(
 
 def _bar(label: str, standing: Standing, figure: str) -> Bar:
     reached = standing.test or standing.val
-    value = reached[figure]
-    return Bar(label, value, reached.get(f"{figure}_low", value), reached.get(f"{figure}_high", value))
+    value, error = reached[figure], Z_95 * reached.get(f"{figure}{ERROR}", 0.0)
+    low, high = value - error, value + error
+    if is_bounded(figure):
+        low, high = max(0.0, low), min(1.0, high)
+    return Bar(label, value, reached.get(f"{figure}_low", low), reached.get(f"{figure}_high", high))
 
 
 def draw(picture: SweepPicture) -> bytes:
@@ -140,6 +148,10 @@ def _draw_curves(axes: Axes, picture: SweepPicture) -> None:
             label=f"champion (trial {curve.number})" if curve.is_champion else None,
             alpha=1 if curve.is_champion else 0.8,
         )
+        if curve.is_champion and len(curve.stds) == len(curve.values):
+            lows, highs = zip(*((v - s, v + s) for v, s in zip(curve.values, curve.stds, strict=True)), strict=True)
+            epochs = range(1, len(curve.values) + 1)
+            axes.fill_between(epochs, lows, highs, color=_COLOURS[kind], alpha=0.15, linewidth=0, label="± one std")
     axes.set(xlabel="epoch", ylabel=picture.metric, title="Each line a trial; pale: stopped early")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)

@@ -27,11 +27,12 @@ from trainables.config import (
     WeightsFile,
 )
 from trainables.data.fit import FitChoice, choose_fit
+from trainables.data.folds import check_folds
 from trainables.data.label_sets import members_of, names_in
 from trainables.data.packing import PackReport, pack
 from trainables.data.sharing import publish_table
 from trainables.data.sources import LimitedSource, open_source
-from trainables.data.splits import check_sides, labelled_rows, sides_of
+from trainables.data.splits import check_sides, dealt_as, labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from tuner.paths import HomePaths
@@ -51,7 +52,7 @@ class PreparedData:
     Attributes:
         config: What a trial needs to know of them.
         report: What packing did, and the files it set aside.
-        counts: Pictures by side and class.
+        counts: Pictures by side and class; with folds ``train`` has all that are not tested, and ``val`` none.
         test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
         sizes: Pictures by side.
         fit: How they are brought to a square, and why so.
@@ -105,14 +106,21 @@ class DealtData:
         return members_of(self.table.class_names, names, separator)[self.labels]
 
     def check(self) -> None:
-        """Refuses what cannot be learnt from or judged on; see `check_sides`."""
-        check_sides(
-            self.sides,
-            self.labels if self.config.label_separator is None else self.has_labels(),
-            self.config.class_names,
-            self.config.split,
-            given=self.table.sides[self.rows],
-        )
+        """Refuses what cannot be learnt from or judged on; see `check_folds` and `check_sides`."""
+        config, given = self.config, self.table.sides[self.rows]
+        if not config.folds:
+            labels = self.labels if config.label_separator is None else self.has_labels()
+            check_sides(self.sides, labels, config.class_names, config.split, given=given)
+            return
+        groups = self.table.groups_of(self.rows, config.group_pattern)
+        keys = dealt_as(self.table.ids[self.rows], groups)
+        untested = np.flatnonzero(self.sides != "test")
+        has_val = config.split.source == "auto" and "val" in given
+        own_keys = [keys[row] for row in untested]
+        check_folds(own_keys, self.labels[untested], config.class_names, config.folds, has_val=has_val)
+        for fold in range(config.folds):
+            sides = sides_of(self.table, self.rows, config.model_copy(update={"fold": fold}))
+            check_sides(sides, self.labels, config.class_names, config.split, given=given)
 
 
 def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> PreparedData:
@@ -166,6 +174,7 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
         split=spec.split,
         group_pattern=spec.group_pattern,
         image_size_px=spec.image_size_px,
+        folds=spec.folds,
     )
     rows, labels = labelled_rows(table, config)
     fit = choose_fit(spec.fit, *table.sizes_of(rows))
@@ -246,6 +255,7 @@ def base_trial(spec: SweepSpec, data: DataConfig, backbone: str, weights: Weight
         compute=spec.compute_of(backbone).without_auto(),
         costs=cost_matrix(spec.costs, data.class_names),
         seed=spec.seed,
+        repeats=spec.search.repeats,
     )
 
 

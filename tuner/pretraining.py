@@ -106,6 +106,7 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     # Nothing that a recipe can set, and older recipes do not have it.
     for name in _NOT_IN_RECIPES:
         del decisive[name]
+    del decisive["data"]["folds"], decisive["data"]["fold"], decisive["repeats"]
     del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
     del decisive["data"]["label_separator"]
     if config.data.fit == "crop":

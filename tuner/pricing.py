@@ -62,8 +62,11 @@ class Material:
         head_flops: Of a linear head.
         other_heads: Of heads of other kinds.
         feature_bytes: Of each stage's result as it is stored, for one picture.
-        num_train: Training pictures.
-        num_val: Validation pictures.
+        num_train: Training pictures; with folds all that are not tested, which are validation pictures too; where each
+            seed has frozen layers of its own, each of them once for every seed.
+        num_val: Validation pictures, likewise.
+        train_passes: How often an epoch learns from each of the former, over all folds and seeds.
+        val_passes: How often it is judged on each of the latter.
     """
 
     stage_flops: tuple[int, ...]
@@ -72,21 +75,49 @@ class Material:
     num_train: int
     num_val: int
     other_heads: Mapping[str, int] = field(default_factory=dict)
+    train_passes: float = 1.0
+    val_passes: float = 1.0
 
     @classmethod
-    def of(cls, cuts: CutGraph, data: PreparedData, precision: Precision) -> Material:
-        """Of a backbone and prepared pictures; `precision` is the frozen part's."""
+    def of(
+        cls,
+        cuts: CutGraph,
+        data: PreparedData,
+        precision: Precision,
+        repeats: int = 1,
+        *,
+        is_pretrained: bool = True,
+    ) -> Material:
+        """Of a backbone and prepared pictures.
+
+        Args:
+            cuts: The backbone's stages.
+            data: The pictures.
+            precision: Of the frozen part.
+            repeats: Seeds of a trial.
+            is_pretrained: Whether all seeds have the same frozen layers; random ones are drawn from each.
+        """
         from trainables.backbones.heads import head_flops
 
         head = cuts.head
+        folds, networks = data.config.folds, 1 if is_pretrained else repeats
         return cls(
             stage_flops=tuple(stage.flops for stage in cuts.stages),
             head_flops=cuts.head.flops,
             feature_bytes=tuple(math.prod(stage.output_shape) * ITEM_BYTES[precision] for stage in cuts.stages),
-            num_train=data.size("train"),
-            num_val=data.size("val"),
+            num_train=networks * data.size("train"),
+            num_val=networks * data.size("train" if folds else "val"),
+            train_passes=repeats // networks * float(folds - 1 if folds else 1),
+            val_passes=float(repeats // networks),
             other_heads={kind: head_flops(kind, head.in_features, head.num_classes) for kind in OTHER_HEADS},
         )
+
+
+def material_of(spec: SweepSpec, backbone: str, cuts: CutGraph, data: PreparedData) -> Material:
+    """Of one of a sweep's backbones."""
+    is_pretrained = all(choice.is_pretrained for choice in spec.model.choices if choice.backbone == backbone)
+    precision = spec.compute_of(backbone).without_auto().prefix_precision
+    return Material.of(cuts, data, precision, spec.search.repeats, is_pretrained=is_pretrained)
 
 
 @dataclass(frozen=True)
@@ -263,6 +294,8 @@ class Pricing:
             head_flops=material.other_heads.get(str(point.get("head")), material.head_flops),
             held=tuple(held),
             kept=kept,
+            train_passes=material.train_passes,
+            val_passes=material.val_passes,
         )
 
     def _held_for(self, point: Mapping[str, Any], before: Iterable[Looked]) -> set[HeldCut]:
@@ -299,6 +332,8 @@ class Pricing:
             most_epochs=self._epochs,
             num_train=material.num_train,
             num_val=material.num_val,
+            train_passes=material.train_passes,
+            val_passes=material.val_passes,
         )
         sizes = (material.stage_flops, material.feature_bytes)
         first = what_to_store(*sizes, [validation], self._budget_bytes)

@@ -105,7 +105,7 @@ class _Planner:
     def take(self, record: Record) -> None:
         time_ms = round(record["time"] * 1000)
         match record["event"]:
-            case "sweep" | "trial" | "baseline":
+            case "sweep" | "trial" | "baseline" | "refit":
                 self._begin(record, time_ms)
             case "extended":
                 changes = "; ".join(f"{name}: {as_param(value)}" for name, value in record["changes"].items())
@@ -139,6 +139,9 @@ class _Planner:
         if record["event"] == "baseline":
             update.name = f"baseline {record['name']}"
             update.tags["thaw.baseline"] = record["name"]
+        if record["event"] == "refit":
+            update.name = f"refit of {record['name']}"
+            update.tags["thaw.refit"] = record["name"]
         update.tags |= {name: str(value) for name, value in record.get("tags", {}).items()}
         if record.get("note"):
             update.tags["mlflow.note.content"] = record["note"]

@@ -33,7 +33,7 @@ from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
 from tuner.preparing import PreparedData, check_metric, check_quickly, feature_settings, prepare_data, settle_fit
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
-from tuner.pricing import Material, Pricing
+from tuner.pricing import Pricing, material_of
 from tuner.progress import Progress, silent
 from tuner.result import Champion, Standing, SweepResult
 from tuner.resuming import Left, describe_left, find_left, is_finished
@@ -214,10 +214,7 @@ class _Sweep:
             if network.pretraining is not None
         }
         bases = base_trials(self.spec, data.config, networks, trained)
-        materials = {
-            name: Material.of(network.cuts, data, bases[name].compute.prefix_precision)
-            for name, network in networks.items()
-        }
+        materials = {name: material_of(self.spec, name, network.cuts, data) for name, network in networks.items()}
         device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
         interruption = self._search(space, Pricing(self.spec, space, materials, device), bases, pool)
         if interruption is not None:

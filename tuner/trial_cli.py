@@ -18,6 +18,7 @@ _SHOWN = (
     "train/loss",
     "val/loss",
     "val/accuracy",
+    "val/accuracy_std",
     "val/balanced_accuracy",
     "val/macro_f1",
     "val/auroc",

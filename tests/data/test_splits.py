@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainables.config import SplitConfig, SplitName
+from trainables.data.folds import position_of
 from trainables.data.packing import pack
 from trainables.data.sources import open_source
-from trainables.data.splits import assign_sides, check_sides, position_of
+from trainables.data.splits import assign_sides, check_sides
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 

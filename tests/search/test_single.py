@@ -36,6 +36,14 @@ def test_the_space_of_one_trial_is_its_point() -> None:
     assert dump_spec(single)
 
 
+def test_folds_and_seeds_are_kept() -> None:
+    searched = spec_with(repeats=3)
+    searched = searched.model_copy(update={"data": searched.data.model_copy(update={"folds": 4})})
+    single = single_spec(searched, POINT, "parts-best")
+    assert (single.data.folds, single.search.repeats) == (4, 3)
+    assert searched_fields(single) == []
+
+
 def test_a_trial_that_mixes_balances_averages_and_accumulates_keeps_that() -> None:
     chosen = {
         "mixup_alpha": 0.3, "cutmix_alpha": 0.9, "class_balance": "balanced", "ema_decay": 0.98, "grad_accumulation": 3

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,15 @@ def test_the_picture_records_what_was_reached() -> None:
     assert (area.figure, area.bars[0].value, area.bars[0].high, area.majority_rate) == ("auroc", 0.95, 0.98, None)
     for record in (picture, untested, area):
         assert draw(record).startswith(b"\x89PNG")
+
+
+def test_the_picture_of_folds_shows_their_spread() -> None:
+    epochs = tuple({**epoch, "val/accuracy_std": 0.04} for epoch in TRIALS[1].epochs)
+    trials = [TRIALS[0], replace(TRIALS[1], epochs=epochs)]
+    standing = Standing("t", {"accuracy": 0.9, "accuracy_se": 0.02})
+    picture = compose("n", trials, "val/accuracy", "max", Champion(1, {}, None, standing), [])  # type: ignore[arg-type]
+    assert [curve.stds for curve in picture.curves] == [(), (0.04, 0.04, 0.04)]
+    assert (picture.bars[0].low, picture.bars[0].high) == pytest.approx(
+        (0.9 - 1.96 * 0.02, 0.9 + 1.96 * 0.02), abs=1e-4
+    )
+    assert draw(picture).startswith(b"\x89PNG")

@@ -53,12 +53,17 @@ class Side:
         rows: Of the table.
         labels: Indices of their classes.
         name: Which side it is.
+        whole: With folds, the pictures of all folds, this side's among them: what is kept of views and features is
+            kept for these, so that every fold reads it.
+        places: The positions in ``whole`` of this side's pictures [N], ascending; without ``whole`` None.
     """
 
     table: ImageTable
     rows: np.ndarray
     labels: np.ndarray
     name: SplitName = "train"
+    whole: Side | None = None
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -322,6 +327,22 @@ class ImagesAhead:
 
     def _fetch(self, positions: np.ndarray) -> Future[torch.Tensor]:
         return self._executor.submit(self._views.fetch, positions, self._view_index)
+
+
+class PartOf:
+    """Batches of a side out of those of a larger one.
+
+    Args:
+        batches: Of the larger one.
+        places: The positions there of this side's pictures.
+    """
+
+    def __init__(self, batches: BatchSource, places: np.ndarray) -> None:
+        self._batches, self._places = batches, places
+
+    def batches(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[Batch]:
+        """One batch per entry of ``plan`` (positions in the side), in order."""
+        return self._batches.batches([self._places[positions] for positions in plan], view_index)
 
 
 def canonical_blocks(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:

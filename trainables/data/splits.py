@@ -6,7 +6,6 @@ no torch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config import SPLIT_NAMES, DataConfig, SplitConfig, SplitName
+from trainables.data.folds import assign_folds, position_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
@@ -23,9 +23,18 @@ _SIDE_OF_RANK: dict[int, SplitName | None] = {-1: None, 0: "train", 1: "val", 2:
 
 
 def sides_of(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> NDArray[np.str_]:
-    """The side of each of some rows of a table; see `assign_sides`."""
+    """The side of each of some rows of a table; see `assign_sides`, and with folds `assign_folds`."""
     groups = table.groups_of(rows, config.group_pattern)
-    return assign_sides(table.ids[rows], table.sides[rows], config.split, groups)
+    sides = assign_sides(table.ids[rows], table.sides[rows], config.split, groups)
+    if not config.folds:
+        return sides
+    sides[sides == "val"] = "train"
+    if isinstance(config.fold, int):
+        pool = np.flatnonzero(sides == "train")
+        keys = dealt_as(table.ids[rows], groups)
+        folds = assign_folds([keys[row] for row in pool], table.labels[rows[pool]], config.folds, config.split.seed)
+        sides[pool[folds == config.fold]] = "val"
+    return sides
 
 
 def labelled_rows(table: ImageTable, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -67,7 +76,7 @@ def assign_sides(
     """
     if len(ids) == 0:
         return np.empty(0, dtype="<U5")
-    keys = _as_bytes(_keys([_text(each) for each in ids], groups) if any(groups) else ids)
+    keys = _as_bytes(_joined([_text(each) for each in ids], groups) if any(groups) else ids)
     stated: Sequence[SplitName | None] | NDArray[Any] = sides if config.source == "auto" else [None] * len(keys)
     ranks = np.fromiter((_HELD_OUT_MOST[side] for side in stated), dtype=np.int8, count=len(keys))
     # Arrays and not a dict: there may be a hundred thousand pictures, and a hundred bytes of each add up.
@@ -99,8 +108,13 @@ def _as_bytes(keys: Sequence[str] | NDArray[Any]) -> NDArray[np.bytes_]:
     return np.array([_text(key).encode() for key in keys])
 
 
-def _keys(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
+def dealt_as(ids: Sequence[str] | NDArray[Any], groups: Sequence[str] = ()) -> list[str]:
     """What is dealt as one, by a name [N]: a group, groups that share a picture, or a picture of no group."""
+    texts = [bytes(each).decode("ascii") if isinstance(each, bytes) else str(each) for each in ids]
+    return _joined(texts, groups) if any(groups) else texts
+
+
+def _joined(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
     above: dict[str, str] = {}
 
     def top(key: str) -> str:
@@ -115,12 +129,6 @@ def _keys(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
             first, second = sorted((top(f" {group}"), top(image_id)))
             above[second] = first
     return [top(image_id) for image_id in ids]
-
-
-def position_of(seed: int, image_id: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments; uniform over ids."""
-    digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
 
 
 def _shares(side: SplitName | None, given: set[SplitName | None], config: SplitConfig) -> dict[SplitName, float]:
