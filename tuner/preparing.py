@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.data_spec import DataSpec
+from search_spaces.ranges import CountRange, listed
 from search_spaces.spec import SweepSpec
 from trainables.config import (
     SPLIT_NAMES,
@@ -25,6 +27,7 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
+from trainables.data.alike import alike_names
 from trainables.data.packing import PackReport, pack
 from trainables.data.sharing import publish_table
 from trainables.data.sources import LimitedSource, open_source
@@ -37,6 +40,7 @@ from tuner.shared_home import check_home
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
 
+_MOST_NAMED = 12
 STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
 
@@ -73,6 +77,7 @@ class DealtData:
         rows: Those of the classes in use [N].
         labels: Their classes [N].
         sides: Their sides [N].
+        max_bad_fraction: Share of the files that may be set aside.
     """
 
     config: DataConfig
@@ -81,6 +86,7 @@ class DealtData:
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     sides: NDArray[np.str_]
+    max_bad_fraction: float = 1.0
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
         """Pictures by side and class."""
@@ -94,6 +100,12 @@ class DealtData:
 
     def check(self) -> None:
         """Refuses what cannot be learnt from or judged on; see `check_sides`."""
+        _check_bad_files(self.report, self.max_bad_fraction)
+        if alike := alike_names(self.config.class_names):
+            raise InputError(
+                f"data: the classes {alike[0]!r} and {alike[1]!r} differ by case or spaces only: if they are one, put "
+                "its pictures under one name; else rename one, or leave it out by data.exclude_classes"
+            )
         check_sides(
             self.sides,
             self.labels,
@@ -140,7 +152,7 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     table = ImageTable.open(report.path)
     unknown = [name for name in spec.exclude_classes if name not in table.class_names]
     if unknown:
-        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; there are {', '.join(table.class_names)}")
+        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; {_known_classes(unknown[0], table)}")
     class_names = tuple(name for name in table.class_names if name not in spec.exclude_classes)
     config = DataConfig(
         table=home.uri_of(report.path),
@@ -152,7 +164,27 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     )
     rows, labels = table.rows_of(class_names)
     _check_groups(table, rows, spec.group_pattern)
-    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config))
+    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config), spec.max_bad_fraction)
+
+
+def _check_bad_files(report: PackReport, most: float) -> None:
+    num_bad = len(report.bad_files)
+    total = num_bad + report.num_images
+    if num_bad > most * total:
+        first = report.bad_files[0]
+        raise InputError(
+            f"data.max_bad_fraction: {num_bad} of {total} files cannot be used, more than {most:.0%}, such as "
+            f"{first.name}: {first.reason}; `thaw data inspect` lists them; mend or remove them, or raise "
+            "data.max_bad_fraction"
+        )
+
+
+def _known_classes(wanted: str, table: ImageTable) -> str:
+    if match := get_close_matches(wanted, table.class_names, n=1):
+        return f"did you mean {match[0]!r}?"
+    names = table.class_names[:_MOST_NAMED]
+    more = len(table.class_names) - len(names)
+    return f"there are {', '.join(names)}" + (f" and {more} more" if more else "")
 
 
 def _check_groups(table: ImageTable, rows: NDArray[np.int64], pattern: str | None) -> None:
@@ -168,8 +200,17 @@ def _digest(ids: Any, labels: Any, class_names: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: str) -> WeightsFile | None:
+def prepare_weights(
+    weights: str, backbone: str, home: HomePaths, tracking_uri: str, note: Callable[[str], object] = lambda _: None
+) -> WeightsFile | None:
     """The pretrained tensors that ``weights`` names, checked against the backbone; None for random ones.
+
+    Args:
+        weights: As a spec names them.
+        backbone: The network that they are for.
+        home: Where they are kept.
+        tracking_uri: MLflow's, for weights that are ``models:/...``.
+        note: Told what a file says of the pictures that it was trained on, and what was adapted.
 
     Raises:
         InputError: They cannot be had, hold pickled code, or do not fit.
@@ -177,10 +218,25 @@ def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: 
     from trainables.backbones.weights import resolve_weights, store_weights
 
     if not weights.startswith("models:/"):
-        return resolve_weights(weights, backbone, home.uri_of(home.weights))
+        return resolve_weights(weights, backbone, home.uri_of(home.weights), note)
     from tuner.registry import load_weights
 
     return store_weights(load_weights(weights, tracking_uri), backbone, home.uri_of(home.weights))
+
+
+def check_batches(spec: SweepSpec, num_train: int) -> None:
+    """Refuses batches of which even the smallest holds more than there is to learn from.
+
+    Raises:
+        InputError: An epoch would be one step, whatever the batch size.
+    """
+    sizes = spec.search.batch_size
+    smallest = sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))
+    if smallest > num_train:
+        raise InputError(
+            f"search.batch_size: {smallest} is more than the {num_train} pictures on the train side, so that an epoch "
+            f"would be a single step; use at most {num_train}, better {max(1, num_train // 4)} or fewer"
+        )
 
 
 def build_cuts(backbone: str, num_classes: int, image_size_px: int) -> CutGraph:

@@ -6,6 +6,7 @@ that has not changed is not decoded again. No torch: the driver packs while the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ from trainables.errors import InputError
 
 PICTURES_IN_FLIGHT_PER_THREAD = 4
 ABANDONED_AFTER_S = 24 * 3600.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def pack(
         progress: Called as (done, total) from the calling thread.
 
     Raises:
-        InputError: The source holds no picture, or none that can be read.
+        InputError: The source holds no picture, or none that can be read; or there is no room for them.
     """
     started = time.perf_counter()
     folder = root / _table_key(source.signature(), side_px)
@@ -173,6 +175,13 @@ def _write_table(
         partial_path.write_text(manifest.to_json(), encoding="utf-8")
         partial_path.replace(folder / MANIFEST_NAME)
         return manifest
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InputError(
+            f"{folder}: no room for the packed pictures ({os.strerror(error.errno)}): free some, or name a folder on a "
+            "larger disk by THAW_HOME"
+        ) from error
     finally:
         partial_path.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,24 +136,29 @@ class FolderSource:
         found = [
             Picture(file.name, class_name, side, partial(read_file, file.path))
             for class_folder, class_name, side in self._class_folders()
-            for file in _files_below(class_folder, self._root)
+            for file in self._files_of(class_folder)
         ]
         self._check_classes({picture.class_name for picture in found})
+        self._check_sides({picture.side for picture in found})
         return sorted(found, key=lambda picture: picture.name)
 
     def signature(self) -> str:
         """SHA-256 over the folder's place and every candidate's name, size and times."""
         digest = hashlib.sha256(os.fsencode(self._root))
-        files = [file for folder, _, _ in self._class_folders() for file in _files_below(folder, self._root)]
+        files = [file for folder, _, _ in self._class_folders() for file in self._files_of(folder)]
         for file in sorted(files, key=lambda file: file.name):
             # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
             digest.update(f"\0{file.name}\0{file.size_bytes}\0{file.mtime_ns}\0{file.ctime_ns}".encode())
         return digest.hexdigest()
 
+    def _files_of(self, class_folder: Path) -> Iterator[_File]:
+        """All candidates of a class; a link back to the source, or to a side of it, would bring in other classes."""
+        above = {(stat.st_dev, stat.st_ino) for folder in (self._root, class_folder.parent) for stat in [folder.stat()]}
+        return _files_below(class_folder, self._root, frozenset(above))
+
     def _class_folders(self) -> Iterator[tuple[Path, str, SplitName | None]]:
-        folders = _folders_in(self._root)
-        sides = {folder: SIDE_OF_FOLDER[key] for folder in folders if (key := folder.name.lower()) in SIDE_OF_FOLDER}
-        if "train" in sides.values() and len(set(sides.values())) > 1:
+        folders, sides = _folders_in(self._root), _side_folders(self._root)
+        if _are_sides(sides):
             for folder, side in sides.items():
                 for class_folder in _folders_in(folder):
                     yield class_folder, _class_name(class_folder), side
@@ -173,6 +179,19 @@ class FolderSource:
             raise InputError(f"{self.uri}: its class folders hold no pictures: add some or give another folder")
         if empty := sorted(every - with_pictures):
             raise InputError(f"{self.uri}: class folder {empty[0]!r} is empty: add pictures or remove the folder")
+
+    def _check_sides(self, with_pictures: set[SplitName | None]) -> None:
+        every = {side for _, _, side in self._class_folders()} | self._empty_sides()
+        if empty := sorted(str(side) for side in every - with_pictures):
+            raise InputError(
+                f"{self.uri}: its folder for the {empty[0]} side holds no pictures: add some, or remove the folder, "
+                "and then that side is dealt out of the others"
+            )
+
+    def _empty_sides(self) -> set[SplitName]:
+        """Sides whose folders stand beside others and hold no class folder."""
+        sides = _side_folders(self._root)
+        return {side for folder, side in sides.items() if _are_sides(sides) and not _folders_in(folder)}
 
 
 class DigitsSource:
@@ -304,7 +323,32 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+    return [Path(entry.path) for entry in _entries(folder) if _is_dir(entry)]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """False where links lead in a circle, which the system reports as an error."""
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        return entry.is_file()
+    return False
+
+
+def _side_folders(root: Path) -> dict[Path, SplitName]:
+    """The folders whose names are those of sides."""
+    return {
+        folder: SIDE_OF_FOLDER[key] for folder in _folders_in(root) if (key := folder.name.lower()) in SIDE_OF_FOLDER
+    }
+
+
+def _are_sides(folders: dict[Path, SplitName]) -> bool:
+    """Whether such folders are sides, and not classes of those names."""
+    return "train" in folders.values() and len(set(folders.values())) > 1
 
 
 def _files_below(folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_File]:
@@ -314,10 +358,10 @@ def _files_below(folder: Path, root: Path, above: frozenset[tuple[int, int]] = f
         return
     for entry in _entries(folder):
         path = Path(entry.path)
-        if entry.is_dir():
+        if _is_dir(entry):
             yield from _files_below(path, root, above | {here})
-        elif entry.is_file() or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
-            stat = entry.stat(follow_symlinks=entry.is_file())
+        elif _is_file(entry) or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
+            stat = entry.stat(follow_symlinks=_is_file(entry))
             name = _text(path.relative_to(root).as_posix())
             yield _File(path, name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 

@@ -18,6 +18,8 @@ from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
 MIN_PICTURES_PER_CLASS = 3
+_MOST_TO_LEAVE_OUT = 20
+"""Classes that people may still leave out by name."""
 _HELD_OUT_MOST = {None: -1, "train": 0, "val": 1, "test": 2}
 
 
@@ -133,8 +135,8 @@ def check_sides(
         given: The source's own sides [N], as given to `assign_sides`; empty where it has none.
 
     Raises:
-        InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, or a
-            class without a training picture.
+        InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, a
+            class without a training picture, or one that a side of the source lacks.
     """
     assigned, labels = np.asarray(assigned), np.asarray(labels)
     if len(class_names) < 2:  # noqa: PLR2004
@@ -143,11 +145,10 @@ def check_sides(
             "give at least two class folders, or leave fewer out by data.exclude_classes"
         )
     counts = np.bincount(labels, minlength=len(class_names))
-    if (rarest := int(counts.argmin())) >= 0 and counts[rarest] < MIN_PICTURES_PER_CLASS:
-        raise InputError(
-            f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
-            f"{MIN_PICTURES_PER_CLASS}: add pictures, or leave the class out by data.exclude_classes"
-        )
+    if counts.min(initial=MIN_PICTURES_PER_CLASS) < MIN_PICTURES_PER_CLASS:
+        raise InputError(_too_few(counts, class_names))
+    if config.source == "auto":
+        _check_given_sides(given, labels, class_names)
     for side in SPLIT_NAMES:
         if side not in assigned and (side != "test" or _wants_test(config, set(given))):
             raise InputError(
@@ -161,6 +162,36 @@ def check_sides(
             f"data.split: class {missing!r} has no picture on the train side: "
             "add pictures of it, or try another data.split.seed"
         )
+
+
+def _check_given_sides(
+    given: Sequence[SplitName | None] | NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]
+) -> None:
+    """Refuses a class that one of the source's sides lacks: it is not learnt, or no figure says anything of it."""
+    stated = np.array([side or "" for side in given])
+    for side in SPLIT_NAMES:
+        lacking = np.bincount(labels[stated == side], minlength=len(class_names)) == 0
+        if side in stated and lacking.any():
+            raise InputError(
+                f"data: class {class_names[int(lacking.argmax())]!r} has no picture on the {side} side of the source, "
+                "and has some on another: add some there, leave the class out by data.exclude_classes, or deal all "
+                "pictures anew by data.split.source: ignore"
+            )
+
+
+def _too_few(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """What is said of classes that have next to no pictures."""
+    rarest, num_rare = int(counts.argmin()), int((counts < MIN_PICTURES_PER_CLASS).sum())
+    if num_rare > _MOST_TO_LEAVE_OUT:
+        return (
+            f"data: {num_rare} of {len(class_names)} classes have fewer than {MIN_PICTURES_PER_CLASS} usable pictures, "
+            f"such as {class_names[rarest]!r} with {counts[rarest]}: is there one folder per class, and not per "
+            "picture? put pictures of one class together, or add pictures"
+        )
+    return (
+        f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
+        f"{MIN_PICTURES_PER_CLASS}: add pictures, or leave the class out by data.exclude_classes"
+    )
 
 
 def _wants_test(config: SplitConfig, given: set[SplitName | None]) -> bool:
