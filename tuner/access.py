@@ -37,7 +37,10 @@ def check_access(tracking_uri: str, environ: Mapping[str, str] | None = None) ->
     request = urllib.request.Request(
         f"{place.rstrip('/')}/api/2.0/mlflow/experiments/search",
         data=json.dumps({"max_results": 1}).encode(),
-        headers={"Content-Type": "application/json", **_credentials(tracking_uri, environ or os.environ)},
+        headers={
+            "Content-Type": "application/json",
+            **_credentials(tracking_uri, os.environ if environ is None else environ),
+        },
     )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S):

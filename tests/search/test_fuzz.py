@@ -73,6 +73,20 @@ def test_any_text_in_a_file_is_a_spec_or_refused(tmp_path_factory: pytest.TempPa
         load_spec(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!bool maybe", "name: !!int x", "name: !!timestamp x", "name: !!timestamp 2001-99-99", "name: !!binary é",
+        "name: !!python/object:os.system x", f"seed: {'1' * 5000}", "[" * 3000, "1: 2", "null: 1", "data: {1: 2}",
+        "? [a]\n: b", "&a [*a]", "a: &a {b: *a}", "<<: 1", "- 1", "name: a\nname: b", "\x07", "--- a\n--- b", "%YAML 9.9",
+    ],
+)  # fmt: skip
+def test_yaml_of_every_kind_is_refused_in_clear_lines(text: str) -> None:
+    with pytest.raises(InputError) as refused:
+        read_spec(text, [], PLACE)
+    assert all(line.startswith(f"{PLACE}: ") and line.isprintable() for line in str(refused.value).splitlines())
+
+
 def test_a_newer_format_is_one_line_whatever_else_is_in_it() -> None:
     text = "version: 2\nname: a\npictures: {source: digits}\nmodel: {backbone: lenet, heads: 3}\n"
     with pytest.raises(InputError) as refused:
