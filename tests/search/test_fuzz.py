@@ -76,9 +76,10 @@ def test_any_text_in_a_file_is_a_spec_or_refused(tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize(
     "text",
     [
-        "name: !!bool maybe", "name: !!int x", "name: !!timestamp x", "name: !!timestamp 2001-99-99", "name: !!binary é",
-        "name: !!python/object:os.system x", f"seed: {'1' * 5000}", "[" * 3000, "1: 2", "null: 1", "data: {1: 2}",
-        "? [a]\n: b", "&a [*a]", "a: &a {b: *a}", "<<: 1", "- 1", "name: a\nname: b", "\x07", "--- a\n--- b", "%YAML 9.9",
+        "name: !!bool maybe", "name: !!int x", "name: !!timestamp x", "name: !!timestamp 2001-99-99",
+        "name: !!binary é", "name: !!python/object:os.system x", f"seed: {'1' * 5000}", "[" * 3000, "1: 2",
+        "null: 1", "data: {1: 2}", "? [a]\n: b", "&a [*a]", "a: &a {b: *a}", "<<: 1", "- 1", "name: a\nname: b",
+        "\x07", "--- a\n--- b", "%YAML 9.9",
     ],
 )  # fmt: skip
 def test_yaml_of_every_kind_is_refused_in_clear_lines(text: str) -> None:
