@@ -48,7 +48,8 @@ def facts_of(source: str) -> DataFacts:
 
 def _short_side(pictures: Sequence[Picture], source: str) -> int:
     """The median of some pictures' shorter sides, from their headers."""
-    chosen, found = _some(pictures, _SAMPLE), []
+    chosen = _some(pictures, _SAMPLE)
+    found = []
     for picture in chosen:
         with suppress(OSError, InputError):  # packing will set it aside and name it
             found.append(min(size_of(picture.read())))

@@ -78,6 +78,7 @@ class DealtData:
         labels: Their classes [N].
         sides: Their sides [N].
         max_bad_fraction: Share of the files that may be set aside.
+        is_sample: Whether the source has more pictures than these.
     """
 
     config: DataConfig
@@ -87,6 +88,7 @@ class DealtData:
     labels: NDArray[np.int64]
     sides: NDArray[np.str_]
     max_bad_fraction: float = 1.0
+    is_sample: bool = False
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
         """Pictures by side and class."""
@@ -112,6 +114,7 @@ class DealtData:
             self.config.class_names,
             self.config.split,
             given=self.table.sides[self.rows],
+            is_sample=self.is_sample,
         )
 
 
@@ -164,7 +167,8 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     )
     rows, labels = table.rows_of(class_names)
     _check_groups(table, rows, spec.group_pattern)
-    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config), spec.max_bad_fraction)
+    sides, is_sample = sides_of(table, rows, config), spec.max_per_class is not None
+    return DealtData(config, report, table, rows, labels, sides, spec.max_bad_fraction, is_sample)
 
 
 def _check_bad_files(report: PackReport, most: float) -> None:

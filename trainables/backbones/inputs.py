@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class StatedInput:
 
     mean: Channels | None = None
     std: Channels | None = None
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
 
 
 def read_stated(metadata: Mapping[str, Any], place: str) -> StatedInput:
@@ -58,13 +58,14 @@ def read_stated(metadata: Mapping[str, Any], place: str) -> StatedInput:
     mean, std = (_first(known, names) for names in (_MEANS, _STDS))
     if mean is None or std is None:
         return StatedInput(remarks=tuple(remarks))
-    channels = _channels(mean), _channels(std)
-    if channels[0] is None or channels[1] is None:
-        raise InputError(_unlikely(mean, std, place))
-    found = _in_unit_range(channels[0], channels[1])
+    mean_of_each, std_of_each = _channels(mean), _channels(std)
+    found = None if mean_of_each is None or std_of_each is None else _in_unit_range(mean_of_each, std_of_each)
     if found is None:
-        raise InputError(_unlikely(mean, std, place))
-    if max(*channels[0], *channels[1]) > 1:
+        raise InputError(
+            f"{place} states the mean {mean!r} and the std {std!r}, which no pictures of three channels from 0 to 1, or "
+            "from 0 to 255, have; state those that it was trained with, or leave both out"
+        )
+    if found != (mean_of_each, std_of_each):
         remarks.append("its mean and std are those of pixels from 0 to 255: divided by 255")
     remarks.append(f"pictures are normalised as its file says: mean {_spelt(found[0])}, std {_spelt(found[1])}")
     return StatedInput(*found, tuple(remarks))
@@ -88,7 +89,8 @@ def read_rgb(
     Raises:
         InputError: The first convolution reads another number of channels than one or three.
     """
-    tensors, remarks = dict(state), []
+    tensors = dict(state)
+    remarks = []
     for key, pattern in expected.items():
         given = state.get(key)
         if given is None or pattern.ndim != 4 or pattern.shape[1] != _RGB or given.ndim != 4:  # noqa: PLR2004
@@ -144,13 +146,6 @@ def _in_unit_range(mean: Channels, std: Channels) -> tuple[Channels, Channels] |
     red, green, blue = (each / _LARGEST_BYTE for each in mean)
     other = tuple(each / _LARGEST_BYTE for each in std)
     return ((red, green, blue), (other[0], other[1], other[2])) if max(red, green, blue, *other) <= 1 else None
-
-
-def _unlikely(mean: Any, std: Any, place: str) -> str:
-    return (
-        f"{place} states the mean {mean!r} and the std {std!r}, which no pictures of three channels from 0 to 1, or "
-        "from 0 to 255, have; state those that it was trained with, or leave both out"
-    )
 
 
 def _remarks_on_size(known: Mapping[str, Any]) -> Iterator[str]:

@@ -124,6 +124,7 @@ def check_sides(
     config: SplitConfig,
     *,
     given: Sequence[SplitName | None] | NDArray[Any] = (),
+    is_sample: bool = False,
 ) -> None:
     """Refuses data that cannot be learnt from or judged on, before any training.
 
@@ -133,6 +134,7 @@ def check_sides(
         class_names: The classes to tell apart.
         config: What `assign_sides` was given.
         given: The source's own sides [N], as given to `assign_sides`; empty where it has none.
+        is_sample: Whether these are only some of the source's pictures, among which a side may lack a class.
 
     Raises:
         InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, a
@@ -147,7 +149,7 @@ def check_sides(
     counts = np.bincount(labels, minlength=len(class_names))
     if counts.min(initial=MIN_PICTURES_PER_CLASS) < MIN_PICTURES_PER_CLASS:
         raise InputError(_too_few(counts, class_names))
-    if config.source == "auto":
+    if config.source == "auto" and len(given) and not is_sample:
         _check_given_sides(given, labels, class_names)
     for side in SPLIT_NAMES:
         if side not in assigned and (side != "test" or _wants_test(config, set(given))):
