@@ -62,8 +62,8 @@ def read_stated(metadata: Mapping[str, Any], place: str) -> StatedInput:
     found = None if mean_of_each is None or std_of_each is None else _in_unit_range(mean_of_each, std_of_each)
     if found is None:
         raise InputError(
-            f"{place} states the mean {mean!r} and the std {std!r}, which no pictures of three channels from 0 to 1, or "
-            "from 0 to 255, have; state those that it was trained with, or leave both out"
+            f"{place} states the mean {mean!r} and the std {std!r}, which no pictures of three channels from 0 to 1, "
+            "or from 0 to 255, have; state those that it was trained with, or leave both out"
         )
     if found != (mean_of_each, std_of_each):
         remarks.append("its mean and std are those of pixels from 0 to 255: divided by 255")
