@@ -50,7 +50,8 @@ def read_stated(metadata: Mapping[str, Any], place: str) -> StatedInput:
     Raises:
         InputError: Mean and standard deviation are stated and cannot be those of pictures.
     """
-    known = {key: _parsed(value) for key, value in metadata.items()}
+    telling = (*_CONFIGS, *_MEANS, *_STDS, *_SIZES)  # and nothing else: a checkpoint may hold much beside
+    known = {key: _parsed(metadata[key]) for key in telling if key in metadata}
     for name in _CONFIGS:
         if isinstance(known.get(name), Mapping):
             known = {**known[name], **known}

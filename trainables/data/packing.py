@@ -176,7 +176,7 @@ def _write_table(
         partial_path.replace(folder / MANIFEST_NAME)
         return manifest
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno is None or error.errno not in _NO_ROOM:
             raise
         raise InputError(
             f"{folder}: no room for the packed pictures ({os.strerror(error.errno)}): free some, or name a folder on a "
