@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Tests that start no Ray run in so many processes.
 PROCESSES ?= 2
 
-.PHONY: sweep install check lint fast-tests test chaos clean
+.PHONY: sweep install check lint fast-tests test chaos fuzz clean
 
 sweep: $(INSTALLED)
 	$(BIN)/thaw sweep search_spaces/presets/digits.yaml --new
@@ -37,6 +37,11 @@ test: fast-tests
 MINUTES ?= 10
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py --minutes $(MINUTES)
+
+# Specs of every kind, another set of them each time; not part of `make test`, which tries a few hundred.
+SPECS ?= 20000
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz.py --specs $(SPECS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

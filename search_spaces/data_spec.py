@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from search_spaces.contradictions import split_contradiction
-from search_spaces.ranges import ClassNames, Count, Int, SpecPart
+from search_spaces.ranges import ClassNames, Count, Float, Int, SpecPart
 from trainables.config import FitOrAuto, SplitConfig
 
 MOST_FOLDS = 20
@@ -43,6 +43,13 @@ class DataSpec(SpecPart):
         None,
         description="Regular expression on the file names. Pictures in which its parenthesis (or all of it) finds the "
         "same text show one part, patient or scene, and stay on one side of the split; none: as the source says.",
+    )
+    max_bad_fraction: Float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the files that may be set aside because they are damaged, no pictures, or stand under "
+        "two classes; with more the sweep is refused.",
     )
     image_size_px: Int = Field(224, ge=8, le=1024, description="Side of the square that the network sees, in pixels.")
     fit: FitOrAuto = Field(

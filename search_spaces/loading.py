@@ -23,6 +23,8 @@ from trainables.errors import InputError
 
 _PRESETS = "search_spaces.presets"
 _SWEEP_ONLY = frozenset({"model", "search", "budget", "early_stopping", "metric", "baselines"})
+# PyYAML lets these out of values whose tag or length it cannot make anything of, and of parts in thousands of others.
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _CORE_SCHEMA: tuple[tuple[str, re.Pattern[str], str], ...] = (
@@ -169,7 +171,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 def _mapping(text: str, path: str | Path) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path}: {_yaml_problem(error)}") from error
     if not isinstance(raw, dict):
         what = "empty" if raw is None else f"{shorten(raw)}, not a mapping"
@@ -196,9 +198,9 @@ def _text(path: str | Path) -> str:
         raise InputError(f"{shorten(name)}: cannot be read: {error.strerror}") from error
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def _yaml_problem(error: BaseException) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or next(iter(str(error).splitlines()), type(error).__name__)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return f"{where}not valid YAML: {problem}"
 
@@ -211,7 +213,7 @@ def _override(raw: dict[str, Any], override: str, model: type[BaseModel]) -> Non
         raise InputError(f"--set {override}: not of the form field.path=VALUE, such as search.num_trials=40")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise InputError(f"--set {override}: the value is {_yaml_problem(error)}") from error
     here = raw
     for depth, name in enumerate(names[:-1]):

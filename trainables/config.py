@@ -116,6 +116,15 @@ class WeightsFile(Settings):
 
     uri: str
     sha256: str = Field(description="Of the names, shapes, dtypes and bytes of the tensors.")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="Of the pictures in [0, 1] that they were trained on; None: as torchvision's own."
+    )
+    std: tuple[float, float, float] | None = Field(None, description="Likewise.")
+
+    @property
+    def key(self) -> str:
+        """Names what a network computes with them."""
+        return self.sha256 if self.mean is None else f"{self.sha256} {self.mean} {self.std}"
 
 
 class BackboneConfig(Settings):

@@ -96,7 +96,7 @@ class Workbench:
         num_classes, size_px = len(config.data.class_names), config.data.image_size_px
         name, weights = config.backbone.name, config.backbone.weights
         # Without weights the body is drawn from the seed; with them their hash says what is in it.
-        key = (name, size_px, config.seed if weights is None else weights.sha256)
+        key = (name, size_px, config.seed if weights is None else weights.key)
         if key not in self._backbones:
             self._backbones[key] = load_backbone(
                 name, weights, num_classes=num_classes, input_size_px=size_px, seed=config.seed

@@ -269,11 +269,12 @@ def _complain(message: str, code: int) -> None:
 def _show_plan(spec: SweepSpec) -> None:
     from search_spaces.listing import check_sampler, trials_in_all
     from search_spaces.loading import dump_spec
+    from tuner.access import check_access
     from tuner.choosing import settle_backbones
     from tuner.networks import prepare_networks, space_over
     from tuner.output import show_plan
     from tuner.paths import HomePaths
-    from tuner.preparing import check_metric, check_quickly, prepare_data, settle_fit
+    from tuner.preparing import check_batches, check_metric, check_quickly, prepare_data, settle_fit
     from tuner.pricing import Pricing, material_of
     from tuner.progress import Progress
     from tuner.running_cli import output_console
@@ -283,10 +284,12 @@ def _show_plan(spec: SweepSpec) -> None:
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
         check_metric(spec, data)
+        check_batches(spec, data.size("train"))
         spec = settle_fit(spec, data, progress.note)
         spec = settle_backbones(spec, home, progress.note)
         uri = home.tracking_uri(spec.tracking.uri)
-        networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False)
+        networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False, note=progress.note)
+        check_access(uri)
     cuts = {name: network.cuts for name, network in networks.items()}
     space = space_over(spec, networks)
     check_sampler(spec, space)

@@ -33,6 +33,7 @@ LOOK_ALIKE_BITS = 3
 _HASH_SIDE = 8
 _FEW_PICTURES = 20
 _UNEVEN = 10.0
+_NEARLY_BLACK = 8.0
 _MOST_IN_A_BUCKET = 300
 _MOST_LOOK_ALIKES = 1000
 
@@ -261,6 +262,12 @@ def _remarks(found: Inspection) -> Iterator[str]:
         yield (
             f"{largest.name!r} has {largest.total / smallest.total:.0f} times as many pictures as {smallest.name!r}: "
             "choose by val/balanced_accuracy or val/macro_f1 rather than accuracy."
+        )
+    darkest = min(found.classes, key=lambda each: each.brightness)
+    if darkest.total and darkest.brightness < _NEARLY_BLACK:
+        yield (
+            f"The pictures of {darkest.name!r} are nearly black, {darkest.brightness:.1f} of 255 on average: where a "
+            "camera's 10 or 12 bits lie in files of 16, stretch them to the whole range, or save 8 bits."
         )
     if found.cut_off.any():
         yield f"To bring them to a square, data.fit: auto takes {found.fit.fit}: {found.fit.reason}."

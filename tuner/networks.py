@@ -54,6 +54,7 @@ def prepare_networks(
     counted: Callable[[str, int, int], None],
     *,
     pretrains: bool = True,
+    note: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Network]:
     """The spec's backbones by name, in its order.
 
@@ -64,6 +65,7 @@ def prepare_networks(
         tracking_uri: MLflow's, for weights that are ``models:/...``.
         counted: Told what is being done, how much of it, of how much.
         pretrains: Whether pretraining is prepared, which packs the pictures of its source.
+        note: Told how weights are adapted to the pictures.
 
     Raises:
         InputError: A backbone is none, its weights cannot be had or do not fit, or its pictures are too small.
@@ -75,7 +77,7 @@ def prepare_networks(
         pretraining, weights = None, None
         with _named(spec, name):
             if isinstance(choice.weights, str):
-                weights = prepare_weights(choice.weights, name, home, tracking_uri)
+                weights = prepare_weights(choice.weights, name, home, tracking_uri, note)
             elif pretrains:
                 pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted)
             cuts = build_cuts(name, len(data.class_names), size_px)

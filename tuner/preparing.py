@@ -6,8 +6,9 @@ Everything that can be wrong with a spec and its surroundings is found here, bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from search_spaces.cost_matrix import cost_matrix
 from search_spaces.data_spec import DataSpec
+from search_spaces.ranges import CountRange, listed
 from search_spaces.spec import SweepSpec
 from trainables.config import (
     SPLIT_NAMES,
@@ -26,6 +28,7 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
+from trainables.data.alike import alike_names
 from trainables.data.fit import FitChoice, choose_fit
 from trainables.data.folds import check_folds
 from trainables.data.label_sets import members_of, names_in
@@ -41,6 +44,7 @@ from tuner.shared_home import check_home
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
 
+_MOST_NAMED = 12
 STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
 
@@ -82,6 +86,8 @@ class DealtData:
         labels: Their classes [N]; or, where pictures have several, their sets of labels, as the table names them.
         sides: Their sides [N].
         fit: How they are brought to a square, and why so.
+        max_bad_fraction: Share of the files that may be set aside.
+        is_sample: Whether the source has more pictures than these.
     """
 
     config: DataConfig
@@ -91,6 +97,8 @@ class DealtData:
     labels: NDArray[np.int64]
     sides: NDArray[np.str_]
     fit: FitChoice
+    max_bad_fraction: float = 1.0
+    is_sample: bool = False
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
         """Pictures by side and class; a picture with several labels counts for each."""
@@ -107,10 +115,16 @@ class DealtData:
 
     def check(self) -> None:
         """Refuses what cannot be learnt from or judged on; see `check_folds` and `check_sides`."""
+        _check_bad_files(self.report, self.max_bad_fraction)
+        if alike := alike_names(self.config.class_names):
+            raise InputError(
+                f"data: the classes {alike[0]!r} and {alike[1]!r} differ by case or spaces only: if they are one, put "
+                "its pictures under one name; else rename one, or leave it out by data.exclude_classes"
+            )
         config, given = self.config, self.table.sides[self.rows]
         if not config.folds:
             labels = self.labels if config.label_separator is None else self.has_labels()
-            check_sides(self.sides, labels, config.class_names, config.split, given=given)
+            check_sides(self.sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
             return
         groups = self.table.groups_of(self.rows, config.group_pattern)
         keys = dealt_as(self.table.ids[self.rows], groups)
@@ -120,7 +134,7 @@ class DealtData:
         check_folds(own_keys, self.labels[untested], config.class_names, config.folds, has_val=has_val)
         for fold in range(config.folds):
             sides = sides_of(self.table, self.rows, config.model_copy(update={"fold": fold}))
-            check_sides(sides, self.labels, config.class_names, config.split, given=given)
+            check_sides(sides, self.labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
 def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> PreparedData:
@@ -164,7 +178,7 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     known = table.class_names if separator is None else names_in(table.class_names, separator)
     unknown = [name for name in spec.exclude_classes if name not in known]
     if unknown:
-        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; there are {', '.join(known)}")
+        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; {_known_classes(unknown[0], known)}")
     class_names = tuple(name for name in known if name not in spec.exclude_classes)
     config = DataConfig(
         table=home.uri_of(report.path),
@@ -180,7 +194,8 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     fit = choose_fit(spec.fit, *table.sizes_of(rows))
     config = config.model_copy(update={"fit": fit.fit})
     _check_groups(table, rows, spec.group_pattern)
-    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config), fit)
+    sides, is_sample = sides_of(table, rows, config), spec.max_per_class is not None
+    return DealtData(config, report, table, rows, labels, sides, fit, spec.max_bad_fraction, is_sample)
 
 
 def settle_fit(spec: SweepSpec, data: PreparedData, note: Callable[[str], object]) -> SweepSpec:
@@ -197,6 +212,26 @@ def settle_fit(spec: SweepSpec, data: PreparedData, note: Callable[[str], object
     return spec.model_copy(update={"data": spec.data.model_copy(update={"fit": data.fit.fit})})
 
 
+def _check_bad_files(report: PackReport, most: float) -> None:
+    num_bad = len(report.bad_files)
+    total = num_bad + report.num_images
+    if num_bad > most * total:
+        first = report.bad_files[0]
+        raise InputError(
+            f"data.max_bad_fraction: {num_bad} of {total} files cannot be used, more than {most:.0%}, such as "
+            f"{first.name}: {first.reason}; `thaw data inspect` lists them; mend or remove them, or raise "
+            "data.max_bad_fraction"
+        )
+
+
+def _known_classes(wanted: str, known: Sequence[str]) -> str:
+    if match := get_close_matches(wanted, known, n=1):
+        return f"did you mean {match[0]!r}?"
+    names = known[:_MOST_NAMED]
+    more = len(known) - len(names)
+    return f"there are {', '.join(names)}" + (f" and {more} more" if more else "")
+
+
 def _check_groups(table: ImageTable, rows: NDArray[np.int64], pattern: str | None) -> None:
     if pattern is not None and len(rows) and not any(table.groups_of(rows, pattern)):
         raise InputError(
@@ -210,8 +245,17 @@ def _digest(ids: Any, labels: Any, class_names: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: str) -> WeightsFile | None:
+def prepare_weights(
+    weights: str, backbone: str, home: HomePaths, tracking_uri: str, note: Callable[[str], object] = lambda _: None
+) -> WeightsFile | None:
     """The pretrained tensors that ``weights`` names, checked against the backbone; None for random ones.
+
+    Args:
+        weights: As a spec names them.
+        backbone: The network that they are for.
+        home: Where they are kept.
+        tracking_uri: MLflow's, for weights that are ``models:/...``.
+        note: Told what a file says of the pictures that it was trained on, and what was adapted.
 
     Raises:
         InputError: They cannot be had, hold pickled code, or do not fit.
@@ -219,10 +263,25 @@ def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: 
     from trainables.backbones.weights import resolve_weights, store_weights
 
     if not weights.startswith("models:/"):
-        return resolve_weights(weights, backbone, home.uri_of(home.weights))
+        return resolve_weights(weights, backbone, home.uri_of(home.weights), note)
     from tuner.registry import load_weights
 
     return store_weights(load_weights(weights, tracking_uri), backbone, home.uri_of(home.weights))
+
+
+def check_batches(spec: SweepSpec, num_train: int) -> None:
+    """Refuses batches of which even the smallest holds more than there is to learn from.
+
+    Raises:
+        InputError: An epoch would be one step, whatever the batch size.
+    """
+    sizes = spec.search.batch_size
+    smallest = sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))
+    if smallest > num_train:
+        raise InputError(
+            f"search.batch_size: {smallest} is more than the {num_train} pictures on the train side, so that an epoch "
+            f"would be a single step; use at most {num_train}, better {max(1, num_train // 4)} or fewer"
+        )
 
 
 def build_cuts(backbone: str, num_classes: int, image_size_px: int) -> CutGraph:

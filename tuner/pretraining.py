@@ -115,6 +115,9 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
         del decisive["data"]["group_pattern"]
     if config.backbone.weights is not None:
         del decisive["backbone"]["weights"]["uri"]
+        for name in ("mean", "std"):  # older recipes do not have them
+            if decisive["backbone"]["weights"][name] is None:
+                del decisive["backbone"]["weights"][name]
     return Pretraining(spec, config, json.dumps(decisive, sort_keys=True, separators=(",", ":")), data)
 
 

@@ -22,6 +22,7 @@ from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.storage import make_durable, write_bytes
+from tuner.access import check_access
 from tuner.choosing import settle_backbones
 from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
@@ -31,7 +32,15 @@ from tuner.measuring import settle_compute
 from tuner.networks import Network, base_trials, prepare_networks, space_over
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, check_metric, check_quickly, feature_settings, prepare_data, settle_fit
+from tuner.preparing import (
+    PreparedData,
+    check_batches,
+    check_metric,
+    check_quickly,
+    feature_settings,
+    prepare_data,
+    settle_fit,
+)
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
 from tuner.pricing import Pricing, material_of
 from tuner.progress import Progress, silent
@@ -233,12 +242,16 @@ class _Sweep:
         import_torch()
         data = prepare_data(spec.data, self.home, self.progress.counted)
         check_metric(spec, data)
+        check_batches(spec, data.size("train"))
         are_lanes_starting.wait()
         spec = settle_fit(spec, data, self.progress.note)
         spec = settle_backbones(spec, self.home, self.progress.note)
-        networks = prepare_networks(spec, data.config, self.home, self.tracking_uri, self.progress.counted)
+        networks = prepare_networks(
+            spec, data.config, self.home, self.tracking_uri, self.progress.counted, note=self.progress.note
+        )
         space = space_over(spec, networks)
         check_sampler(spec, space)
+        check_access(self.tracking_uri)
         return Prepared(spec, data, networks, space)
 
     def _keep_spec(self, data: PreparedData) -> None:

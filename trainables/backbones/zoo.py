@@ -80,6 +80,8 @@ def load_backbone(
     parent, _, attribute = plan.trace.head_name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, fresh)
     mean, std = normalisation(name)
+    if weights is not None and weights.mean is not None and weights.std is not None:
+        mean, std = weights.mean, weights.std
     return Backbone(name, CutGraph(model, plan, input_size_px), mean, std, num_classes)
 
 

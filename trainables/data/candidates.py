@@ -58,6 +58,7 @@ class Candidates(Sequence[Picture]):
             facts.extend([0] * 5)  # NumPy takes no empty buffer
         order = sorted(range(len(names)), key=lambda number: _sorting_key(names[number]))
         self.class_names = tuple(labels)
+        self.sides = {None if code == _NO_SIDE else SPLIT_NAMES[code] for code in set(facts[1::5][: len(names)])}
         self._facts = np.frombuffer(facts, dtype=np.int64).reshape(-1, 5)[order]
         self._ends = np.cumsum([len(names[number]) for number in order], dtype=np.int64)
         self._text = b"".join(names[number] for number in order)

@@ -6,6 +6,7 @@ that has not changed is not decoded again. No torch: the driver packs while the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,7 @@ PICTURES_IN_FLIGHT_PER_THREAD = 4
 REMOTE_READERS = 16
 """Threads that read and decode where a picture comes over a network: most of the time they wait for it."""
 ABANDONED_AFTER_S = 24 * 3600.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def pack(
         progress: Called as (done, total) from the calling thread.
 
     Raises:
-        InputError: The source holds no picture, or none that can be read; or its storage stopped answering.
+        InputError: The source holds no picture, or none that can be read; its storage stopped answering; or there is no
+            room for them.
     """
     started = time.perf_counter()
     folder = root / _table_key(source.signature(), side_px)
@@ -182,6 +185,13 @@ def _write_table(
         partial_path.write_text(manifest.to_json(), encoding="utf-8")
         partial_path.replace(folder / MANIFEST_NAME)
         return manifest
+    except OSError as error:
+        if error.errno is None or error.errno not in _NO_ROOM:
+            raise
+        raise InputError(
+            f"{folder}: no room for the packed pictures ({os.strerror(error.errno)}): free some, or name a folder on a "
+            "larger disk by THAW_HOME"
+        ) from error
     finally:
         partial_path.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -134,6 +135,7 @@ class FolderSource:
         """All candidates, sorted by name; see `Source.pictures`."""
         found = self._candidates()
         self._check_classes(set(found.class_names))
+        self._check_sides(found.sides)
         return found
 
     def signature(self) -> str:
@@ -144,17 +146,21 @@ class FolderSource:
         found = (
             Candidate(os.fsencode(name), class_name, side, size_bytes, times_ns)
             for class_folder, class_name, side in self._class_folders()
-            for name, size_bytes, times_ns in _files_below(class_folder, self._root)
+            for name, size_bytes, times_ns in self._files_of(class_folder)
         )
         return Candidates(found, self._reader)
 
     def _reader(self, name: bytes, _: int) -> Callable[[], bytes]:
         return partial(read_file, self._root / os.fsdecode(name))
 
+    def _files_of(self, class_folder: Path) -> Iterator[tuple[str, int, tuple[int, int]]]:
+        """All candidates of a class; a link back to the source, or to a side of it, would bring in other classes."""
+        above = {(stat.st_dev, stat.st_ino) for folder in (self._root, class_folder.parent) for stat in [folder.stat()]}
+        return _files_below(class_folder, self._root, frozenset(above))
+
     def _class_folders(self) -> Iterator[tuple[Path, str, SplitName | None]]:
-        folders = _folders_in(self._root)
-        sides = {folder: SIDE_OF_FOLDER[key] for folder in folders if (key := folder.name.lower()) in SIDE_OF_FOLDER}
-        if "train" in sides.values() and len(set(sides.values())) > 1:
+        folders, sides = _folders_in(self._root), _side_folders(self._root)
+        if _are_sides(sides):
             for folder, side in sides.items():
                 for class_folder in _folders_in(folder):
                     yield class_folder, _class_name(class_folder), side
@@ -175,6 +181,19 @@ class FolderSource:
             raise InputError(f"{self.uri}: its class folders hold no pictures: add some or give another folder")
         if empty := sorted(every - with_pictures):
             raise InputError(f"{self.uri}: class folder {empty[0]!r} is empty: add pictures or remove the folder")
+
+    def _check_sides(self, with_pictures: set[SplitName | None]) -> None:
+        every = {side for _, _, side in self._class_folders()} | self._empty_sides()
+        if empty := sorted(str(side) for side in every - with_pictures):
+            raise InputError(
+                f"{self.uri}: its folder for the {empty[0]} side holds no pictures: add some, or remove the folder, "
+                "and then that side is dealt out of the others"
+            )
+
+    def _empty_sides(self) -> set[SplitName]:
+        """Sides whose folders stand beside others and hold no class folder."""
+        sides = _side_folders(self._root)
+        return {side for folder, side in sides.items() if _are_sides(sides) and not _folders_in(folder)}
 
 
 class DigitsSource:
@@ -310,7 +329,32 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+    return [Path(entry.path) for entry in _entries(folder) if _is_dir(entry)]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """False where links lead in a circle, which the system reports as an error."""
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        return entry.is_file()
+    return False
+
+
+def _side_folders(root: Path) -> dict[Path, SplitName]:
+    """The folders whose names are those of sides."""
+    return {
+        folder: SIDE_OF_FOLDER[key] for folder in _folders_in(root) if (key := folder.name.lower()) in SIDE_OF_FOLDER
+    }
+
+
+def _are_sides(folders: dict[Path, SplitName]) -> bool:
+    """Whether such folders are sides, and not classes of those names."""
+    return "train" in folders.values() and len(set(folders.values())) > 1
 
 
 def _files_below(
@@ -325,10 +369,10 @@ def _files_below(
         return
     for entry in _entries(folder):
         path = Path(entry.path)
-        if entry.is_dir():
+        if _is_dir(entry):
             yield from _files_below(path, root, above | {here})
-        elif entry.is_file() or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
-            stat = entry.stat(follow_symlinks=entry.is_file())
+        elif _is_file(entry) or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
+            stat = entry.stat(follow_symlinks=_is_file(entry))
             # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
             yield path.relative_to(root).as_posix(), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)
 

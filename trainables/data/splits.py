@@ -18,6 +18,8 @@ from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
 MIN_PICTURES_PER_CLASS = 3
+_MOST_TO_LEAVE_OUT = 20
+"""Classes that people may still leave out by name."""
 _HELD_OUT_MOST = {None: -1, "train": 0, "val": 1, "test": 2}
 _SIDE_OF_RANK: dict[int, SplitName | None] = {-1: None, 0: "train", 1: "val", 2: "test"}
 
@@ -164,6 +166,7 @@ def check_sides(
     config: SplitConfig,
     *,
     given: Sequence[SplitName | None] | NDArray[Any] = (),
+    is_sample: bool = False,
 ) -> None:
     """Refuses data that cannot be learnt from or judged on, before any training.
 
@@ -173,10 +176,11 @@ def check_sides(
         class_names: The classes to tell apart.
         config: What `assign_sides` was given.
         given: The source's own sides [N], as given to `assign_sides`; empty where it has none.
+        is_sample: Whether these are only some of the source's pictures, among which a side may lack a class.
 
     Raises:
-        InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, or a
-            class without a training picture.
+        InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, a
+            class without a training picture, or one that a side of the source lacks.
     """
     assigned, labels = np.asarray(assigned), np.asarray(labels)
     if len(class_names) < 2:  # noqa: PLR2004
@@ -185,11 +189,10 @@ def check_sides(
             "give at least two class folders, or leave fewer out by data.exclude_classes"
         )
     counts = _count(labels, len(class_names))
-    if (rarest := int(counts.argmin())) >= 0 and counts[rarest] < MIN_PICTURES_PER_CLASS:
-        raise InputError(
-            f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
-            f"{MIN_PICTURES_PER_CLASS}: add pictures, or leave the class out by data.exclude_classes"
-        )
+    if counts.min(initial=MIN_PICTURES_PER_CLASS) < MIN_PICTURES_PER_CLASS:
+        raise InputError(_too_few(counts, class_names))
+    if config.source == "auto" and len(given) and not is_sample:
+        _check_given_sides(given, labels, class_names)
     for side in SPLIT_NAMES:
         if side not in assigned and (side != "test" or _wants_test(config, set(given))):
             raise InputError(
@@ -208,6 +211,38 @@ def check_sides(
 def _count(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
     """Pictures of each class [K]."""
     return labels.sum(0) if labels.ndim > 1 else np.bincount(labels, minlength=num_classes)
+
+
+def _check_given_sides(
+    given: Sequence[SplitName | None] | NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]
+) -> None:
+    """Refuses a class that one of the source's sides lacks: it is not learnt, or no figure says anything of it."""
+    stated = np.array([side or "" for side in given])
+    if "" in stated:
+        return  # what the source leaves open is dealt, and may well go where a class lacks pictures
+    for side in SPLIT_NAMES:
+        lacking = _count(labels[stated == side], len(class_names)) == 0
+        if side in stated and lacking.any():
+            raise InputError(
+                f"data: class {class_names[int(lacking.argmax())]!r} has no picture on the {side} side of the source, "
+                "and has some on another: add some there, leave the class out by data.exclude_classes, or deal all "
+                "pictures anew by data.split.source: ignore"
+            )
+
+
+def _too_few(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """What is said of classes that have next to no pictures."""
+    rarest, num_rare = int(counts.argmin()), int((counts < MIN_PICTURES_PER_CLASS).sum())
+    if num_rare > _MOST_TO_LEAVE_OUT:
+        return (
+            f"data: {num_rare} of {len(class_names)} classes have fewer than {MIN_PICTURES_PER_CLASS} usable pictures, "
+            f"such as {class_names[rarest]!r} with {counts[rarest]}: is there one folder per class, and not per "
+            "picture? put pictures of one class together, or add pictures"
+        )
+    return (
+        f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
+        f"{MIN_PICTURES_PER_CLASS}: add pictures, or leave the class out by data.exclude_classes"
+    )
 
 
 def _wants_test(config: SplitConfig, given: set[SplitName | None]) -> bool:
