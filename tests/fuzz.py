@@ -36,7 +36,7 @@ from tuner.networks import base_trials, prepare_networks, space_over
 from tuner.paths import HomePaths
 from tuner.preparing import check_batches, check_quickly, feature_settings, prepare_data
 from tuner.pricing import Material, Pricing
-from tuner.progress import silent
+from tuner.progress import Progress
 from tuner.search_phase import SearchPhase
 from tuner.searching import StudySearcher
 
@@ -179,7 +179,7 @@ def first_trials(spec: SweepSpec, home: HomePaths) -> list[TrialConfig]:
     pricing = Pricing(spec, space, materials, "cpu")
     bases = base_trials(spec, data.config, networks, {})
     phase = SearchPhase(
-        spec, space, pricing, bases, home, record=_ignore, progress=silent(), has_epochs=lambda: False
+        spec, space, pricing, bases, home, record=_ignore, progress=Progress(quiet=True), has_epochs=lambda: False
     )  # fmt: skip
     phase._scheduler([])
     phase._patience([])

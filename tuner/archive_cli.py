@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from tuner import completing
+
 _PATIENCE_S = 120.0
 
 
 def export_sweep(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     file: Annotated[Path, typer.Argument(help="The file to write (zip: Parquet, JSON and the champion's model).")],
 ) -> None:
     """Writes everything about a sweep into one file."""

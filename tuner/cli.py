@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trainables.errors import InputError
+from tuner import completing
 from tuner.archive_cli import export_sweep, import_sweep
 from tuner.backbones_cli import backbones
 from tuner.cache_cli import cache_app
@@ -43,13 +44,27 @@ app.command()(doctor)
 app.command("export-sweep")(export_sweep)
 app.command("import-sweep")(import_sweep)
 
-SpecFile = Annotated[str, typer.Argument(help="A spec file (YAML), or the name of a preset such as 'digits'.")]
+SpecFile = Annotated[
+    str,
+    typer.Argument(
+        help="A spec file (YAML), or the name of a preset such as 'digits'.", autocompletion=completing.specs
+    ),
+]
 SpecOrSource = Annotated[
-    str, typer.Argument(help="A spec file, a preset, or pictures (folder:PATH): then a spec is fitted to them.")
+    str,
+    typer.Argument(
+        help="A spec file, a preset, or pictures (folder:PATH): then a spec is fitted to them.",
+        autocompletion=completing.specs_or_sources,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field: --set search.num_trials=40"),
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Overrides a field: --set search.num_trials=40",
+        autocompletion=completing.fields,
+    ),
 ]
 FormatName = Annotated[str, typer.Option("--format", help="table, csv or json.")]
 
@@ -73,7 +88,12 @@ def sweep(
 
 @app.command()
 def resume(
-    name: Annotated[str, typer.Argument(help="Name of a sweep that was interrupted, or is to have more trials.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a sweep that was interrupted, or is to have more trials.", autocompletion=completing.sweeps
+        ),
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Goes on with a sweep that was interrupted, or makes a finished one longer (--set search.num_trials=40)."""
@@ -93,7 +113,7 @@ def resume(
 
 @app.command()
 def trials(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     format_: FormatName = "table",
 ) -> None:
     """Lists a sweep's trials, the best first."""

@@ -99,6 +99,15 @@ class SweepResult:
         """The sweep's files."""
         return self.home.sweep(self.name)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: what the command line says at a sweep's end."""
+        from tuner.notebook import exported, recorder
+        from tuner.output import show_result
+
+        console = recorder()
+        show_result(self, console)
+        return exported(console)
+
 
 def trial_rows(records: Sequence[TrialRecord], metric: str, mode: str) -> list[dict[str, Any]]:
     """One mapping per trial: number, outcome, reason, epochs, seconds, FLOPs, the best epoch's scores, the parameters.

@@ -43,7 +43,7 @@ from tuner.preparing import (
 )
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
 from tuner.pricing import Pricing, material_of
-from tuner.progress import Progress, silent
+from tuner.progress import Progress, shown
 from tuner.result import Champion, Standing, SweepResult
 from tuner.resuming import Left, describe_left, find_left, is_finished
 from tuner.reuse import Reuse, bytes_held, reuse_of
@@ -60,7 +60,7 @@ def run_sweep(
     Args:
         spec: What to search.
         home: Where everything is written; default ``THAW_HOME``, else ``~/.thaw``.
-        progress: Shows what happens; default nothing.
+        progress: Shows what happens; by default a panel in a notebook, and nothing elsewhere.
 
     Raises:
         InputError: The spec or its surroundings will not do; nothing was trained.
@@ -69,7 +69,8 @@ def run_sweep(
     paths = HomePaths.resolve(home)
     pull_sweeps(paths)
     _refuse_used_name(spec.name, paths)
-    return _Sweep(spec, paths, progress or silent()).run()
+    with shown(progress) as seen:
+        return _Sweep(spec, paths, seen).run()
 
 
 def resume_sweep(
@@ -85,7 +86,7 @@ def resume_sweep(
         name: The sweep's.
         overrides: ``field.path=VALUE`` each, such as ``search.num_trials=40``: a finished sweep then runs what is new.
         home: Where it lies; default ``THAW_HOME``, else ``~/.thaw``.
-        progress: Shows what happens; default nothing.
+        progress: Shows what happens; by default a panel in a notebook, and nothing elsewhere.
 
     Returns:
         None where the sweep is finished and nothing new is asked of it.
@@ -94,17 +95,18 @@ def resume_sweep(
         InputError: There is no such sweep, or the overrides change what may not change.
         SweepFailedError: Every trial failed, or every lane is lost.
     """
-    paths, progress = HomePaths.resolve(home), progress or silent()
+    paths = HomePaths.resolve(home)
     pull_sweeps(paths)
     left = find_left(paths, name, overrides)
     with Journal.open(paths.sweep(name).journal):
         pass  # refused here, before anything is started, where another process runs the sweep
-    if left.is_finished:
-        _tell_the_rest(left.spec, paths, progress)
-        return None
-    for line in describe_left(left, paths):
-        progress.note(line)
-    return _Sweep(left.spec, paths, progress, left=left).run()
+    with shown(progress) as seen:
+        if left.is_finished:
+            _tell_the_rest(left.spec, paths, seen)
+            return None
+        for line in describe_left(left, paths):
+            seen.note(line)
+        return _Sweep(left.spec, paths, seen, left=left).run()
 
 
 def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainables.errors import InputError
+from tuner import completing
 
 if TYPE_CHECKING:
     from tuner.journal import TrialRecord
@@ -29,7 +30,7 @@ _SHOWN = (
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     number: Annotated[int, typer.Argument(min=0, help="The trial's number.")],
 ) -> None:
     """Shows one trial of a sweep: its settings, its epochs, how it ended."""
@@ -60,7 +61,7 @@ def _show(trial: TrialRecord) -> None:
 
 
 def best(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="Writes the spec that trains exactly this trial, for `thaw train`.")
     ] = None,
