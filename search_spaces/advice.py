@@ -26,6 +26,7 @@ _COMMON: dict[str, tuple[Value, ...]] = {
     "batch_size": (32,),
     "label_smoothing": (0.1,),
     "layer_decay": (1.0,),
+    "start_size": (1.0, 0.5),
     "schedule": ("cosine", "linear", "one_cycle", "constant"),
     "mixup_alpha": (0.0, 0.2),
     "cutmix_alpha": (0.0, 1.0),

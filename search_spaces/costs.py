@@ -47,7 +47,7 @@ def trial_flops(
     *,
     freeze_depth: int,
     epochs: int,
-    num_train: int,
+    num_train: float,
     num_val: int,
     num_views: ViewCount,
     stage_flops: Sequence[float],
@@ -62,7 +62,7 @@ def trial_flops(
     Args:
         freeze_depth: Leading stages that are frozen.
         epochs: Epochs of the trial, with a look at the validation pictures behind each.
-        num_train: Training pictures.
+        num_train: Training pictures; one at half the pixels counts half.
         num_val: Validation pictures.
         num_views: Epoch e trains on view e modulo this; 1 for the policy without augmentation.
         stage_flops: Forward FLOPs of each stage, for one picture.

@@ -35,6 +35,8 @@ from search_spaces.ranges import (
     Share,
     ShareRange,
     SpecPart,
+    StartSize,
+    StartSizeRange,
 )
 from trainables.config import MOST_HIDDEN, BatchNormMode, ClassBalance, HeadKind, PolicyName, Precision, Schedule
 
@@ -136,6 +138,12 @@ class SearchSpec(SpecPart):
         description="Strength of color, industrial, randaugment and augmix, of 30; only with them.",
     )
     num_views: CountOrUnlimited = Field(4, description="Epoch e trains on view e modulo this number.")
+    start_size: Searched[StartSize, StartSizeRange] = Field(
+        1.0,
+        description="Share of the image size that training begins with: a third of the epochs at it, a third half-way, "
+        "the last third at the full size, at which every epoch is judged. Smaller pictures train faster; those of the "
+        "first two thirds are not stored. 1: the full size throughout.",
+    )
     batch_size: Searched[Count, CountRange] = Field(
         (16, 32, 64), description="Pictures per step over all workers together."
     )

@@ -50,6 +50,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "augmentation": ("augmentation", "policy"),
     "magnitude": ("augmentation", "magnitude"),
     "num_views": ("augmentation", "num_views"),
+    "start_size": ("start_size",),
     "batch_size": ("batch_size",),
     "label_smoothing": ("label_smoothing",),
     "mixup_alpha": ("mixup_alpha",),
@@ -73,6 +74,7 @@ _CONDITIONS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 _DEFAULTS: dict[str, Value] = {
     "layer_decay": 1.0,
+    "start_size": 1.0,
     "schedule": "cosine",
     "mixup_alpha": 0.0,
     "cutmix_alpha": 0.0,

@@ -30,6 +30,8 @@ Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
 ClassBalance = Literal["none", "weighted", "balanced"]
 MOST_ALPHA = 100.0
 """Of mixup and CutMix: from there on nearly every share is one half."""
+LEAST_START_SIZE = 0.25
+"""Of the side; a sixteenth of the pixels."""
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -180,6 +182,12 @@ class TrialConfig(Settings):
     )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="Of the moving average of the weights that is judged and kept; None: none is."
+    )
+    start_size: float = Field(
+        1.0,
+        ge=LEAST_START_SIZE,
+        le=1,
+        description="Share of the pictures' side that training begins with; it grows to 1: see `sizes`.",
     )
     grad_accumulation: int = Field(1, ge=1, description="Batches whose gradients make one step of the optimizer.")
     costs: tuple[tuple[float, ...], ...] | None = Field(

@@ -48,6 +48,7 @@ from trainables.losses import TrainingLoss, class_weights
 from trainables.mixing import Mixer
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.scores import Evaluation, count_confusion, judge_whole
+from trainables.sizes import shares_of_size, size_at
 from trainables.workbench import Workbench
 
 _EVALUATION_BATCH_SIZE = 64
@@ -217,8 +218,10 @@ class TrialRun:
         num_train, num_val = len(self.side("train")), len(self.side("val"))
         num_read, flops_saved = self._count_read()
         # Backward is counted as twice forward: gradients of the inputs and of the weights.
-        flops = 3 * num_train * self._tail_flops + num_val * self._tail_flops
-        flops += (num_train + num_val) * self._prefix_flops - flops_saved
+        # They go by the pixels, where pictures grow.
+        num_alike = num_train * (self._train_size(self.epoch - 1) / self.config.data.image_size_px) ** 2
+        flops = 3 * num_alike * self._tail_flops + num_val * self._tail_flops
+        flops += (num_alike + num_val) * self._prefix_flops - flops_saved
         return {
             "train/loss": train_loss,
             **{f"val/{name}": value for name, value in scores.items()},
@@ -243,7 +246,7 @@ class TrialRun:
         self._model.train()
         balanced_labels = side.labels if config.class_balance == "balanced" else None
         plan = plan_epoch(len(side), config.batch_size, config.seed, self.epoch, balanced_labels)
-        batches = self._batches(side, config.augmentation).batches(
+        batches = self._batches(side, config.augmentation, self._train_size(self.epoch)).batches(
             [ranks.share(positions) for positions in plan], view_index(config.augmentation, self.epoch)
         )
         turns = turns_of(plan, config.grad_accumulation)
@@ -353,14 +356,22 @@ class TrialRun:
         self.epoch = int(checkpoint.meta["epoch"])
         self._has_begun = True
 
-    def _views(self, side: Side, policy: AugmentationConfig) -> Views:
-        data = self.config.data
-        return Views(side, policy, data.image_size_px, self._bench.views, data.fit)
+    def _train_size(self, epoch: int) -> int:
+        """Side in pixels of the pictures that an epoch, counted from 0, trains on."""
+        config = self.config
+        return size_at(shares_of_size(config.start_size, config.epochs)[epoch], config.data.image_size_px)
 
-    def _batches(self, side: Side, policy: AugmentationConfig) -> BatchSource:
-        images = ImageBatches(self._views(side.whole or side, policy), self._normalise, self._prefix)
+    def _views(self, side: Side, policy: AugmentationConfig, size_px: int | None = None) -> Views:
+        data = self.config.data
+        return Views(side, policy, size_px or data.image_size_px, self._bench.views, data.fit)
+
+    def _batches(self, side: Side, policy: AugmentationConfig, size_px: int | None = None) -> BatchSource:
+        views = self._views(side.whole or side, policy, size_px)
+        images = ImageBatches(views, self._normalise, self._prefix)
         batches: BatchSource = images
-        if self._stored is not None and self._prefix is not None:
+        # What is stored is of the full size.
+        is_full = views.size_px == self.config.data.image_size_px
+        if is_full and self._stored is not None and self._prefix is not None:
             batches = FeatureBatches(images, self._stored, self._prefix)
         return batches if side.places is None else PartOf(batches, side.places)
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search_spaces.model_spec import BackboneChoice
-from search_spaces.ranges import listed
+from search_spaces.ranges import StartSizeRange, listed
 from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import DataConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
+from trainables.sizes import size_at
 from tuner.paths import HomePaths
 from tuner.preparing import base_trial, build_cuts, prepare_weights
 from tuner.pretraining import Pretraining, prepare_pretraining
@@ -81,8 +82,33 @@ def prepare_networks(
             elif pretrains:
                 pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted)
             cuts = build_cuts(name, len(data.class_names), size_px)
+        _check_smallest(spec, cuts, name, len(data.class_names), size_px)
         networks[name] = Network(choice, size_px, cuts, weights, pretraining)
     return networks
+
+
+def _check_smallest(spec: SweepSpec, cuts: CutGraph, name: str, num_classes: int, size_px: int) -> None:
+    """Refuses pictures that grow from a size at which the network is none, or another one."""
+    searched = spec.search.start_size
+    smallest = searched.low if isinstance(searched, StartSizeRange) else min(listed(searched))
+    if smallest == 1:
+        return
+    least_px = size_at(smallest, size_px)
+    try:
+        small = build_cuts(name, num_classes, least_px)
+    except InputError:
+        raise InputError(
+            f"search.start_size: {smallest:g} of {size_px} px is {least_px} px, too few for {name}; give a larger share"
+        ) from None
+    if _num_parameters(small) != _num_parameters(cuts):
+        raise InputError(
+            f"search.start_size: the layers of {name} depend on how large pictures are, which cannot grow while they "
+            "learn; leave start_size out"
+        )
+
+
+def _num_parameters(cuts: CutGraph) -> int:
+    return cuts.head.num_parameters + sum(stage.num_parameters for stage in cuts.stages)
 
 
 def space_over(spec: SweepSpec, networks: Mapping[str, Network]) -> SearchSpace:

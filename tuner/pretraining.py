@@ -29,7 +29,7 @@ from tuner.registry import find_backbone
 Counted = Callable[[str, int, int], None]
 _NOT_IN_RECIPES = (
     "head", "head_init", "dropout", "bn_mode",
-    "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation", "costs",
+    "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation", "costs", "start_size",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from search_spaces.costs import Cost, HeldCut, trial_flops
+from search_spaces.costs import Cost, HeldCut, ViewCount, trial_flops
 from search_spaces.expecting import (
     distinct_views,
     expected_trials,
@@ -28,6 +28,7 @@ from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_t
 from trainables.config import OTHER_HEADS, Precision
 from trainables.features.layout import ITEM_BYTES
 from trainables.jobs import CutsToKeep
+from trainables.sizes import shares_of_size
 
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
@@ -178,7 +179,7 @@ class Pricing:
         )
         self._mean_epochs = sum(self._shares)
         self._num_views = space.fixed.get("num_views", "unlimited")
-        self._kept: dict[tuple[str, int, str], CutsToKeep] = {}
+        self._kept: dict[tuple[str, ViewCount, int, str], CutsToKeep] = {}
         share = 1.0 / len(space.backbones)
         self._expected = {name: expected_trials(space.alone(name), share) for name in space.backbones}
         self.num_trials = float(trials_in_all(spec, space) or self._trials_for(spec.budget.flops))
@@ -224,14 +225,15 @@ class Pricing:
         depth, policy = int(point["freeze_depth"]), policy_name(point)
         if depth == 0 or not self.is_storing:
             return {"train": (), "val": ()}
-        key = (policy, depth, self._space.backbone_of(point))
+        views = views_of(point)
+        key = (policy, views, depth, self._space.backbone_of(point))
         if key not in self._kept:
             plan = self._plan(point)
             train = self._worth_now(plan.depths[policy], point)
             val = _up_to(depth, plan.depths[VALIDATION])
             if self._features == "required":
                 train, val = _with(depth, train), _with(depth, val)
-            if views_of(point) == "unlimited":
+            if views == "unlimited":
                 train = ()
             self._kept[key] = {"train": train, "val": val}
         return self._kept[key]
@@ -284,10 +286,13 @@ class Pricing:
 
     def _cost(self, point: Mapping[str, Any], held: Iterable[HeldCut], kept: CutsToKeep) -> Cost:
         material = self._materials[self._space.backbone_of(point)]
+        # FLOPs go by the square of a picture's side.
+        shares = shares_of_size(float(point.get("start_size", 1.0)), self._epochs)
+        mean_pixels = sum(share**2 for share in shares) / len(shares)
         return trial_flops(
             freeze_depth=int(point["freeze_depth"]),
             epochs=self._epochs,
-            num_train=material.num_train,
+            num_train=material.num_train * mean_pixels,
             num_val=material.num_val,
             num_views=views_of(point),
             stage_flops=material.stage_flops,

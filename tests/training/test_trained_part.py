@@ -33,6 +33,7 @@ from tuner.model_file import Classifier, ModelCard, load_state, save_model
 PARTS: dict[str, dict[str, Any]] = {
     "mlp": {"head": "mlp", "dropout": 0.3, "bn_mode": "keep"},
     "cosine": {"head": "cosine", "dropout": 0.0},
+    "grown": {"start_size": 0.5, "bn_mode": "update"},
     "kept": {"bn_mode": "keep", "dropout": 0.6, "head_init": "probe", "ema_decay": 0.9, "mixup_alpha": 0.4},
 }
 BF16 = {"precision": "bf16", "prefix_precision": "bf16"}
@@ -82,7 +83,7 @@ def test_resumed_and_stored_equal_computed_without_a_stop(
 
 
 def test_a_warm_process_equals_a_fresh_one(config: Callable[..., TrialConfig]) -> None:
-    trials = [config(depth=depth, epochs=1, **part) for depth, part in zip((0, 2, 4), PARTS.values(), strict=True)]
+    trials = [config(depth=depth, epochs=1, **part) for depth, part in zip((0, 2, 4, 1), PARTS.values(), strict=True)]
     before = [config(depth=1, epochs=1), *trials]
     bench, threads = Workbench(), torch.get_num_threads()
     torch.set_num_threads(1)
