@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Tests that start no Ray run in so many processes.
 PROCESSES ?= 2
 
-.PHONY: sweep install check lint fast-tests test chaos clean
+.PHONY: sweep install check lint docs fast-tests test chaos fuzz clean
 
 sweep: $(INSTALLED)
 	$(BIN)/thaw sweep search_spaces/presets/digits.yaml --new
@@ -19,12 +19,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 # `make check test` runs the fast tests once.
-check: lint fast-tests
+check: lint docs fast-tests
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# build/docs/index.html; a link that leads nowhere is an error.
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 fast-tests: $(INSTALLED)
 	$(BIN)/pytest -n $(PROCESSES) -m 'not slow and not ray and not gpu'
@@ -37,6 +41,11 @@ test: fast-tests
 MINUTES ?= 10
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py --minutes $(MINUTES)
+
+# Specs of every kind, another set of them each time; not part of `make test`, which tries a few hundred.
+SPECS ?= 20000
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz.py --specs $(SPECS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

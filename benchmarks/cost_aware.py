@@ -62,7 +62,7 @@ def whole_flops(spec: SweepSpec, home: HomePaths) -> float:
     """What a whole trial computes in which everything is trained."""
     data = prepare_data(spec.data, home, lambda *_: None)
     cuts = build_cuts(spec.model.backbone, len(data.config.class_names), spec.data.image_size_px)
-    material = Material.of(cuts, data, spec.compute.prefix_precision)
+    material = Material.of(cuts, data, spec.compute.prefix_precision, spec.search.repeats)
     rates = Pricing(spec, SearchSpace(spec.search, cuts.num_stages), material)
     return 1e9 * max(outlook.gflops_alone for outlook in rates.outlook())
 

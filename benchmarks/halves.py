@@ -137,6 +137,7 @@ def build_spec(task: Task, seed: int, num_views: int, concurrency: int, changes:
         "data": {
             "source": f"folder:{task.images}",
             "image_size_px": task.px,
+            "fit": "crop",  # as torchvision's transforms in the plain program
             "split": {"test_share_of_val": 0},
         },
         "model": {"backbone": task.model, "weights": str(task.weights)},

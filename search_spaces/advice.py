@@ -26,13 +26,18 @@ _COMMON: dict[str, tuple[Value, ...]] = {
     "batch_size": (32,),
     "label_smoothing": (0.1,),
     "layer_decay": (1.0,),
+    "start_size": (1.0, 0.5),
     "schedule": ("cosine", "linear", "one_cycle", "constant"),
     "mixup_alpha": (0.0, 0.2),
     "cutmix_alpha": (0.0, 1.0),
     "class_balance": ("none", "weighted", "balanced"),
     "ema_decay": (None, 0.99),
     "grad_accumulation": (1,),
+    "bn_mode": ("update", "keep"),
+    "head": ("linear", "cosine", "mlp"),
     "head_init": ("probe", "random"),
+    "dropout": (None, 0.2),
+    "precision": ("bf16", "fp32"),
 }
 
 _MOST_OF_RULES = 6

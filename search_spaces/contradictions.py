@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.ranges import Range, listed
 from search_spaces.search_spec import LISTING_SAMPLERS
+from search_spaces.stopping import stopping_contradictions
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
 if TYPE_CHECKING:
-    from search_spaces.search_spec import LISTING_SAMPLERS
     from search_spaces.spec import ResourceSpec, SweepSpec
-from trainables.config import SplitConfig
+    from trainables.config import SplitConfig
+
+_OF_ONE_LABEL = ("val/accuracy", "val/balanced_accuracy", "val/cost")
 
 
 def contradictions(spec: SweepSpec) -> Iterator[str]:
@@ -27,10 +29,51 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _idle_ratio(spec)
     yield from _idle_price(spec)
     yield from _unlisted_values(spec)
+    yield from _unknown_costs(spec)
+    yield from _not_for_these_labels(spec)
     yield from _beyond_the_epochs(spec)
+    yield from stopping_contradictions(spec)
     yield from resource_contradictions(spec.budget, "budget")
     yield from _batches_too_small(spec)
     yield from _nothing_to_mix(spec)
+    yield from _idle_head_init(spec)
+    yield from _nothing_to_keep(spec)
+    yield from _two_precisions(spec)
+
+
+def _unknown_costs(spec: SweepSpec) -> Iterator[str]:
+    if spec.metric == "val/cost" and spec.costs is None:
+        yield (
+            "metric: val/cost is what mistakes cost, and costs does not say; "
+            "add costs: {true class: {predicted class: cost}}, or choose another metric"
+        )
+
+
+def _not_for_these_labels(spec: SweepSpec) -> Iterator[str]:
+    """What has no meaning where pictures have several labels, and the other way round."""
+    if spec.data.labels == "single":
+        if spec.metric == "val/map":
+            yield "metric: val/map is of pictures with several labels, and data.labels is single; use val/auroc"
+        return
+    search = spec.search
+    balances = set(listed(search.class_balance)) - {"none"}
+    problems = {
+        "metric": (
+            spec.metric in _OF_ONE_LABEL,
+            f"{spec.metric} is",
+            "use val/map, val/auroc, val/macro_f1 or val/loss",
+        ),
+        "costs": (spec.costs is not None, "they are", "leave costs out"),
+        "data.folds": (spec.data.folds > 0, "folds are dealt by class, which is", "use 0"),
+        "search.class_balance": (bool(balances), f"{' and '.join(sorted(balances))} is", "use none"),
+        "search.mixup_alpha": (_largest(search.mixup_alpha) > 0, "mixup is", "set it to 0"),
+        "search.cutmix_alpha": (_largest(search.cutmix_alpha) > 0, "CutMix is", "set it to 0"),
+        "search.head_init": ("probe" in listed(search.head_init), "probe is", "use auto or random"),
+        "search.probe": (search.probe == "on", "the probe is", "use auto or off"),
+    }
+    for field, (is_wrong, subject, remedy) in problems.items():
+        if is_wrong:
+            yield f"{field}: {subject} for pictures of one class, and data.labels is multi; {remedy}"
 
 
 def split_contradiction(split: SplitConfig) -> str | None:
@@ -114,9 +157,7 @@ def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
 
 
 def _idle_ratio(spec: SweepSpec) -> Iterator[str]:
-    has_own_depths = any(choice.freeze_depth is not None for choice in spec.model.choices)
-    is_head_only = listed(spec.search.freeze_depth) == ("all",) and not has_own_depths
-    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and is_head_only:
+    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and _is_head_only(spec):
         yield (
             "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
             "lower freeze_depth, or leave backbone_lr_ratio out"
@@ -162,7 +203,7 @@ def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
         yield f"search.warmup_epochs: {longest:g} is more than the {epochs} of budget.epochs; lower it, or train longer"
     early = spec.early_stopping
     is_default = early.grace_period == type(early).model_fields["grace_period"].default
-    if early.scheduler == "asha" and early.grace_period > epochs and not is_default:
+    if early.scheduler in ("asha", "median") and early.grace_period > epochs and not is_default:
         yield (
             f"early_stopping.grace_period: {early.grace_period} is more than the {epochs} of budget.epochs, so nothing "
             "would ever be stopped; lower it, or set early_stopping.scheduler to none"
@@ -189,6 +230,50 @@ def _nothing_to_mix(spec: SweepSpec) -> Iterator[str]:
                 f"search.{name}: {largest:g} mixes pictures of one batch, and search.batch_size may be 1; "
                 f"use at least 2 there, or set {name} to 0"
             )
+
+
+def _idle_head_init(spec: SweepSpec) -> Iterator[str]:
+    heads = listed(spec.search.head)
+    if "probe" in listed(spec.search.head_init) and "linear" not in heads:
+        yield (
+            f"search.head_init: a probe is a linear head, and search.head is {' or '.join(heads)}; add linear there, "
+            "or leave head_init out"
+        )
+
+
+def _nothing_to_keep(spec: SweepSpec) -> Iterator[str]:
+    if "keep" not in listed(spec.search.bn_mode):
+        return
+    if not spec.is_pretrained:
+        yield (
+            "search.bn_mode: 'keep' keeps pretrained statistics, and model.weights is none; name weights, or leave "
+            "bn_mode out"
+        )
+    elif _is_head_only(spec):
+        yield (
+            "search.bn_mode: search.freeze_depth is 'all', and the frozen part keeps its statistics anyway; lower "
+            "freeze_depth, or leave bn_mode out"
+        )
+
+
+def _two_precisions(spec: SweepSpec) -> Iterator[str]:
+    if spec.search.precision is None:
+        return
+    sections = {"compute": spec.compute}
+    sections |= {
+        f"model.backbones: {each.backbone}: compute": each.compute for each in spec.model.choices if each.compute
+    }
+    for place, compute in sections.items():
+        if compute.precision != "fp32":
+            yield (
+                f"{place}.precision: {compute.precision}, but search.precision says what trials have; leave one of "
+                "the two out"
+            )
+
+
+def _is_head_only(spec: SweepSpec) -> bool:
+    has_own_depths = any(choice.freeze_depth is not None for choice in spec.model.choices)
+    return listed(spec.search.freeze_depth) == ("all",) and not has_own_depths
 
 
 def _smallest(field: Any) -> Any:

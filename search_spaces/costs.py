@@ -47,20 +47,22 @@ def trial_flops(
     *,
     freeze_depth: int,
     epochs: int,
-    num_train: int,
+    num_train: float,
     num_val: int,
     num_views: ViewCount,
     stage_flops: Sequence[float],
     head_flops: float,
     held: Collection[HeldCut] = (),
     kept: Kept | None = None,
+    train_passes: float = 1.0,
+    val_passes: float = 1.0,
 ) -> Cost:
     """Predicts what a trial of all its epochs computes.
 
     Args:
         freeze_depth: Leading stages that are frozen.
         epochs: Epochs of the trial, with a look at the validation pictures behind each.
-        num_train: Training pictures.
+        num_train: Training pictures; one at half the pixels counts half.
         num_val: Validation pictures.
         num_views: Epoch e trains on view e modulo this; 1 for the policy without augmentation.
         stage_flops: Forward FLOPs of each stage, for one picture.
@@ -68,6 +70,8 @@ def trial_flops(
         held: Cuts in the store, under the trial's policy. One below the trial's saves the stages in front of it.
         kept: Depths whose features are there in later epochs, once an epoch has computed them; what lies between the
             deepest of them and the trial's own depth is computed in each epoch anew. None: the trial's own depth.
+        train_passes: How often an epoch learns from each training picture: with k folds and r seeds, (k - 1) r times.
+        val_passes: How often it is judged on each validation picture: r times.
 
     Raises:
         InputError: There is no such depth, or a count is below its least.
@@ -80,15 +84,17 @@ def trial_flops(
 
     kept = {"train": (freeze_depth,), "val": (freeze_depth,)} if kept is None else kept
 
-    def missing(view: int | Literal["val"], uses: int, kept_depths: Collection[int]) -> float:
+    def missing(view: int | Literal["val"], uses: float, kept_depths: Collection[int]) -> float:
         first = max((depth for depth, name in held if name == view and depth <= freeze_depth), default=0)
         later = max((depth for depth in kept_depths if depth <= freeze_depth), default=0)
         whole = depths[freeze_depth]
         return min(uses, 1) * (whole - depths[first]) + max(uses - 1, 0) * (whole - depths[max(first, later)])
 
-    fill = num_val * missing("val", epochs, kept["val"])
-    fill += num_train * sum(missing(view, uses, kept["train"]) for view, uses in _uses_of_views(num_views, epochs))
-    return Cost(epochs * tail * (_TRAINED_PASSES * num_train + num_val), fill)
+    views = _uses_of_views(num_views, epochs)
+    fill = num_val * missing("val", epochs * val_passes, kept["val"])
+    fill += num_train * sum(missing(view, uses * train_passes, kept["train"]) for view, uses in views)
+    looks = _TRAINED_PASSES * num_train * train_passes + num_val * val_passes
+    return Cost(epochs * tail * looks, fill)
 
 
 def check_depth(depth: int, num_stages: int) -> None:

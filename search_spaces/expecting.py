@@ -27,7 +27,12 @@ def policy_name(point: Mapping[str, Any]) -> str:
 
 
 def views_of(point: Mapping[str, Any]) -> ViewCount:
-    """How many distinct views a point has; without augmentation there is one."""
+    """How many distinct views a point has that may be stored; without augmentation there is one.
+
+    Pictures that grow are other ones in each third of the epochs: storing them would not pay.
+    """
+    if point.get("start_size", 1.0) < 1:
+        return "unlimited"
     views: ViewCount = 1 if point["augmentation"] == _NONE else point.get("num_views", "unlimited")
     return views
 
@@ -66,7 +71,7 @@ def distinct_views(shares: Sequence[float], num_views: ViewCount, num_trials: fl
 def expected_trials(space: SearchSpace, num_trials: float) -> dict[str, dict[int, float]]:
     """Expected number of trials by policy (see `policy_name`) and freeze depth, all values being equally likely."""
     policies = space.values_of("augmentation")
-    each = num_trials / (len(space.depths) * len(policies))
+    each = num_trials * _share_at_full_size(space) / (len(space.depths) * len(policies))
     expected: dict[str, dict[int, float]] = {}
     for policy in policies:
         magnitudes = space.values_of("magnitude") if policy in POLICIES_WITH_MAGNITUDE else (None,)
@@ -74,3 +79,9 @@ def expected_trials(space: SearchSpace, num_trials: float) -> dict[str, dict[int
             name = policy_name({"augmentation": policy, "magnitude": magnitude})
             expected[name] = dict.fromkeys(space.depths, each / len(magnitudes))
     return expected
+
+
+def _share_at_full_size(space: SearchSpace) -> float:
+    """About which share of the trials looks at pictures of one size only, which may be stored."""
+    sizes = space.dimension("start_size").choices
+    return (sizes.count(1.0) / len(sizes)) if sizes else 0.0

@@ -17,6 +17,8 @@ _SIZES_PX = (32, 64, 96, 128, 160, 224)
 _MOST_ON_CPU_PX, _MOST_ON_GPU_PX = 128, 224
 _FEW, _MANY = 1000, 10_000
 _VERY_FEW = 500
+_A_HANDFUL = 64
+_TINY_PX = 32
 _UNEVEN = 3.0
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -31,7 +33,7 @@ class DataFacts:
         has_sides: Whether the source itself says what is trained on and what is judged on.
         short_side_px: The shorter side of a picture in the middle of all.
         has_gpu: Whether this machine has a CUDA GPU.
-        has_fast_bf16: Whether its processors multiply bf16 faster than float32.
+        is_grey: Whether no picture that was looked at has a colour.
     """
 
     source: str
@@ -39,7 +41,7 @@ class DataFacts:
     has_sides: bool
     short_side_px: int
     has_gpu: bool
-    has_fast_bf16: bool
+    is_grey: bool = False
 
     @property
     def num_pictures(self) -> int:
@@ -77,11 +79,12 @@ def choose(facts: DataFacts) -> Iterator[Choice]:
         split = "{train: 0.7, val: 0.15, test: 0.15}" if count < _VERY_FEW else "{train: 0.8, val: 0.1, test: 0.1}"
         why = "few, so that both are large enough to judge by" if count < _VERY_FEW else "enough to judge by a tenth"
         yield Choice("data.split", split, f"{count} pictures: {why}")
-    backbone = "resnet50" if facts.has_gpu else "mobilenet_v2"
-    yield Choice("model.backbone", backbone, "a usual first choice on a " + ("GPU" if facts.has_gpu else "CPU"))
-    yield Choice("model.weights", "default", "ImageNet, torchvision's download; or the path of a file")
-    batches = "[16, 32]" if count < _FEW else "[32, 64]"
+    yield from _network(facts)
+    batches = "[4, 8]" if count < _A_HANDFUL else "[16, 32]" if count < _FEW else "[32, 64]"
     yield Choice("search.batch_size", batches, "small batches take more steps, which few pictures need")
+    if facts.is_grey:
+        reason = "grey pictures, of digits or parts say: mirrored or cut ones may be of another class"
+        yield Choice("search.augmentation", "[none, industrial]", reason)
     if facts.unevenness > _UNEVEN:
         yield Choice(
             "search.class_balance",
@@ -90,13 +93,28 @@ def choose(facts: DataFacts) -> Iterator[Choice]:
         )
     epochs = 12 if count < _FEW else 8 if count < _MANY else 4
     yield Choice("budget.epochs", str(epochs), f"{count} pictures are {'few' if count < _FEW else 'enough'} an epoch")
-    if facts.has_fast_bf16:
-        yield Choice("compute.precision", "bf16", "this machine multiplies it faster than float32")
-        yield Choice("compute.prefix_precision", "bf16")
+    yield Choice(
+        "compute.precision", "auto", "fp32 or bf16, whichever trains faster here: measured before the first trial"
+    )
+    yield Choice("compute.prefix_precision", "auto", "the same of the frozen part")
     uneven = facts.unevenness > _UNEVEN
     metric = "val/balanced_accuracy" if uneven else "val/accuracy"
     yield Choice("metric", metric, "each class counts the same" if uneven else "classes are about even")
-    yield Choice("baselines", "[head_only, full_finetune]", "what the champion is compared with")
+    is_pretrained = facts.has_gpu or facts.short_side_px > _TINY_PX
+    baselines = "[head_only, full_finetune]" if is_pretrained else "[]"
+    yield Choice("baselines", baselines, "what the champion is compared with" if is_pretrained else "it is one itself")
+
+
+def _network(facts: DataFacts) -> Iterator[Choice]:
+    if facts.short_side_px <= _TINY_PX and not facts.has_gpu:
+        reason = f"a small network from scratch: at {_TINY_PX} px little is left to the last stages of an ImageNet one"
+        yield Choice("model.backbone", "lenet", reason)
+        yield Choice("model.weights", "none", "it has no published ones")
+        yield Choice("search.freeze_depth", "0", "nothing is trained yet that could be kept")
+        return
+    backbone = "resnet50" if facts.has_gpu else "mobilenet_v2"
+    yield Choice("model.backbone", backbone, "a usual first choice on a " + ("GPU" if facts.has_gpu else "CPU"))
+    yield Choice("model.weights", "default", "ImageNet, torchvision's download; or the path of a file")
 
 
 def spec_text(facts: DataFacts) -> str:

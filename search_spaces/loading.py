@@ -23,6 +23,8 @@ from trainables.errors import InputError
 
 _PRESETS = "search_spaces.presets"
 _SWEEP_ONLY = frozenset({"model", "search", "budget", "early_stopping", "metric", "baselines"})
+# PyYAML lets these out of values whose tag or length it cannot make anything of, and of parts in thousands of others.
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _CORE_SCHEMA: tuple[tuple[str, re.Pattern[str], str], ...] = (
@@ -72,6 +74,18 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
         InputError: No such file or preset, no YAML, or fields that are wrong: one line per mistake.
     """
     return _parse_sweep(_read(path), overrides, str(path))
+
+
+def load_kept_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Reads the spec that a sweep keeps: as `load_spec`, and what an older Thaw had no field for is as it was then.
+
+    Raises:
+        InputError: As `load_spec`.
+    """
+    raw = _read(path)
+    if isinstance(raw.get("data"), dict):
+        raw["data"].setdefault("fit", "crop")  # kept specs have every field: one without it began without any other fit
+    return _parse_sweep(raw, overrides, str(path))
 
 
 def read_spec(text: str, overrides: Sequence[str], place: str) -> SweepSpec:
@@ -157,7 +171,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 def _mapping(text: str, path: str | Path) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path}: {_yaml_problem(error)}") from error
     if not isinstance(raw, dict):
         what = "empty" if raw is None else f"{shorten(raw)}, not a mapping"
@@ -184,9 +198,9 @@ def _text(path: str | Path) -> str:
         raise InputError(f"{shorten(name)}: cannot be read: {error.strerror}") from error
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def _yaml_problem(error: BaseException) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or next(iter(str(error).splitlines()), type(error).__name__)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return f"{where}not valid YAML: {problem}"
 
@@ -199,7 +213,7 @@ def _override(raw: dict[str, Any], override: str, model: type[BaseModel]) -> Non
         raise InputError(f"--set {override}: not of the form field.path=VALUE, such as search.num_trials=40")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise InputError(f"--set {override}: the value is {_yaml_problem(error)}") from error
     here = raw
     for depth, name in enumerate(names[:-1]):

@@ -26,11 +26,17 @@ def format_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
         error: What pydantic found.
         model: What the spec was read as; its fields are what misspelt ones are compared with.
     """
-    return [line for details in error.errors() for line in _describe(details, model)]
+    errors = error.errors()
+    # What a newer format has and this one lacks is no mistake of the user's.
+    of_version = [details for details in errors if details["loc"] == ("version",)]
+    return [line for details in of_version or errors for line in _describe(details, model)]
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """The known word that was most likely meant, or None."""
+    longer = [each for each in known if word and each.startswith(word)]
+    if len(longer) == 1:
+        return longer[0]
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return matches[0] if matches else None
 
@@ -73,7 +79,7 @@ def _problem(details: ErrorDetails, parts: Sequence[int | str], path: str, model
     elif kind == "missing":
         problem = f"missing; {_purpose(parts, model)}give it in the spec, or with --set {path}=VALUE"
     elif kind == "literal_error":
-        problem = f"{value} is not {_choice(details['input'], str(context['expected']))}"
+        problem = _not_among(details["input"], str(context["expected"]))
     elif kind == "value_error":
         problem = str(context["error"])
     elif kind in _NOT_A_MAPPING:
@@ -87,7 +93,13 @@ def _problem(details: ErrorDetails, parts: Sequence[int | str], path: str, model
 
 def _spell(parts: Sequence[int | str]) -> str:
     """``("data", "exclude_classes", 2)`` as ``data.exclude_classes[2]``."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_visible(part)}" for part in parts).removeprefix(".")
+
+
+def _visible(name: str) -> str:
+    """A field's name as it is written, where a terminal can show it: what people typed may be anything."""
+    is_plain = bool(name) and name.isprintable() and len(name) <= _LONGEST_VALUE
+    return name if is_plain else shorten(name)
 
 
 def _names(parts: Sequence[int | str]) -> list[str]:
@@ -123,12 +135,14 @@ def _purpose(parts: Sequence[int | str], model: type[BaseModel]) -> str:
     return ""
 
 
-def _choice(value: object, expected: str) -> str:
+def _not_among(value: object, expected: str) -> str:
     words = [word.strip("'") for word in expected.replace(" or ", ", ").split(", ")]
     if len(words) == 1:
-        return f"a whole number or '{words[0]}'" if words[0] in _WORDS_BESIDE_NUMBERS else words[0]
+        is_beside_numbers = words[0] in _WORDS_BESIDE_NUMBERS
+        wanted = f"a whole number or '{words[0]}'" if is_beside_numbers else f"allowed: write {words[0]}"
+        return f"{shorten(value)} is not {wanted}"
     match = nearest(str(value), words)
-    return f"one of {', '.join(words)}" + (f"; did you mean `{match}`?" if match else "")
+    return f"{shorten(value)} is not one of {', '.join(words)}" + (f"; did you mean `{match}`?" if match else "")
 
 
 def _rule(message: str) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, field_validator
 
+from search_spaces.compute_spec import ComputeSpec
 from search_spaces.data_spec import DataSpec
 from search_spaces.ranges import (
     CHOICES,
@@ -60,6 +61,15 @@ class PretrainRecipe(SpecPart):
 
     check_its_name = field_validator("name")(check_name)
 
+    @field_validator("data")
+    @classmethod
+    def _is_plain(cls, data: DataSpec) -> DataSpec:
+        if data.labels == "multi":
+            raise ValueError("data.labels is multi, and backbones are pretrained on pictures of one class; set single")
+        if data.folds:
+            raise ValueError(f"folds is {data.folds}, but pretraining keeps one network; leave data.folds out here")
+        return data
+
     def params(self) -> dict[str, Any]:
         """The recipe as a point of a search space: see `search_spaces.space.apply_params`."""
         left_out = {"name", "data", "weights", "epochs", "seed", "version", "backbone", "compute", "resources"}
@@ -94,6 +104,9 @@ class BackboneChoice(SpecPart):
     )
     image_size_px: Annotated[int, Field(strict=True, ge=8, le=1024)] | None = Field(
         None, description="Side of the square that this network sees; none: data.image_size_px, which is the most."
+    )
+    compute: ComputeSpec | None = Field(
+        None, description="Speed and rounding of this network; none: as the section compute says."
     )
 
     @property

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainables.config import MOST_ALPHA, Settings
+from trainables.config import LEAST_START_SIZE, MOST_ALPHA, Settings
 
 # Pydantic puts these into an error's location. None can be a field's name, so messages can leave them out.
 VALUE, CHOICES, RANGE, WORD = "one value", "a list", "a range", "a word"
@@ -49,6 +49,7 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]
+StartSize = Annotated[float, Field(strict=True, ge=LEAST_START_SIZE, le=1)]
 Decay = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Alpha = Annotated[float, Field(strict=True, ge=0, le=MOST_ALPHA)]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -84,6 +85,10 @@ class ShareRange(Range[Share]):
 
 class RateRange(Range[Rate]):
     """Numbers above 0 up to 1."""
+
+
+class StartSizeRange(Range[StartSize]):
+    """Numbers from a quarter to 1."""
 
 
 class DecayRange(Range[Decay]):

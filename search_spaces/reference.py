@@ -41,19 +41,27 @@ def reference_text() -> str:
     return "\n".join(lines)
 
 
+def field_paths() -> Iterator[str]:
+    """Every field that ``--set`` takes, such as ``search.lr``."""
+    for place, model in _parts():
+        names = (name for name, field in model.model_fields.items() if not _is_section(field))
+        yield from (f"{place}.{name}" if place else name for name in names)
+
+
 def _sections() -> Iterator[tuple[str, type[BaseModel]]]:
-    yield "The spec itself", SweepSpec
-    for name, field in SweepSpec.model_fields.items():
-        if _is_section(field):
-            model = field.annotation
-            assert isinstance(model, type)
-            yield f"`{name}`", model
-            for inner_name, inner in model.model_fields.items():
-                if _is_section(inner):
-                    assert isinstance(inner.annotation, type)
-                    yield f"`{name}.{inner_name}`", inner.annotation
+    for place, model in _parts():
+        yield f"`{place}`" if place else "The spec itself", model
     yield "`model.backbones`, each entry that is more than a name", BackboneChoice
     yield "`model.weights.pretrain`", PretrainRecipe
+
+
+def _parts(model: type[BaseModel] = SweepSpec, place: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """A spec's sections within each other, each with its path."""
+    yield place, model
+    for name, field in model.model_fields.items():
+        if _is_section(field):
+            assert isinstance(field.annotation, type)
+            yield from _parts(field.annotation, f"{place}.{name}" if place else name)
 
 
 def _is_section(field: FieldInfo) -> bool:

@@ -22,6 +22,7 @@ from search_spaces.ranges import (
     DecayRange,
     Depth,
     DepthRange,
+    Int,
     Magnitude,
     MagnitudeRange,
     NonNegative,
@@ -34,8 +35,10 @@ from search_spaces.ranges import (
     Share,
     ShareRange,
     SpecPart,
+    StartSize,
+    StartSizeRange,
 )
-from trainables.config import ClassBalance, PolicyName, Schedule
+from trainables.config import MOST_HIDDEN, BatchNormMode, ClassBalance, HeadKind, PolicyName, Precision, Schedule
 
 OptimizerName = Literal["adamw", "sgd"]
 HeadInitName = Literal["auto", "probe", "random"]
@@ -43,6 +46,7 @@ SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid", "brute_force"]
 LISTING_SAMPLERS: tuple[SamplerName, ...] = ("grid", "brute_force")
 """Those that try every point once and then end the search."""
 USUAL_NUM_TRIALS = 16
+MOST_REPEATS = 20
 
 
 class SearchSpec(SpecPart):
@@ -53,6 +57,13 @@ class SearchSpec(SpecPart):
         description="Trials in all, those that are stopped early included. 'auto': "
         f"{USUAL_NUM_TRIALS}; or as many as budget.flops or budget.time_s allows, where one is given; with the "
         "samplers grid and brute_force every point of the space.",
+    )
+    repeats: Int = Field(
+        1,
+        ge=1,
+        le=MOST_REPEATS,
+        description="Seeds that every trial is trained with: the sweep's and those that follow it. Its score is the "
+        "mean, so that luck with order and initial weights decides less; it costs so many times as much.",
     )
     sampler: SamplerName = Field(
         "tpe",
@@ -94,11 +105,26 @@ class SearchSpec(SpecPart):
     weight_decay: Searched[NonNegative, NonNegativeRange] = Field(
         NonNegativeRange(low=1e-5, high=1e-2, log=True), description="Weight decay."
     )
+    head: Chosen[HeadKind] = Field(
+        "linear",
+        description=f"The last layer: 'linear'; 'mlp', one hidden layer of {MOST_HIDDEN} units (fewer where fewer "
+        "features come in) with ReLU; 'cosine', angles between features and one direction per class, times a learnt "
+        "scale (Gidaris & Komodakis 2018), for few pictures.",
+    )
     head_init: Chosen[HeadInitName] = Field(
         "auto",
-        description="What the head starts from: 'probe', a linear classifier fitted in closed form on the frozen "
+        description="What a linear head starts from: 'probe', a linear classifier fitted in closed form on the frozen "
         "network's features, or 'random'. A probe is ahead in the first epochs and not always at the end, so 'auto' "
         "tries both where weights are pretrained; else it is random.",
+    )
+    dropout: Searched[Share | None, ShareRange] = Field(
+        None,
+        description="Share of the head's inputs that are dropped in training; none: what the network itself has there.",
+    )
+    bn_mode: Chosen[BatchNormMode] = Field(
+        "update",
+        description="BatchNorm of the trained part: 'update', by the statistics of each batch; 'keep', by the "
+        "pretrained ones, which stay as they are while scale and shift learn: for small batches.",
     )
     augmentation: Chosen[PolicyName] = Field(
         ("none", "flip", "flip_crop", "randaugment"),
@@ -112,6 +138,12 @@ class SearchSpec(SpecPart):
         description="Strength of color, industrial, randaugment and augmix, of 30; only with them.",
     )
     num_views: CountOrUnlimited = Field(4, description="Epoch e trains on view e modulo this number.")
+    start_size: Searched[StartSize, StartSizeRange] = Field(
+        1.0,
+        description="Share of the image size that training begins with: a third of the epochs at it, a third half-way, "
+        "the last third at the full size, at which every epoch is judged. Smaller pictures train faster; those of the "
+        "first two thirds are not stored. 1: the full size throughout.",
+    )
     batch_size: Searched[Count, CountRange] = Field(
         (16, 32, 64), description="Pictures per step over all workers together."
     )
@@ -147,6 +179,9 @@ class SearchSpec(SpecPart):
     )
     grad_clip_norm: Searched[Positive | None, PositiveRange] = Field(
         (None, 1.0), description="Largest global norm of the gradient; none: any."
+    )
+    precision: Chosen[Precision] | None = Field(
+        None, description="Of the trained part, fp32 or bf16, where it is to be searched; none: as compute.precision."
     )
 
     @field_validator("head_init")

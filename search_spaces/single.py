@@ -15,7 +15,7 @@ from search_spaces.space import BACKBONE
 from search_spaces.spec import EarlyStoppingSpec, SweepSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE
 
-_NOT_VALUES = ("num_trials", "sampler", "cost_aware", "probe")
+_NOT_VALUES = ("num_trials", "repeats", "sampler", "cost_aware", "probe")
 
 
 def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSpec:
@@ -32,14 +32,16 @@ def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSp
         for field in SearchSpec.model_fields
         if field not in _NOT_VALUES
     }
-    if settled["head_init"] == "auto":
+    if settled["head_init"] == "auto" or settled["head"] != "linear":
         settled["head_init"] = "random"
+    if "bn_mode" not in point:
+        settled["bn_mode"] = "update"
     return SweepSpec.model_validate(
         spec.model_dump()
         | {
             "name": name,
             "model": _model_of(spec, point),
-            "search": {**settled, "num_trials": 1, "probe": "off"},
+            "search": {**settled, "num_trials": 1, "repeats": search.repeats, "probe": "off"},
             "early_stopping": EarlyStoppingSpec(scheduler="none", patience=spec.early_stopping.patience).model_dump(),
             "baselines": (),
         }
@@ -71,15 +73,17 @@ def _searched_in_search(spec: SweepSpec) -> list[str]:
     search = spec.search
     values = {field: getattr(search, field) for field in SearchSpec.model_fields if field not in _NOT_VALUES}
     open_fields = [field for field, value in values.items() if _is_open(value)]
-    if search.head_init == "auto" and spec.is_pretrained:
+    if search.head_init == "auto" and spec.can_probe and "linear" in listed(search.head):
         open_fields.append("head_init")
     if "magnitude" in open_fields and not set(listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
         open_fields.remove("magnitude")
     idle: set[str] = set()
     if listed(search.freeze_depth) == ("all",):
-        idle |= {"backbone_lr_ratio", "layer_decay"}
+        idle |= {"backbone_lr_ratio", "layer_decay", "bn_mode"}
     if listed(search.schedule) == ("one_cycle",):
         idle.add("warmup_epochs")
+    if "linear" not in listed(search.head):
+        idle.add("head_init")
     return [field for field in open_fields if field not in idle]
 
 

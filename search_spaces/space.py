@@ -2,8 +2,9 @@
 
 In: `SearchSpec` and the number of stages. Out: points (flat ``{field: value}``), asked of an Optuna trial, and the
 `TrialConfig` of a point. A field stands in a point only where it has an effect: the magnitude with policies that have
-one, the backbone's rate where some of it learns. Fields with one value are in the point and never asked for. Which
-points are worth trying is the searcher's business.
+one, the backbone's rate where some of it learns, the mode of BatchNorm that came with statistics, the start of a linear
+head. Fields with one value are in the point and never asked for. Which points are worth trying is the searcher's
+business.
 
 Over several backbones a point has a `backbone` too, and its depth is one of that network's. Optuna would take depths of
 one name for comparable, so it knows them as ``freeze_depth@resnet18``; nobody else does.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "backbone_lr_ratio": ("optimizer", "backbone_lr_ratio"),
     "lr": ("optimizer", "lr"),
     "layer_decay": ("optimizer", "layer_decay"),
+    "bn_mode": ("bn_mode",),
     "optimizer": ("optimizer", "name"),
     "schedule": ("optimizer", "schedule"),
     "weight_decay": ("optimizer", "weight_decay"),
@@ -48,6 +50,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "augmentation": ("augmentation", "policy"),
     "magnitude": ("augmentation", "magnitude"),
     "num_views": ("augmentation", "num_views"),
+    "start_size": ("start_size",),
     "batch_size": ("batch_size",),
     "label_smoothing": ("label_smoothing",),
     "mixup_alpha": ("mixup_alpha",),
@@ -55,16 +58,32 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "class_balance": ("class_balance",),
     "ema_decay": ("ema_decay",),
     "grad_accumulation": ("grad_accumulation",),
+    "head": ("head",),
     "head_init": ("head_init",),
+    "dropout": ("dropout",),
+    "precision": ("compute", "precision"),
 }
+
+_CONDITIONS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "magnitude": lambda point: point.get("augmentation") in POLICIES_WITH_MAGNITUDE,
+    "num_views": lambda point: point.get("augmentation") != "none",
+    "warmup_epochs": lambda point: point.get("schedule") != "one_cycle",
+    "head_init": lambda point: point.get("head", "linear") == "linear",
+}
+"""When a field has an effect, where that depends on other fields of the point alone."""
+
 _DEFAULTS: dict[str, Value] = {
     "layer_decay": 1.0,
+    "start_size": 1.0,
     "schedule": "cosine",
     "mixup_alpha": 0.0,
     "cutmix_alpha": 0.0,
     "class_balance": "none",
     "ema_decay": None,
     "grad_accumulation": 1,
+    "bn_mode": "update",
+    "head": "linear",
+    "dropout": None,
 }
 """Fields that came later, with the values that trials had before."""
 
@@ -76,12 +95,21 @@ class BackboneShape:
     Attributes:
         num_stages: That can be frozen.
         is_pretrained: Whether it starts from weights.
+        can_probe: Whether its features can be probed, where it does.
+        batch_norm_depth: Stages behind which it has no BatchNorm any more; None: it has some in the last one.
         freeze_depth: Its depths as its own entry in the spec declares them; None: as the search does.
     """
 
     num_stages: int
     is_pretrained: bool = True
     freeze_depth: Any = None
+    batch_norm_depth: int | None = None
+    can_probe: bool = True
+
+    def has_statistics_to_keep(self, freeze_depth: Any) -> bool:
+        """Whether BatchNorm of the trained part came with statistics of its own."""
+        depth = self.num_stages if self.batch_norm_depth is None else self.batch_norm_depth
+        return self.is_pretrained and isinstance(freeze_depth, int) and freeze_depth < depth
 
 
 class SearchSpace:
@@ -106,13 +134,15 @@ class SearchSpace:
     def _declare(self, search: SearchSpec, shapes: Mapping[str, BackboneShape]) -> None:
         self._search, self._shapes = search, dict(shapes)
         own = {name: _own_dimensions(search, name, shape) for name, shape in shapes.items()}
-        common = {name: dimension_of(getattr(search, name)) for name in _PLACES if name not in _OF_BACKBONE}
+        # Without a precision of its own a trial has the one that all have.
+        self._fields = tuple(name for name in _PLACES if name != "precision" or search.precision is not None)
+        common = {name: dimension_of(getattr(search, name)) for name in self._fields if name not in _OF_BACKBONE}
         self._dimensions = {name: {**common, **dimensions} for name, dimensions in own.items()}
 
     @property
     def fields(self) -> tuple[str, ...]:
         """All that a point may have, in the order of asking."""
-        return (BACKBONE, *_PLACES) if self.is_joint else tuple(_PLACES)
+        return (BACKBONE, *self._fields) if self.is_joint else self._fields
 
     def dimension(self, name: str) -> Dimension:
         """The values of a field of the only backbone."""
@@ -189,7 +219,7 @@ class SearchSpace:
         first, *others = self._dimensions.values()
         return {
             name: dim.choices[0]
-            for name in _PLACES
+            for name in self._fields
             if (dim := first[name]).choices and dim.is_fixed and all(other[name] == dim for other in others)
         }
 
@@ -238,14 +268,12 @@ class SearchSpace:
 
     def is_active(self, name: str, point: Mapping[str, Any]) -> bool:
         """Whether a field has an effect beside those that stand in a point."""
-        if name == "magnitude":
-            return point.get("augmentation") in POLICIES_WITH_MAGNITUDE
-        if name == "num_views":
-            return point.get("augmentation") != "none"
+        if name in _CONDITIONS:
+            return _CONDITIONS[name](point)
         if name in ("backbone_lr_ratio", "layer_decay"):
             return point.get("freeze_depth") != self.stages_of(point)
-        if name == "warmup_epochs":
-            return point.get("schedule") != "one_cycle"
+        if name == "bn_mode":
+            return self._shapes[self.backbone_of(point)].has_statistics_to_keep(point.get("freeze_depth"))
         return True
 
 
@@ -293,7 +321,7 @@ def _own_dimensions(search: SearchSpec, backbone: str, shape: BackboneShape) -> 
     check_depths(search, shape.num_stages, backbone, place)
     head_init = dimension_of(search.head_init)
     if search.head_init == "auto":
-        head_init = Dimension(choices=("probe", "random") if shape.is_pretrained else ("random",))
+        head_init = Dimension(choices=("probe", "random") if shape.is_pretrained and shape.can_probe else ("random",))
     return {"freeze_depth": dimension_of(search.freeze_depth, shape.num_stages), "head_init": head_init}
 
 

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from search_spaces.compute_spec import ComputeSpec
 from search_spaces.contradictions import contradictions, resource_contradictions
+from search_spaces.cost_matrix import Costs
 from search_spaces.data_spec import DataSpec
 from search_spaces.model_spec import ModelSpec, PretrainRecipe
 from search_spaces.ranges import (
@@ -29,7 +31,10 @@ from search_spaces.search_spec import LISTING_SAMPLERS, USUAL_NUM_TRIALS, Search
 from trainables.config import ComputeConfig
 
 SPEC_VERSION = 1
-MetricName = Literal["val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss"]
+MetricName = Literal[
+    "val/accuracy", "val/balanced_accuracy", "val/macro_f1", "val/loss", "val/auroc", "val/cost", "val/map"
+]
+_SMALL_IS_GOOD: tuple[MetricName, ...] = ("val/loss", "val/cost")
 BaselineName = Literal["head_only", "full_finetune", "from_scratch"]
 _OLD_TIME = "time_budget_s"
 
@@ -112,16 +117,48 @@ class PretrainSpec(PretrainRecipe):
         return self
 
 
-class EarlyStoppingSpec(SpecPart):
-    """When a trial is given up (asynchronous successive halving, Li et al., MLSys 2020)."""
+class PopulationSpec(SpecPart):
+    """How trials take over from each other under the scheduler pbt; both shares are Ray Tune's defaults."""
 
-    scheduler: Literal["asha", "none"] = Field("asha", description="'none': every trial runs all its epochs.")
-    grace_period: Count = Field(2, description="Epochs that every trial gets; never more than there are.")
-    reduction_factor: Float = Field(3.0, gt=1, description="At each rung about one trial in this many goes on.")
+    perturbation_interval: Count = Field(
+        2,
+        description="Epochs from one exchange to the next; all trials wait for the last one. Tune's own default, 60, "
+        "counts seconds.",
+    )
+    quantile_fraction: Float = Field(
+        0.25, gt=0, le=0.5, description="The worst of this share of the trials take over from the best of it."
+    )
+    resample_probability: Float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="How often a setting that is taken over is drawn anew from its range or list; else a number moves "
+        "by a fifth, a listed value to its neighbour.",
+    )
+
+
+class EarlyStoppingSpec(SpecPart):
+    """When a trial is given up. One that trains the head alone is spared by all but patience."""
+
+    scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = Field(
+        "asha",
+        description="'asha', successive halving in which no trial waits (Li et al., MLSys 2020); 'hyperband', in "
+        "brackets of different haste, in which trials wait for each other (Li et al., JMLR 2018); 'median', a trial "
+        "ends when its best epoch is worse than the median of the others' means (Golovin et al. 2017); 'pbt', "
+        "population-based training: no trial ends, poor ones go on with the weights and the changed settings of good "
+        "ones (Jaderberg et al. 2017); 'none', every trial runs all its epochs.",
+    )
+    grace_period: Count = Field(
+        2, description="Epochs that every trial gets under asha and median, never more than there are."
+    )
+    reduction_factor: Float = Field(
+        3.0, gt=1, description="At each rung of asha and hyperband about one trial in this many goes on."
+    )
     patience: Count | None = Field(
         None,
         description="A trial ends when its best epoch, by `metric`, is so many epochs ago; none: never.",
     )
+    population: PopulationSpec = Field(PopulationSpec(), description="How trials take over from each other: pbt.")
 
 
 class CacheSpec(SpecPart):
@@ -141,7 +178,7 @@ class SweepSpec(SpecPart):
     model: ModelSpec = Field(description="Which network, and what it starts from.")
     search: SearchSpec = Field(SearchSpec(), description="What varies from trial to trial.")
     budget: BudgetSpec = Field(BudgetSpec(), description="What the sweep may spend.")
-    compute: ComputeConfig = Field(ComputeConfig(), description="Choices of speed and rounding.")
+    compute: ComputeSpec = Field(ComputeSpec(), description="Choices of speed and rounding; 'auto' measures them.")
     features: Literal["auto", "off", "required"] = Field(
         "auto",
         description="Whether frozen layers' features are stored and read: the numbers are the same either way. "
@@ -152,7 +189,18 @@ class SweepSpec(SpecPart):
     keep_checkpoints: Count = Field(
         3, description="Trials, the best ones, whose trained weights stay on disk after they have ended."
     )
-    metric: MetricName = Field("val/accuracy", description="What chooses between epochs and between trials.")
+    metric: MetricName = Field(
+        "val/accuracy",
+        description="What chooses between epochs and between trials, and champion from challenger. 'val/auroc': area "
+        "under the ROC curve, with more than two classes the mean of each against the rest; 'val/cost': by `costs`; "
+        "'val/map': mean average precision of the classes, the default where `data.labels` is multi.",
+    )
+    costs: Costs | None = Field(
+        None,
+        description="What it costs to take a picture of one class for another: {true class: {predicted class: cost}}, "
+        "0 on the diagonal and 1 elsewhere unless given, or a matrix in the order of the classes. The model then "
+        "decides for the class that is expected to cost least; none: for the most probable.",
+    )
     baselines: Annotated[tuple[BaselineName, ...], AfterValidator(are_distinct)] = Field(
         (), description="Runs beside the search, to compare the champion with."
     )
@@ -162,6 +210,13 @@ class SweepSpec(SpecPart):
     check_its_name = field_validator("name")(check_name)
     check_version = field_validator("version", mode="before")(_check_version)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _several_labels_have_a_metric_of_their_own(cls, raw: Any) -> Any:
+        data = raw.get("data") if isinstance(raw, dict) else None
+        labels = data.get("labels") if isinstance(data, dict) else getattr(data, "labels", None)
+        return {**raw, "metric": "val/map"} if labels == "multi" and "metric" not in raw else raw
+
     @model_validator(mode="after")
     def _is_consistent(self) -> SweepSpec:
         _raise_any(list(contradictions(self)))
@@ -170,7 +225,12 @@ class SweepSpec(SpecPart):
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether a good trial has a small or a large metric."""
-        return "min" if self.metric == "val/loss" else "max"
+        return "min" if self.metric in _SMALL_IS_GOOD else "max"
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether a linear probe of the frozen network is worth fitting, and there is one for such labels."""
+        return self.is_pretrained and self.data.labels == "single"
 
     @property
     def is_pretrained(self) -> bool:
@@ -182,15 +242,27 @@ class SweepSpec(SpecPart):
         """Trials in all; None where the budget, or the last point of the space, ends the search."""
         if isinstance(self.search.num_trials, int):
             return self.search.num_trials
+        if self.is_population:
+            return USUAL_NUM_TRIALS
         if self.search.sampler in LISTING_SAMPLERS:
             return None
         is_bounded = self.budget.flops is not None or self.budget.time_s is not None
         return None if is_bounded else USUAL_NUM_TRIALS
 
     @property
+    def is_population(self) -> bool:
+        """Whether trials take over from each other."""
+        return self.early_stopping.scheduler == "pbt"
+
+    @property
     def grace_period(self) -> int:
         """Epochs before ASHA may stop a trial, within the epochs there are."""
         return min(self.early_stopping.grace_period, self.budget.epochs)
+
+    def compute_of(self, backbone: str) -> ComputeSpec:
+        """Speed and rounding of one of the networks."""
+        own = next((choice.compute for choice in self.model.choices if choice.backbone == backbone), None)
+        return own or self.compute
 
     def pretrain_specs(self) -> dict[str, PretrainSpec]:
         """The backbones to train first, by name, on the sweep's resources."""
@@ -199,7 +271,8 @@ class SweepSpec(SpecPart):
             choice.backbone: PretrainSpec(
                 **{name: getattr(choice.weights.pretrain, name) for name in PretrainRecipe.model_fields},
                 backbone=choice.backbone,
-                compute=self.compute,
+                # A recipe names its weights on every machine, so it takes the defaults in place of what is measured.
+                compute=self.compute_of(choice.backbone).without_auto(),
                 resources=resources,
                 tracking=TrackingSpec(uri=self.tracking.uri),
             )

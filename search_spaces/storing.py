@@ -77,6 +77,8 @@ def sweep_demands(
     num_train: int,
     num_val: int,
     held: Mapping[str, frozenset[int]] | None = None,
+    train_passes: float = 1.0,
+    val_passes: float = 1.0,
 ) -> tuple[Demand, ...]:
     """One demand for each policy, and one for the validation pictures, which every trial reads alike.
 
@@ -88,6 +90,8 @@ def sweep_demands(
         num_train: Training pictures.
         num_val: Validation pictures.
         held: Depths stored already, by policy and under `VALIDATION`.
+        train_passes: How often an epoch looks at each training picture; see `costs.trial_flops`.
+        val_passes: How often at each validation picture.
     """
     held = held or {}
     together: dict[int, float] = {}
@@ -98,8 +102,9 @@ def sweep_demands(
     for name, by_depth in trials.items():
         views = num_views[name]
         views = views if views == "unlimited" else min(views, most_epochs)
-        policies.append(Demand(name, num_train, views, epochs, by_depth, held.get(name, frozenset())))
-    return (*policies, Demand(VALIDATION, num_val, 1, epochs, together, held.get(VALIDATION, frozenset())))
+        policies.append(Demand(name, num_train, views, epochs * train_passes, by_depth, held.get(name, frozenset())))
+    of_val = Demand(VALIDATION, num_val, 1, epochs * val_passes, together, held.get(VALIDATION, frozenset()))
+    return (*policies, of_val)
 
 
 def what_to_store(

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile(
+    "thaw", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("thaw")
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +32,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"))
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[[Path, str], None]]:
+    """Makes a folder a disk of its own, or changes the options of one."""
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount command here")
+    mounted: list[Path] = []
+
+    def mount_at(folder: Path, options: str) -> None:
+        if folder in mounted:
+            subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            pytest.skip(f"no disk of its own may be mounted here: {made.stderr.strip()}")
+        mounted.append(folder)
+
+    yield mount_at
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from trainables.backbones.zoo import Backbone
 from trainables.config import OptimizerConfig, Schedule
 
+DROPOUT_NAME = "head_dropout"
+"""Of the dropout in front of the head, in a trained part whose network has none there."""
 _CYCLE_RISES, _CYCLE_START, _CYCLE_END = 0.3, 1 / 25, 1 / 25e4
 
 
@@ -44,6 +46,69 @@ def split_network(backbone: Backbone, freeze_depth: int) -> SplitNetwork:
     return SplitNetwork(
         tail=graph.tail(freeze_depth), head_name=graph.head.name, prefix_hash=graph.prefix_hash(freeze_depth)
     )
+
+
+def replace_dropout(tail: nn.Module, head_name: str, rate: float) -> None:
+    """Sets the rate of the dropout in front of the head; where the network has none, one is put there.
+
+    In front of the head means behind the last layer with tensors before it: dropout between the hidden layers of VGG
+    and AlexNet is the network's own business. No parameter and no name of one changes.
+
+    Args:
+        tail: As `split_network` gives it.
+        head_name: The head's module in it.
+        rate: Share of the values that are dropped.
+
+    Raises:
+        TypeError: The tail is not a traced one.
+    """
+    if not isinstance(tail, fx.GraphModule):
+        raise TypeError(f"{type(tail).__name__}: dropout can be put only into a traced network")
+    head = next(node for node in tail.graph.nodes if node.op == "call_module" and node.target == head_name)
+    before = head
+    while before.all_input_nodes:
+        before = before.all_input_nodes[0]
+        layer = tail.get_submodule(str(before.target)) if before.op == "call_module" else None
+        if isinstance(layer, nn.Dropout):
+            layer.p = rate
+            return
+        if before.op == "get_attr" or (layer is not None and layer.state_dict()):
+            break
+    tail.add_submodule(DROPOUT_NAME, nn.Dropout(rate))
+    with tail.graph.inserting_before(head):
+        head.args = (tail.graph.call_module(DROPOUT_NAME, head.args),)
+    tail.recompile()
+
+
+class _KeepsStatistics(nn.Module):
+    """Stays in eval mode, whatever the network around it does; parameters learn as ever."""
+
+    def train(self, mode: bool = True) -> _KeepsStatistics:  # noqa: ARG002
+        """Stays in eval mode."""
+        return super().train(False)
+
+
+class KeptBatchNorm1d(_KeepsStatistics, nn.BatchNorm1d):
+    """BatchNorm that normalises by the statistics that it came with."""
+
+
+class KeptBatchNorm2d(_KeepsStatistics, nn.BatchNorm2d):
+    """BatchNorm that normalises by the statistics that it came with."""
+
+
+_KEPT: dict[type, type] = {nn.BatchNorm1d: KeptBatchNorm1d, nn.BatchNorm2d: KeptBatchNorm2d}
+
+
+def keep_statistics(tail: nn.Module) -> nn.Module:
+    """``tail`` with BatchNorm that keeps its statistics; the same names, parameters and buffers.
+
+    A picture's result then depends on no other picture of the batch, so nothing is to be agreed over ranks.
+    """
+    for module in tail.modules():
+        if type(module) in _KEPT:
+            module.__class__ = _KEPT[type(module)]  # adds a method, no state
+            module.train(False)
+    return tail
 
 
 def parameter_groups(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PolicyName = Literal[
     "none", "flip", "crop", "flip_crop", "color", "industrial", "erasing", "randaugment", "trivialaugment", "augmix"
@@ -17,12 +17,21 @@ PolicyName = Literal[
 POLICIES_WITH_MAGNITUDE: tuple[PolicyName, ...] = ("color", "industrial", "randaugment", "augmix")
 """Those whose strength `AugmentationConfig.magnitude` sets; the others have one strength."""
 SplitName = Literal["train", "val", "test"]
+Fit = Literal["crop", "squash", "pad"]
+FitOrAuto = Literal["auto", "crop", "squash", "pad"]
 Precision = Literal["fp32", "bf16"]
+HeadKind = Literal["linear", "mlp", "cosine"]
+OTHER_HEADS: tuple[HeadKind, ...] = ("mlp", "cosine")
+MOST_HIDDEN = 512
+"""Width of the hidden layer of an MLP head; where fewer features come in, as many as those."""
 HeadInit = Literal["probe", "random"]
+BatchNormMode = Literal["update", "keep"]
 Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
 ClassBalance = Literal["none", "weighted", "balanced"]
 MOST_ALPHA = 100.0
 """Of mixup and CutMix: from there on nearly every share is one half."""
+LEAST_START_SIZE = 0.25
+"""Of the side; a sixteenth of the pixels."""
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -59,9 +68,19 @@ class DataConfig(Settings):
     table: str = Field(description="Path or URI of the packed Arrow image table.")
     fingerprint: str = Field(description="SHA-256 that names the table's content.")
     class_names: tuple[str, ...] = Field(description="The classes in label order; other classes are left out.")
+    label_separator: str | None = Field(
+        None, description="Between the labels of a picture that has several; none: each picture has one class."
+    )
     split: SplitConfig = SplitConfig()
     group_pattern: str | None = Field(None, description="Regular expression on names: equal finds stay on one side.")
     image_size_px: int = Field(ge=8, le=1024, description="Side of the square that the network sees.")
+    fit: Fit = Field("crop", description="How pictures are brought to that square; older settings lack it: 'crop'.")
+    folds: int = Field(0, ge=0, description="Of cross-validation, over all pictures that are not tested; 0: none.")
+    fold: int | Literal["all"] | None = Field(
+        None,
+        description="With folds: which one is judged, the others being learnt from. 'all': every one is learnt from "
+        "and none is judged. None: each in its turn, see `TrialConfig.replicas`.",
+    )
 
 
 class AugmentationConfig(Settings):
@@ -99,6 +118,15 @@ class WeightsFile(Settings):
 
     uri: str
     sha256: str = Field(description="Of the names, shapes, dtypes and bytes of the tensors.")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="Of the pictures in [0, 1] that they were trained on; None: as torchvision's own."
+    )
+    std: tuple[float, float, float] | None = Field(None, description="Likewise.")
+
+    @property
+    def key(self) -> str:
+        """Names what a network computes with them."""
+        return self.sha256 if self.mean is None else f"{self.sha256} {self.mean} {self.std}"
 
 
 class BackboneConfig(Settings):
@@ -155,10 +183,54 @@ class TrialConfig(Settings):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="Of the moving average of the weights that is judged and kept; None: none is."
     )
+    start_size: float = Field(
+        1.0,
+        ge=LEAST_START_SIZE,
+        le=1,
+        description="Share of the pictures' side that training begins with; it grows to 1: see `sizes`.",
+    )
     grad_accumulation: int = Field(1, ge=1, description="Batches whose gradients make one step of the optimizer.")
+    costs: tuple[tuple[float, ...], ...] | None = Field(
+        None, description="By true class and by decision: decisions are those expected to cost least. None: argmax."
+    )
     epochs: int = Field(8, ge=1)
+    head: HeadKind = Field("linear", description="The last layer: see `backbones.heads`.")
     head_init: HeadInit = Field(
         "random", description="'probe': the head starts as a ridge classifier on the frozen network's features."
     )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Rate in front of the head; None: what the network itself has there."
+    )
+    bn_mode: BatchNormMode = Field(
+        "update",
+        description="'keep': BatchNorm of the trained part normalises by the statistics that it came with and leaves "
+        "them as they are; its scale and shift learn.",
+    )
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
+    repeats: int = Field(1, ge=1, description="Seeds that the trial is trained with: this one and those that follow.")
+
+    @model_validator(mode="after")
+    def _probe_fits_the_head(self) -> TrialConfig:
+        if self.head_init == "probe" and self.head != "linear":
+            raise ValueError(f"head_init: a probe is a linear head, and head is {self.head}; set head_init to random")
+        return self
+
+    def replicas(self) -> tuple[TrialConfig, ...]:
+        """The trainings whose mean is this trial, each a trial of its own: by fold, and in it by seed."""
+        folds = range(self.data.folds) if self.data.folds and self.data.fold is None else (self.data.fold,)
+        return tuple(
+            self.model_copy(
+                update={
+                    "data": self.data.model_copy(update={"fold": fold}),
+                    "seed": self.seed + repeat,
+                    "repeats": 1,
+                }
+            )
+            for fold in folds
+            for repeat in range(self.repeats)
+        )
+
+    def refit(self) -> TrialConfig:
+        """The same once, on every picture that is not tested; see `tuner.refitting`."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": "all"}), "repeats": 1})

@@ -1,8 +1,12 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that mean: the user can mend this."""
 
 
 class InputError(ValueError):
     """Bad input, found before expensive work. The message is one line: the place, the value, the remedy."""
+
+
+class StorageError(InputError):
+    """Storage does not answer, or does not let us read: says nothing of one picture, and all others would fail too."""
 
 
 def first_line(error: BaseException) -> str:

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field, TypeAdapter
 
-from trainables.config import AugmentationConfig, Settings, SplitName, TrialConfig
+from trainables.config import AugmentationConfig, Precision, Settings, SplitName, TrialConfig
 
 Outcome = Literal["completed", "stopped_early", "diverged", "failed", "interrupted"]
 LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
+SPREAD = "_std"
+"""Behind the name of a validation score: its standard deviation over folds, or over seeds where there are no folds."""
 CutsToKeep = dict[Literal["train", "val"], tuple[int, ...]]
 """Depths whose features a job may store, by side."""
 
@@ -27,12 +29,28 @@ class TrainJob(Settings):
     directory: str = Field(description="Path or URI that holds this trial's checkpoints and nothing else.")
     metric: str = Field("val/accuracy", description="Decides which epoch is the trial's best.")
     mode: Literal["max", "min"] = "max"
+    last_epoch: int | None = Field(
+        None,
+        ge=1,
+        description="Train this far of the configuration's schedule and keep what is there then, for want of a side "
+        "that says which epoch is best; None: to the end, and keep the best epoch.",
+    )
     reported_epochs: int = Field(0, ge=0, description="Epochs whose results are already known to the asker.")
+    inherited_epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs that another trial trained, with other settings: without their checkpoint it cannot begin.",
+    )
     cuts_to_keep: CutsToKeep | None = Field(
         None,
         description="Depths whose features may be stored, by side; None: the trial's own depth on both. Decides speed, "
         "never a number.",
     )
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs in all."""
+        return self.last_epoch or self.config.epochs
 
 
 class ScoreJob(Settings):
@@ -66,7 +84,24 @@ class ProbeJob(Settings):
         return cls(config=config.model_copy(update=changes), cuts_to_keep=cuts_to_keep)
 
 
-AnyJob = TrainJob | ScoreJob | ProbeJob
+class MeasureJob(Settings):
+    """Say how long steps of a network take, for each combination of the choices that are open."""
+
+    kind: Literal["measure"] = "measure"
+    backbone: str
+    num_classes: int = Field(ge=2)
+    image_size_px: int = Field(ge=8)
+    freeze_depth: int = Field(ge=0, description="The shallowest depth that is trained: the most that a step computes.")
+    deepest: int = Field(ge=0, description="The deepest one: the most that a pass through frozen stages computes.")
+    batch_size: int = Field(ge=2, description="Pictures per step of one worker.")
+    prefix_batch_size: int = Field(ge=1)
+    precisions: tuple[Precision, ...] = Field(description="Of the trained part; none: it is not measured.")
+    prefix_precisions: tuple[Precision, ...] = Field(description="Of the frozen part; none: it is not measured.")
+    layouts: tuple[bool, ...] = Field(description="Whether channels are last.")
+    memory: str = Field(description="Path or URI of the folder where times are remembered.")
+
+
+AnyJob = TrainJob | ScoreJob | ProbeJob | MeasureJob
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 _JOBS: TypeAdapter[AnyJob] = TypeAdapter(Job)
 
@@ -95,25 +130,39 @@ class DepthProbe(TypedDict):
     seconds: float
 
 
+class Timing(TypedDict):
+    """How long one picture takes in a training step, or in a pass through the frozen part, with these choices."""
+
+    part: Literal["trained", "frozen"]
+    precision: Precision
+    channels_last: bool
+    seconds: float
+
+
 class Message(TypedDict):
     """What a lane says of a job.
 
     ``epoch``: one more epoch is trained (``epoch`` counts from 1), ``outcome`` is set on the trial's last one.
-    ``score``: the answer to a ``ScoreJob``. ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
+    ``score``: the answer to a ``ScoreJob``: what an `Evaluation` holds.
+    ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
+    ``measured``: the answer to a ``MeasureJob``, ``timings`` taken or remembered, and on what (``place``).
     ``failed``: the job is over, for the ``reason``; with the outcome ``interrupted`` it is not the job's fault and may
-    go on when the reason is gone. ``dropped``: the lane is another's or gone; the job is none the
-    worse for it.
+    go on when the reason is gone. ``dropped``: the lane is another's or gone; the job is none the worse for it.
     """
 
-    kind: Literal["epoch", "score", "probe", "failed", "dropped"]
+    kind: Literal["epoch", "score", "probe", "measured", "failed", "dropped"]
     epoch: NotRequired[int]
     metrics: NotRequired[dict[str, float]]
     is_best: NotRequired[bool]
     outcome: NotRequired[Outcome | None]
     reason: NotRequired[str]
-    confusion: NotRequired[list[list[int]]]
+    confusion: NotRequired[list[Any]]
+    average_precisions: NotRequired[list[float | None]]
     probes: NotRequired[list[DepthProbe]]
+    timings: NotRequired[list[Timing]]
+    is_remembered: NotRequired[bool]
+    place: NotRequired[str]
 
 
-LAST_WORDS = frozenset({"score", "probe"})
+LAST_WORDS = frozenset({"score", "probe", "measured"})
 """Kinds of message that answer a job whole."""

@@ -25,11 +25,22 @@ from pydantic import ValidationError
 
 from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import FeatureSettings, TrialConfig
-from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob, parse_job
+from trainables.jobs import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    MeasureJob,
+    Message,
+    ProbeJob,
+    ScoreJob,
+    TrainJob,
+    parse_job,
+)
 from trainables.loop import DivergedError, StoppedError, TrialRun
+from trainables.measuring import run_measure
 from trainables.memory import give_back_freed_memory, keep_freed_memory
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
+from trainables.replicas import ReplicatedRun
 from trainables.storage import join, make_durable
 from trainables.switchboard import Order
 from trainables.watchdog import Watchdog
@@ -46,6 +57,9 @@ _MAY_PASS = (
 )  # fmt: skip
 _LOOK_EVERY_S = 0.05
 """How often, at most, a lane looks whether its job is still wanted."""
+
+
+AnyRun = TrialRun | ReplicatedRun
 
 
 class StorageAwayError(RuntimeError):
@@ -104,12 +118,21 @@ def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line, watchdog
     if isinstance(job, ProbeJob):
         line.report(order, run_probe(job, bench, ranks))
         return
-    cuts_to_keep = job.cuts_to_keep if isinstance(job, TrainJob) else None
-    with closing(TrialRun(job.config, bench, ranks, cuts_to_keep)) as run:
-        if isinstance(job, TrainJob):
-            _train(run, job, order, ranks, line, watchdog)
-        else:
+    if isinstance(job, MeasureJob):
+        line.report(order, run_measure(job, ranks, bench.beat))
+        return
+    if isinstance(job, ScoreJob):
+        with closing(TrialRun(job.config, bench, ranks)) as run:
             _score(run, job, order, line)
+        return
+    with closing(_begin(job, bench, ranks)) as run:
+        _train(run, job, order, ranks, line, watchdog)
+
+
+def _begin(job: TrainJob, bench: Workbench, ranks: Ranks) -> AnyRun:
+    if len(job.config.replicas()) > 1:
+        return ReplicatedRun(job.config, bench, ranks, job.cuts_to_keep)
+    return TrialRun(job.config, bench, ranks, job.cuts_to_keep)
 
 
 def _free_memory(device: torch.device) -> None:
@@ -183,14 +206,14 @@ class _Line:
         return is_dropped
 
 
-def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line, watchdog: Watchdog) -> None:
+def _train(run: AnyRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line, watchdog: Watchdog) -> None:
     history = _resume(run, job, ranks)
     for number, past in enumerate(history, start=1):
         # The last message also says that the job is over, so it is repeated even to one who knows its epoch.
         if (number > order.reported_epochs or past.get("outcome")) and not line.report(order, past):
             return
     is_dropped = line.watch(order)
-    while run.epoch < job.config.epochs:
+    while run.epoch < job.num_epochs:
         try:
             metrics = run.run_epoch(is_dropped)
         except DivergedError as error:
@@ -215,7 +238,7 @@ def _train(run: TrialRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line
             "epoch": run.epoch,
             "metrics": metrics,
             "is_best": is_best,
-            "outcome": "completed" if run.epoch == job.config.epochs else None,
+            "outcome": "completed" if run.epoch == job.num_epochs else None,
         }
         history.append(message)
         if ranks.is_first:
@@ -241,7 +264,7 @@ def _leave_drained_nodes() -> None:
         raise _NodeDrainedError(f"leaving machines that are about to be taken away: {notice}")
 
 
-def _keep_patiently(run: TrialRun, job: TrainJob, history: list[Message]) -> None:
+def _keep_patiently(run: AnyRun, job: TrainJob, history: list[Message]) -> None:
     """Writes the epoch's checkpoints; a storage that is full or away is asked again for a while.
 
     Raises:
@@ -263,7 +286,7 @@ def _keep_patiently(run: TrialRun, job: TrainJob, history: list[Message]) -> Non
             time.sleep(1)
 
 
-def _keep(run: TrialRun, job: TrainJob, history: list[Message]) -> None:
+def _keep(run: AnyRun, job: TrainJob, history: list[Message]) -> None:
     # The best weights first: a crash in between repeats an epoch, and the same numbers come again.
     if history[-1]["is_best"]:
         save_checkpoint(join(job.directory, BEST_CHECKPOINT), run.checkpoint(weights_only=True))
@@ -272,10 +295,16 @@ def _keep(run: TrialRun, job: TrainJob, history: list[Message]) -> None:
         make_durable(join(job.directory, BEST_CHECKPOINT))  # an outcome is for ever; an epoch can be run again
 
 
-def _resume(run: TrialRun, job: TrainJob, ranks: Ranks) -> list[Message]:
-    """Takes ``run`` to its newest usable checkpoint; returns the messages of the epochs before."""
+def _resume(run: AnyRun, job: TrainJob, ranks: Ranks) -> list[Message]:
+    """Takes ``run`` to its newest usable checkpoint; returns the messages of the epochs before.
+
+    Raises:
+        CheckpointError: There is none, and the trial went on with weights that it had not trained itself.
+    """
     # One rank reads and tells the others: each for itself might find another file, and then they would part.
     checkpoint: Checkpoint | None = ranks.agree(_newest_checkpoint(job) if ranks.is_first else None)
+    if checkpoint is None and job.inherited_epochs:
+        raise CheckpointError(f"{job.directory}: the weights that this trial took over from another one are lost")
     if checkpoint is None:
         return []
     run.restore(checkpoint)
@@ -293,6 +322,10 @@ def _newest_checkpoint(job: TrainJob) -> Checkpoint | None:
         return None
     if not _is_of(checkpoint, job.config):
         logger.warning("%s holds another trial's checkpoint; the trial starts again", job.directory)
+        return None
+    epoch, is_over = checkpoint.meta["epoch"], checkpoint.meta["history"][-1].get("outcome")
+    if epoch > job.num_epochs or (is_over and epoch < job.num_epochs):
+        logger.warning("%s was trained for %s epochs, not %s; it starts again", job.directory, epoch, job.num_epochs)
         return None
     try:
         load_checkpoint(join(job.directory, BEST_CHECKPOINT))
@@ -315,7 +348,9 @@ def _is_of(checkpoint: Checkpoint, config: TrialConfig) -> bool:
 
 
 def _is_best(metrics: dict[str, float], history: list[Message], job: TrainJob) -> bool:
-    """Whether this epoch is better than all before; of equal epochs the first counts."""
+    """Whether this epoch is better than all before; of equal epochs the first counts, without a judge the last."""
+    if job.last_epoch is not None:
+        return True
     sign = 1 if job.mode == "max" else -1
     return all(sign * metrics[job.metric] > sign * past["metrics"][job.metric] for past in history)
 
@@ -325,7 +360,12 @@ def _score(run: TrialRun, job: ScoreJob, order: Order, line: _Line) -> None:
     evaluation = run.evaluate(job.side)
     line.report(
         order,
-        {"kind": "score", "metrics": evaluation.metrics, "confusion": evaluation.confusion.tolist()},
+        {
+            "kind": "score",
+            "metrics": evaluation.metrics,
+            "confusion": evaluation.confusion.tolist(),
+            "average_precisions": list(evaluation.average_precisions),
+        },
     )
 
 

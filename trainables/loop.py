@@ -23,7 +23,7 @@ from trainables.averaging import WeightAverage
 from trainables.backbones.graph import Stage
 from trainables.backbones.zoo import Backbone
 from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
-from trainables.classifier import build_optimizer, lr_scale, split_network
+from trainables.classifier import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
 from trainables.config import AugmentationConfig, SplitName, TrialConfig
 from trainables.data.batches import (
     Batch,
@@ -31,19 +31,24 @@ from trainables.data.batches import (
     FrozenPrefix,
     ImageBatches,
     Normaliser,
+    PartOf,
     Side,
     Views,
+    laid_out,
     memory_format,
     plan_epoch,
     plan_in_order,
 )
+from trainables.data.label_sets import members_of
 from trainables.data.views import view_index
 from trainables.features.source import FeatureBatches, StoredFeatures, visit
 from trainables.kernels import avoid_slow_kernels
+from trainables.label_scores import judge_labels
 from trainables.losses import TrainingLoss, class_weights
 from trainables.mixing import Mixer
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
-from trainables.scores import Evaluation, count_confusion, rates
+from trainables.scores import Evaluation, count_confusion, judge_whole
+from trainables.sizes import shares_of_size, size_at
 from trainables.workbench import Workbench
 
 _EVALUATION_BATCH_SIZE = 64
@@ -89,16 +94,21 @@ class TrialRun:
             stages = backbone.graph.stage_modules(config.freeze_depth, ranks.device, layout)
             self._prefix = FrozenPrefix(stages, config.compute, bench.beat)
             self._stored = self._open_store(backbone, cuts_to_keep)
+        if config.dropout is not None:
+            replace_dropout(self._network.tail, self._network.head_name, config.dropout)
         tail = avoid_slow_kernels(self._network.tail, ranks.device, config.compute.precision)
         self._tail = tail.to(ranks.device).to(memory_format=layout)
         # Looked up where it counts: it takes a look at every tensor of the network.
         stage_keys = backbone.graph.stage_keys if config.optimizer.layer_decay < 1 else ()
         self._optimizer = build_optimizer(self._tail, self._network.head_name, config.optimizer, stage_keys)
-        self._loss = TrainingLoss(config.label_smoothing, self._weigh_classes())
+        self._members_SK = self._look_up_members()
+        self._loss = TrainingLoss(config.label_smoothing, self._weigh_classes(), self._members_SK)
         self._mixer = Mixer(config, ranks)
         self._average: WeightAverage | None = None
         self._noise = SharedNoise(config.seed)
-        self._model = ranks.wrap(ranks.join_batch_norms(share_noise(self._tail, self._noise)))
+        model = share_noise(self._tail, self._noise)
+        is_kept = config.bn_mode == "keep"
+        self._model = ranks.wrap(keep_statistics(model) if is_kept else ranks.join_batch_norms(model))
         self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
 
     def _weigh_classes(self) -> torch.Tensor | None:
@@ -106,6 +116,14 @@ class TrialRun:
         if self.config.class_balance != "weighted":
             return None
         return class_weights(self.side("train").labels, len(self.config.data.class_names)).to(self._ranks.device)
+
+    def _look_up_members(self) -> torch.Tensor | None:
+        """Which classes each set of labels holds, as 0 and 1 [S, K]; None where each picture has one class."""
+        data = self.config.data
+        if data.label_separator is None:
+            return None
+        members_SK = members_of(self._bench.table(data).class_names, data.class_names, data.label_separator)
+        return torch.from_numpy(members_SK).float().to(self._ranks.device)
 
     def _open_store(
         self, backbone: Backbone, cuts_to_keep: Mapping[Literal["train", "val"], Collection[int]] | None
@@ -123,6 +141,11 @@ class TrialRun:
             resident_bytes=settings.resident_bytes,
         )
 
+    @property
+    def prefix_hash(self) -> str:
+        """Of the frozen tensors that its checkpoints complete."""
+        return self._network.prefix_hash
+
     def close(self) -> None:
         """Lets go of the stored features that the trial read; it can go on, and opens them again."""
         if self._stored is not None:
@@ -136,9 +159,11 @@ class TrialRun:
         """Features of a side's pictures, as evaluation sees them, behind frozen stages: see `source.visit`."""
         if self._prefix is None:
             raise ValueError(f"{self.config.backbone.name}: nothing is frozen, so there are no features to visit")
-        views = Views(self.side(name), _AS_IS, self.config.data.image_size_px, self._bench.views)
-        images = ImageBatches(views, self._normalise, self._prefix)
-        return visit(images, self._stored, self._prefix, 0, cuts)
+        side = self.side(name)
+        images = ImageBatches(self._views(side.whole or side, _AS_IS), self._normalise, self._prefix)
+        visited = visit(images, self._stored, self._prefix, 0, cuts)
+        layout = memory_format(self.config.compute)
+        return visited if side.places is None else _part_of(visited, side.places, layout)
 
     @torch.no_grad()
     def head_inputs(self, features: torch.Tensor) -> torch.Tensor:
@@ -186,15 +211,17 @@ class TrialRun:
         trained = time.perf_counter()
         if not math.isfinite(train_loss):
             raise DivergedError(f"training loss is {train_loss} in epoch {self.epoch + 1}")
-        scores = self.evaluate("val").metrics
-        if not math.isfinite(scores["loss"]):
+        scores = self.evaluate("val").metrics if len(self.side("val")) else {}
+        if not math.isfinite(scores.get("loss", 0.0)):
             raise DivergedError(f"validation loss is {scores['loss']} in epoch {self.epoch + 1}")
         self.epoch += 1
         num_train, num_val = len(self.side("train")), len(self.side("val"))
         num_read, flops_saved = self._count_read()
         # Backward is counted as twice forward: gradients of the inputs and of the weights.
-        flops = 3 * num_train * self._tail_flops + num_val * self._tail_flops
-        flops += (num_train + num_val) * self._prefix_flops - flops_saved
+        # They go by the pixels, where pictures grow.
+        num_alike = num_train * (self._train_size(self.epoch - 1) / self.config.data.image_size_px) ** 2
+        flops = 3 * num_alike * self._tail_flops + num_val * self._tail_flops
+        flops += (num_alike + num_val) * self._prefix_flops - flops_saved
         return {
             "train/loss": train_loss,
             **{f"val/{name}": value for name, value in scores.items()},
@@ -219,7 +246,7 @@ class TrialRun:
         self._model.train()
         balanced_labels = side.labels if config.class_balance == "balanced" else None
         plan = plan_epoch(len(side), config.batch_size, config.seed, self.epoch, balanced_labels)
-        batches = self._batches(side, config.augmentation).batches(
+        batches = self._batches(side, config.augmentation, self._train_size(self.epoch)).batches(
             [ranks.share(positions) for positions in plan], view_index(config.augmentation, self.epoch)
         )
         turns = turns_of(plan, config.grad_accumulation)
@@ -271,17 +298,28 @@ class TrialRun:
     def _evaluate(self, name: SplitName) -> Evaluation:
         side, num_classes = self.side(name), len(self.config.data.class_names)
         self._model.eval()
+        device, costs = self._ranks.device, self.config.costs
+        costs_KK = None if costs is None else torch.tensor(costs, dtype=torch.float64, device=device)
         positions = self._ranks.share(np.arange(len(side)))
         plan = [positions[block] for block in plan_in_order(len(positions), _EVALUATION_BATCH_SIZE)]
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
-        confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=self._ranks.device)
-        for batch in self._batches(side, _AS_IS).batches(plan, 0):
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
+        # Each rank fills its own rows: the sum over ranks is the whole side, with no picture twice.
+        logits_NK = torch.zeros((len(side), num_classes), dtype=next(self._tail.parameters()).dtype, device=device)
+        for block, batch in zip(plan, self._batches(side, _AS_IS).batches(plan, 0), strict=True):
             logits_BK = self._forward(batch.inputs)
-            loss_sum += F.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
-            confusion_KK += count_confusion(logits_BK, batch.labels_B)
+            if self._members_SK is None:
+                loss_sum += F.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
+                confusion_KK += count_confusion(logits_BK, batch.labels_B, costs_KK)
+            logits_NK[block[0] : block[-1] + 1] = logits_BK
+        self._ranks.sum(logits_NK)
+        labels_N = torch.from_numpy(side.labels).to(device)
+        if self._members_SK is not None:
+            return judge_labels(logits_NK, self._members_SK[labels_N])
         loss = self._ranks.sum(loss_sum).item() / max(1, len(side))
         confusion = self._ranks.sum(confusion_KK).cpu().numpy()
-        return Evaluation({"loss": loss, **rates(confusion)}, confusion)
+        scores = judge_whole(confusion, logits_NK, labels_N, None if costs is None else np.array(costs))
+        return Evaluation({"loss": loss, **scores}, confusion)
 
     def checkpoint(self, meta: dict[str, Any] | None = None, *, weights_only: bool = False) -> Checkpoint:
         """The trial's state after its last whole epoch; its tensors are the run's own and change with the next one.
@@ -318,12 +356,24 @@ class TrialRun:
         self.epoch = int(checkpoint.meta["epoch"])
         self._has_begun = True
 
-    def _batches(self, side: Side, policy: AugmentationConfig) -> BatchSource:
-        views = Views(side, policy, self.config.data.image_size_px, self._bench.views)
+    def _train_size(self, epoch: int) -> int:
+        """Side in pixels of the pictures that an epoch, counted from 0, trains on."""
+        config = self.config
+        return size_at(shares_of_size(config.start_size, config.epochs)[epoch], config.data.image_size_px)
+
+    def _views(self, side: Side, policy: AugmentationConfig, size_px: int | None = None) -> Views:
+        data = self.config.data
+        return Views(side, policy, size_px or data.image_size_px, self._bench.views, data.fit)
+
+    def _batches(self, side: Side, policy: AugmentationConfig, size_px: int | None = None) -> BatchSource:
+        views = self._views(side.whole or side, policy, size_px)
         images = ImageBatches(views, self._normalise, self._prefix)
-        if self._stored is None or self._prefix is None:
-            return images
-        return FeatureBatches(images, self._stored, self._prefix)
+        batches: BatchSource = images
+        # What is stored is of the full size.
+        is_full = views.size_px == self.config.data.image_size_px
+        if is_full and self._stored is not None and self._prefix is not None:
+            batches = FeatureBatches(images, self._stored, self._prefix)
+        return batches if side.places is None else PartOf(batches, side.places)
 
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         self._bench.beat()
@@ -336,6 +386,18 @@ class TrialRun:
         scale = lr_scale(step, steps_per_epoch, self.config.epochs, optimizer.warmup_epochs, optimizer.schedule)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
+
+
+def _part_of(
+    visited: Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]], places: np.ndarray, layout: torch.memory_format
+) -> Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]]:
+    """What a visit to all folds yields, of the pictures at some places alone, by their positions among these."""
+    for positions, features in visited:
+        wanted = np.isin(positions, places, assume_unique=True)
+        if wanted.any():
+            rows = torch.from_numpy(wanted)
+            own = {cut: laid_out(each[rows.to(each.device)], layout) for cut, each in features.items()}
+            yield np.searchsorted(places, positions[wanted]), own
 
 
 def _flops(backbone: Backbone, depth: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""What a batch's predictions cost: cross entropy with smoothed, mixed and weighed labels.
+"""What a batch's predictions cost: cross entropy with smoothed, mixed and weighed labels, or that of each label.
 
 In: logits and labels of one rank's part of a batch. Out: the pictures' losses added up, to be divided by the number of
 pictures on all ranks together.
 
-Axes: B pictures of a batch, K classes.
+Axes: B pictures of a batch, K classes, S sets of labels.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from trainables.label_scores import label_losses
 from trainables.mixing import MixedBatch
 
 
@@ -21,13 +22,19 @@ class TrainingLoss:
     Args:
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016, section 7).
         weights_K: What each class's pictures count; None where all count the same.
+        members_SK: Which classes are in each set of labels, where a picture's label names such a set; None where it is
+            its class. There are no weights then.
     """
 
-    def __init__(self, label_smoothing: float, weights_K: torch.Tensor | None = None) -> None:
-        self.label_smoothing, self.weights_K = label_smoothing, weights_K
+    def __init__(
+        self, label_smoothing: float, weights_K: torch.Tensor | None = None, members_SK: torch.Tensor | None = None
+    ) -> None:
+        self.label_smoothing, self.weights_K, self.members_SK = label_smoothing, weights_K, members_SK
 
     def __call__(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
         """The pictures' losses, added up."""
+        if self.members_SK is not None:
+            return label_losses(logits_BK, self.members_SK[labels_B], self.label_smoothing).sum()
         if self.weights_K is None:
             return F.cross_entropy(logits_BK, labels_B, reduction="sum", label_smoothing=self.label_smoothing)
         # Not by torch's `weight`: that weighs the smoothed part by the other classes instead of by the picture's own.

@@ -113,7 +113,7 @@ def head_key(config: TrialConfig) -> str:
     decisive = [
         config.data.model_copy(update={"table": ""}).canonical_json(),
         config.backbone.name,
-        f"seed {config.seed}" if weights is None else weights.sha256,
+        f"seed {config.seed}" if weights is None else weights.key,
         compute.prefix_precision,
         compute.prefix_batch_size,
         compute.channels_last,

@@ -81,11 +81,18 @@ class LaneTrial(tune.Trainable):
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Names the directory in which the lane keeps this trial's checkpoints."""
-        Path(checkpoint_dir, "trial.json").write_text(json.dumps({"directory": self._job["directory"]}))
+        """Names the directory in which the lane keeps this trial's checkpoints, and gives the lane to others.
+
+        Tune saves a trial that is to wait: what the lane kept of it is of the last epoch that was asked for.
+        """
+        self._release()
+        self._go_on_after(self._epoch)
+        state = {"directory": self._job["directory"], "epoch": self._epoch}
+        Path(checkpoint_dir, "trial.json").write_text(json.dumps(state))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Goes on from the lane's newest checkpoint of that trial; the job already names its directory."""
+        self._go_on_after(json.loads(Path(checkpoint_dir, "trial.json").read_text())["epoch"])
 
     def cleanup(self) -> None:
         """Gives the lane back when the actor ends."""
@@ -95,6 +102,10 @@ class LaneTrial(tune.Trainable):
         self._client = client_prefix(config["number"]) + uuid.uuid4().hex[:8]
         self._job, self._affinity = config["job"], config.get("affinity")
         self._number, self._epoch = None, 0
+
+    def _go_on_after(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._job = {**self._job, "reported_epochs": max(epoch, self._job["reported_epochs"])}
 
     def _release(self) -> None:
         self._number = None

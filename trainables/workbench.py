@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
+
 from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.config import DataConfig, FeatureSettings, SplitName, TrialConfig
 from trainables.data.batches import Side, ViewCache
 from trainables.data.sharing import open_table
-from trainables.data.splits import sides_of
+from trainables.data.splits import labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from trainables.features.probes import ProbeResult
@@ -70,12 +72,20 @@ class Workbench:
         Raises:
             InputError: See `table`.
         """
-        key = (config.table, config.fingerprint, config.class_names, config.split, config.group_pattern, name)
+        key = (*_deal_of(config), config.fold, name)
         if key not in self._sides:
             table = self.table(config)
-            rows, labels = table.rows_of(config.class_names)
-            chosen = sides_of(table, rows, config) == name
-            self._sides[key] = Side(table, rows[chosen], labels[chosen], name)
+            rows, labels = labelled_rows(table, config)
+            sides = sides_of(table, rows, config)
+            chosen = sides == name
+            whole, places = None, None
+            if isinstance(config.fold, int) and name != "test":
+                untested = sides != "test"
+                whole = self._sides.setdefault(
+                    (*_deal_of(config), "untested", name), Side(table, rows[untested], labels[untested], name)
+                )
+                places = np.flatnonzero(chosen[untested])
+            self._sides[key] = Side(table, rows[chosen], labels[chosen], name, whole, places)
         return self._sides[key]
 
     def backbone(self, config: TrialConfig) -> Backbone:
@@ -86,7 +96,7 @@ class Workbench:
         num_classes, size_px = len(config.data.class_names), config.data.image_size_px
         name, weights = config.backbone.name, config.backbone.weights
         # Without weights the body is drawn from the seed; with them their hash says what is in it.
-        key = (name, size_px, config.seed if weights is None else weights.sha256)
+        key = (name, size_px, config.seed if weights is None else weights.key)
         if key not in self._backbones:
             self._backbones[key] = load_backbone(
                 name, weights, num_classes=num_classes, input_size_px=size_px, seed=config.seed
@@ -94,4 +104,12 @@ class Workbench:
             while len(self._backbones) > _MOST_BACKBONES:
                 self._backbones.popitem(last=False)
         self._backbones.move_to_end(key)
-        return self._backbones[key].with_head(num_classes, config.seed)
+        return self._backbones[key].with_head(num_classes, config.seed, config.head)
+
+
+def _deal_of(config: DataConfig) -> tuple[object, ...]:
+    """What decides how pictures are dealt to sides and folds."""
+    return (
+        config.table, config.fingerprint, config.class_names, config.label_separator,
+        config.split, config.group_pattern, config.folds,
+    )  # fmt: skip

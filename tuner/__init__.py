@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from search_spaces.loading import load_spec
     from search_spaces.spec import SweepSpec
+    from tuner.progress import Progress
     from tuner.result import SweepResult
     from tuner.sweep import resume_sweep, run_sweep
 
-__all__ = ["SweepResult", "SweepSpec", "load_spec", "resume_sweep", "run_sweep"]
+__all__ = ["Progress", "SweepResult", "SweepSpec", "load_spec", "resume_sweep", "run_sweep"]
 _PLACES = {
+    "Progress": "tuner.progress",
     "SweepResult": "tuner.result",
     "SweepSpec": "search_spaces.spec",
     "load_spec": "search_spaces.loading",

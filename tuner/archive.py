@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from search_spaces.loading import dump_spec, load_spec
+from search_spaces.loading import dump_spec, load_kept_spec
 from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT
 from tuner.journal import TrialRecord, champion_record, read_records, trials_of
@@ -47,7 +47,7 @@ def export_sweep(home: HomePaths, name: str, file: Path) -> int:
         raise InputError(f"export-sweep: {file} exists; give another name, or remove it")
     records = read_records(paths.journal)
     trials = trials_of(records)
-    spec = load_spec(paths.spec)
+    spec = load_kept_spec(paths.spec)
     champion = (champion_record(records) or {}).get("number")
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
@@ -96,7 +96,7 @@ def import_sweep(home: HomePaths, file: Path, name: str | None = None) -> str:
             folder = home.sweeps / f".import-{uuid.uuid4().hex}"
             try:
                 _unpack(archive, manifest["sha256"], folder, file)
-                spec = load_spec(SweepPaths(folder).spec)
+                spec = load_kept_spec(SweepPaths(folder).spec)
                 # The MLflow that it was told to is the other machine's.
                 tracking = spec.tracking.model_copy(update={"uri": None})
                 moved = spec.model_copy(update={"name": target, "tracking": tracking})

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from tuner import completing
+
 _PATIENCE_S = 120.0
 
 
 def export_sweep(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     file: Annotated[Path, typer.Argument(help="The file to write (zip: Parquet, JSON and the champion's model).")],
 ) -> None:
     """Writes everything about a sweep into one file."""
@@ -33,7 +35,7 @@ def import_sweep(
 
     Repeat it after an interruption: what is here already stays, what MLflow was told is not told twice.
     """
-    from search_spaces.loading import load_spec
+    from search_spaces.loading import load_kept_spec
     from tuner.archive import import_sweep as read
     from tuner.paths import HomePaths
     from tuner.settling import settle
@@ -44,7 +46,7 @@ def import_sweep(
     taken = read(home, file, name)
     SweepTwin(home, taken).push(at_once=True)
     uri = home.tracking_uri()
-    settled = settle(home, load_spec(home.sweep(taken).spec), Tracking.for_sweep(home, taken, uri), _PATIENCE_S)
+    settled = settle(home, load_kept_spec(home.sweep(taken).spec), Tracking.for_sweep(home, taken, uri), _PATIENCE_S)
     typer.echo(f"Sweep {taken} is here: thaw trials {taken}")
     if settled.model is not None:
         typer.echo(f"Its champion:  {settled.model}")

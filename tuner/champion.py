@@ -71,6 +71,7 @@ def baseline_config(name: BaselineName, champion: TrialConfig, num_stages: int) 
         changes["optimizer"] = champion.optimizer.model_copy(update={"backbone_lr_ratio": 1.0})
         changes["backbone"] = champion.backbone.model_copy(update={"weights": None})
         changes["head_init"] = "random"
+        changes["bn_mode"] = "update"  # there are no statistics to keep yet
     return champion.model_copy(update=changes)
 
 

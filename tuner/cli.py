@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trainables.errors import InputError
+from tuner import completing
 from tuner.archive_cli import export_sweep, import_sweep
 from tuner.backbones_cli import backbones
 from tuner.cache_cli import cache_app
@@ -43,13 +44,27 @@ app.command()(doctor)
 app.command("export-sweep")(export_sweep)
 app.command("import-sweep")(import_sweep)
 
-SpecFile = Annotated[str, typer.Argument(help="A spec file (YAML), or the name of a preset such as 'digits'.")]
+SpecFile = Annotated[
+    str,
+    typer.Argument(
+        help="A spec file (YAML), or the name of a preset such as 'digits'.", autocompletion=completing.specs
+    ),
+]
 SpecOrSource = Annotated[
-    str, typer.Argument(help="A spec file, a preset, or pictures (folder:PATH): then a spec is fitted to them.")
+    str,
+    typer.Argument(
+        help="A spec file, a preset, or pictures (folder:PATH): then a spec is fitted to them.",
+        autocompletion=completing.specs_or_sources,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field: --set search.num_trials=40"),
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Overrides a field: --set search.num_trials=40",
+        autocompletion=completing.fields,
+    ),
 ]
 FormatName = Annotated[str, typer.Option("--format", help="table, csv or json.")]
 
@@ -73,7 +88,12 @@ def sweep(
 
 @app.command()
 def resume(
-    name: Annotated[str, typer.Argument(help="Name of a sweep that was interrupted, or is to have more trials.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a sweep that was interrupted, or is to have more trials.", autocompletion=completing.sweeps
+        ),
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Goes on with a sweep that was interrupted, or makes a finished one longer (--set search.num_trials=40)."""
@@ -93,7 +113,7 @@ def resume(
 
 @app.command()
 def trials(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     format_: FormatName = "table",
 ) -> None:
     """Lists a sweep's trials, the best first."""
@@ -131,14 +151,11 @@ def predict(
     from tuner.model_file import Classifier
     from tuner.running_cli import output_console
 
-    predictions = list(predict(Classifier.load(uri, tracking_uri), pictures, top_k))
-    typer.echo(f"{uri}: {len(pictures)} pictures", err=True)
-    rows = [
-        {"picture": prediction.name, "rank": rank, "class": name, "probability": round(probability, 6)}
-        for prediction in predictions
-        for rank, (name, probability) in enumerate(prediction.classes, start=1)
-    ]
-    write_rows(rows, wanted, output_console())
+    classifier = Classifier.load(uri, tracking_uri)
+    predictions = list(predict(classifier, pictures, top_k))
+    rule = "" if classifier.card.costs is None else "; the first class is the one expected to cost least"
+    typer.echo(f"{uri}: {len(pictures)} pictures{rule}", err=True)
+    write_rows([row for prediction in predictions for row in prediction.rows()], wanted, output_console())
     unread = [prediction for prediction in predictions if prediction.problem]
     for prediction in unread:
         typer.echo(f"could not be read: {prediction.name}: {prediction.problem}", err=True)
@@ -240,9 +257,10 @@ def main() -> None:
             raise
         _complain(f"{error.filename}: {error.strerror}", 2)
     except RuntimeError as error:
+        from tuner.lanes import LaneError, LanesLostError
         from tuner.outcomes import SweepFailedError
 
-        if not isinstance(error, SweepFailedError):
+        if not isinstance(error, SweepFailedError | LaneError | LanesLostError):
             raise
         _complain(str(error), 1)
 
@@ -271,12 +289,13 @@ def _complain(message: str, code: int) -> None:
 def _show_plan(spec: SweepSpec) -> None:
     from search_spaces.listing import check_sampler, trials_in_all
     from search_spaces.loading import dump_spec
+    from tuner.access import check_access
     from tuner.choosing import settle_backbones
     from tuner.networks import prepare_networks, space_over
     from tuner.output import show_plan
     from tuner.paths import HomePaths
-    from tuner.preparing import check_quickly, prepare_data
-    from tuner.pricing import Material, Pricing
+    from tuner.preparing import check_batches, check_metric, check_quickly, prepare_data, settle_fit
+    from tuner.pricing import Pricing, material_of
     from tuner.progress import Progress
     from tuner.running_cli import output_console
 
@@ -284,13 +303,18 @@ def _show_plan(spec: SweepSpec) -> None:
     check_quickly(spec, home)
     with Progress() as progress:
         data = prepare_data(spec.data, home, progress.counted)
+        check_metric(spec, data)
+        check_batches(spec, data.size("train"))
+        spec = settle_fit(spec, data, progress.note)
         spec = settle_backbones(spec, home, progress.note)
         uri = home.tracking_uri(spec.tracking.uri)
-        networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False)
+        networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False, note=progress.note)
+        check_access(uri)
     cuts = {name: network.cuts for name, network in networks.items()}
     space = space_over(spec, networks)
     check_sampler(spec, space)
-    materials = {name: Material.of(each, data, spec.compute.prefix_precision) for name, each in cuts.items()}
+    # What is measured is not known before lanes are up; features of the default precision are the larger ones.
+    materials = {name: material_of(spec, name, each, data) for name, each in cuts.items()}
     device: Literal["cpu", "cuda"] = "cuda" if spec.budget.device == "cuda" else "cpu"
     pricing = Pricing(spec, space, materials, device)
     show_plan(data, cuts, dump_spec(spec), pricing, output_console())

@@ -9,9 +9,11 @@ from typing import Any
 from search_spaces.model_spec import BackboneChoice
 from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
+from tuner.figures import sentence
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
 from tuner.reuse import Reuse
+from tuner.spread import explanation
 
 
 def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
@@ -22,10 +24,13 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "weights": _one_or_all([_weights(choice) for choice in choices]),
         "source": spec.data.source,
         "image_size_px": spec.data.image_size_px,
+        "fit": data.config.fit,
         "num_classes": len(data.config.class_names),
         "num_train": data.size("train"),
         "num_val": data.size("val"),
         "num_test": data.size("test"),
+        "num_folds": spec.data.folds,
+        "num_repeats": spec.search.repeats,
         "num_bad_files": len(data.report.bad_files),
         "num_trials": spec.most_trials or ("every point" if spec.search.sampler in LISTING_SAMPLERS else "by budget"),
         "epochs": spec.budget.epochs,
@@ -67,19 +72,18 @@ def flat(standing: Standing) -> dict[str, float]:
     }
 
 
-def note(champion: Champion, baselines: list[Standing], reuse: Reuse) -> str:
-    """The parent run's description."""
-    lines = [f"Champion: trial {champion.number}, {_figures(champion.standing)}."]
-    lines += [f"- {standing.name}: {_figures(standing)}" for standing in baselines]
-    return "\n".join([*lines, *(f"\n{sentence}" for sentence in reuse.sentences())])
+def note(champion: Champion, baselines: list[Standing], reuse: Reuse, metric: str = "val/accuracy") -> str:
+    """The parent run's description; ``metric`` is what chose."""
+    lines = [f"Champion: trial {champion.number}, {sentence(champion.standing, metric)}."]
+    lines += [f"Its weights were trained by {lineage}." for lineage in lineage_tags(champion).values()]
+    lines += [f"- {standing.name}: {sentence(standing, metric)}" for standing in baselines]
+    meant = explanation(champion.config)
+    return "\n".join([*lines, *(f"\n{said}" for said in ([meant] if meant else []) + reuse.sentences())])
 
 
-def _figures(standing: Standing) -> str:
-    text = f"validation accuracy {standing.val['accuracy']:.4f}"
-    if standing.test:
-        test = standing.test
-        text += (
-            f", test accuracy {test['accuracy']:.4f} "
-            f"(95% interval {test['accuracy_low']:.4f} to {test['accuracy_high']:.4f})"
-        )
-    return text
+def lineage_tags(champion: Champion) -> dict[str, str]:
+    """Who trained a champion's weights until when, as a tag; empty where it trained them alone."""
+    if not champion.lineage:
+        return {}
+    told = [f"trial {each.number} to epoch {each.until}" for each in champion.lineage]
+    return {"thaw.lineage": ", ".join([*told, f"trial {champion.number} from there"])}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner import completing
+
 if TYPE_CHECKING:
     from tuner.doctor import Finding
     from tuner.paths import HomePaths
@@ -15,7 +17,7 @@ _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]
 
 
 def doctor(
-    name: Annotated[str | None, typer.Argument(help="A sweep to look into.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A sweep to look into.", autocompletion=completing.sweeps)] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Remove what was left behind and can be made again.")] = False,
 ) -> None:
     """Checks the installation, Ray, MLflow, disks, devices, weights, and what sweeps left behind."""

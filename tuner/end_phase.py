@@ -82,17 +82,17 @@ class EndPhase:
         trials = trials_of(records)
         best = self._best_whole(trials)
         config = space.trial_config(best.params, bases[space.backbone_of(best.params)])
-        champion, confusion = test_champion(closing, best, config)
+        champion, model, confusion = test_champion(closing, best, config)
         baselines = run_baselines(closing, champion, space.stages_of(best.params))
         self._progress.phase("writing the champion's model")
-        write_champion(closing, champion)
+        write_champion(closing, champion, model)
         report = write_report(closing, trials, champion, baselines, confusion)
         if probed := (probe_record(records) or {}).get("probes"):
             report += write_probe_pictures(closing, trials, probed)
         record("files", paths=report, folder="report")
         reuse = reuse_of(trials, bytes_held(feature_settings(self._spec, closing.home)))
         record("totals", metrics=reuse.metrics())
-        text = note(champion, baselines, reuse)
+        text = note(champion, baselines, reuse, self._spec.metric)
         record("champion", number=champion.number, metrics=flat(champion.standing), note=text)
         champion = self._register(champion)
         if champion.model_uri is None:
@@ -102,8 +102,10 @@ class EndPhase:
         return Ended(champion, baselines, reuse)
 
     def _best_whole(self, trials: Sequence[TrialRecord]) -> TrialRecord:
-        """The best trial whose weights are there and undamaged."""
+        """The best trial whose weights are there and undamaged; with folds they are not needed, see `refitting`."""
         ranked = rank_trials(trials, self._spec.metric, self._spec.mode)
+        if ranked and self._spec.data.folds:
+            return ranked[0]
         for trial in ranked:
             uri = join(self._closing.directory(trial.number), BEST_CHECKPOINT)
             if is_whole(uri):

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from search_spaces.fitting import DataFacts
-from trainables.data.decoding import size_of
-from trainables.data.sources import Picture, open_source
+from trainables.data.decoding import decode_picture, size_of
+from trainables.data.picture import Picture
+from trainables.data.sources import open_source
 from trainables.errors import InputError
 
 _SAMPLE = 100
-_CPUINFO = Path("/proc/cpuinfo")
+_DECODED_SAMPLE, _SMALL_PX = 24, 32
+_FAINT_COLOUR = 4.0
+"""Of 255: what compression makes of grey."""
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def facts_of(source: str) -> DataFacts:
-    """Counts the classes, looks at the sizes of some pictures, and at this machine's processors.
+    """Counts the classes, looks at the sizes of some pictures, and whether this machine has a GPU.
 
     Args:
         source: As a spec names it.
@@ -37,32 +41,36 @@ def facts_of(source: str) -> DataFacts:
         has_sides={"train", "val"} <= sides or {"train", "test"} <= sides,
         short_side_px=_short_side(pictures, source),
         has_gpu=_has_gpu(),
-        has_fast_bf16=_has_fast_bf16(),
+        is_grey=_is_grey(pictures),
     )
 
 
 def _short_side(pictures: Sequence[Picture], source: str) -> int:
     """The median of some pictures' shorter sides, from their headers."""
-    chosen = np.linspace(0, len(pictures) - 1, min(_SAMPLE, len(pictures))).round().astype(int)
+    chosen = _some(pictures, _SAMPLE)
     found = []
-    for position in chosen.tolist():
-        try:
-            found.append(min(size_of(pictures[position].read())))
-        except (OSError, InputError):
-            continue  # packing will set it aside and name it
+    for picture in chosen:
+        with suppress(OSError, InputError):  # packing will set it aside and name it
+            found.append(min(size_of(picture.read())))
     if not found:
         raise InputError(f"data source {source!r}: none of {len(chosen)} files is a picture that can be opened")
     return int(np.median(found))
 
 
+def _is_grey(pictures: Sequence[Picture]) -> bool:
+    """Whether red, green and blue are alike in some pictures, however their files keep them."""
+    spreads = []
+    for picture in _some(pictures, _DECODED_SAMPLE):
+        with suppress(OSError, InputError):
+            spreads.append(np.ptp(decode_picture(picture.read(), _SMALL_PX), axis=2).mean())
+    return bool(spreads) and max(spreads) < _FAINT_COLOUR
+
+
+def _some(pictures: Sequence[Picture], most: int) -> list[Picture]:
+    """Pictures from beginning to end, evenly."""
+    places = np.linspace(0, len(pictures) - 1, min(most, len(pictures))).round().astype(int)
+    return [pictures[place] for place in places.tolist()]
+
+
 def _has_gpu() -> bool:
     return _GPUS.is_dir() and any(_GPUS.iterdir())
-
-
-def _has_fast_bf16() -> bool:
-    if _has_gpu():
-        return True  # every GPU that this torch supports has it, or takes no harm
-    try:
-        return "amx_bf16" in _CPUINFO.read_text(errors="replace")
-    except OSError:
-        return False

@@ -7,29 +7,38 @@ chosen before anything here reads the test side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from search_spaces.spec import BaselineName, SweepSpec
 from trainables.config import TrialConfig
-from trainables.jobs import BEST_CHECKPOINT, ScoreJob, TrainJob
-from trainables.storage import join, write_bytes
+from trainables.jobs import ScoreJob, TrainJob
+from trainables.storage import write_bytes
 from tuner.champion import baseline_config, best_epoch, totals_of
+from tuner.describing import lineage_tags
+from tuner.figures import bare
+from tuner.intervals import metric_intervals
 from tuner.journal import TrialRecord
-from tuner.lanes import LaneError, LanePool, LanesLostError
+from tuner.label_table import LabelTable, write_labels
+from tuner.lanes import LaneError, LanePool
 from tuner.model_file import ModelCard, save_model
 from tuner.paths import HomePaths
 from tuner.picture import compose, draw
 from tuner.preparing import STORE_MARGIN, PreparedData
 from tuner.probe_picture import compose_probe, draw_probe
+from tuner.refitting import FIRST_REFIT, Model, is_refit, kept_model, refit
 from tuner.report import Confusion, write_confusion
 from tuner.result import Champion, Standing
+from tuner.spread import with_errors
 
 if TYPE_CHECKING:
     from torch import nn
+
+Mistakes: TypeAlias = Confusion | LabelTable
+"""Of a side: one class taken for another, or labels given and not given."""
 
 FIRST_BASELINE = 10_000
 """Runs beside the search are numbered from here, far from any trial."""
@@ -60,20 +69,42 @@ class Closing:
         return self.home.uri_of(self.home.sweep(self.spec.name).trial(number).root)
 
 
-def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> tuple[Champion, Confusion | None]:
+def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> tuple[Champion, Model, Mistakes | None]:
     """Reads the champion's result: validation from the journal, the test side now, once.
 
     Returns:
-        The champion and its confusion matrix of the test side; None where there is no test side.
+        The champion, its model and its mistakes on the test side; None where there is no test side.
+
+    Raises:
+        LaneError: Its model cannot be trained or tested.
     """
     epoch = best_epoch(trial, closing.spec.metric, closing.spec.mode) or {}
-    standing = Standing(f"trial {trial.number}", _without_group(epoch, "val/"))
-    champion = Champion(trial.number, trial.params, config, standing)
+    standing = Standing(f"trial {trial.number}", with_errors(_without_group(epoch, "val/"), config))
+    champion = Champion(trial.number, trial.params, config, standing, lineage=trial.lineage)
+    model = _model_of(closing, trial.number, f"trial {trial.number}", config, epoch, FIRST_REFIT)
     if not closing.data.size("test"):
-        return champion, None
+        return champion, model, None
     closing.phase("testing the champion")
-    test, confusion = _score(closing, config, closing.directory(trial.number))
-    return replace(champion, standing=replace(standing, test=test)), confusion
+    test, confusion = _score(closing, model)
+    return replace(champion, standing=replace(standing, test=test)), model, confusion
+
+
+def _model_of(
+    closing: Closing, number: int, name: str, config: TrialConfig, best: Mapping[str, float], refit_number: int
+) -> Model:
+    """The model of a run whose best epoch is known, trained now where `refitting` says so."""
+    if not is_refit(config):
+        return kept_model(config, closing.directory(number))
+    closing.phase(f"refitting {name} on all {closing.data.size('train')} pictures that are not tested")
+    return refit(
+        config,
+        closing.directory(refit_number),
+        int(best["epoch"]),
+        name=name,
+        pool=closing.pool,
+        record=closing.record,
+        number=refit_number,
+    )
 
 
 def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list[Standing]:
@@ -82,52 +113,58 @@ def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list
     for position, name in enumerate(closing.spec.baselines):
         closing.phase(f"training baseline {name}")
         config = baseline_config(name, champion.config, num_stages)
-        standing = _run_baseline(closing, FIRST_BASELINE + 1 + position, name, config, champion.params)
+        standing = _run_baseline(closing, position, name, config, champion.params)
         if standing is not None:
             standings.append(standing)
     return standings
 
 
 def _run_baseline(
-    closing: Closing, number: int, name: BaselineName, config: TrialConfig, params: dict[str, Any]
+    closing: Closing, position: int, name: BaselineName, config: TrialConfig, params: dict[str, Any]
 ) -> Standing | None:
-    spec, started = closing.spec, time.monotonic()
+    spec, started, number = closing.spec, time.monotonic(), FIRST_BASELINE + 1 + position
     shown = {**params, "freeze_depth": config.freeze_depth, "backbone_lr_ratio": config.optimizer.backbone_lr_ratio}
     closing.record("baseline", number=number, name=name, params=shown)
     job = TrainJob(config=config, directory=closing.directory(number), metric=spec.metric, mode=spec.mode)
     epochs: list[dict[str, float]] = []
     outcome, reason = "completed", None
+    best: Mapping[str, float] | None = None
+    model: Model | None = None
     try:
         for message in closing.pool.run(job):
             outcome, reason = message.get("outcome") or outcome, message.get("reason")
             if message["metrics"]:
                 closing.record("epoch", number=number, epoch=message["epoch"], metrics=message["metrics"])
                 epochs.append({**message["metrics"], "epoch": message["epoch"]})
-    except LanesLostError:
-        raise
+        best = best_epoch(TrialRecord(number, {}, tuple(epochs)), spec.metric, spec.mode)
+        if outcome == "completed" and best is not None:
+            model = _model_of(closing, number, f"baseline {name}", config, best, FIRST_REFIT + 1 + position)
     except LaneError as error:
         outcome, reason = "failed", str(error)
     totals = {"time/trial_s": time.monotonic() - started, **totals_of(epochs, spec.metric, spec.mode)}
-    best = best_epoch(TrialRecord(number, {}, tuple(epochs)), spec.metric, spec.mode)
-    if outcome != "completed" or best is None:
+    if best is None or model is None:
         closing.record("end", number=number, outcome=outcome, reason=reason, metrics=totals)
         return None
     test: dict[str, float] = {}
     if closing.data.size("test"):
-        test, _ = _score(closing, config, closing.directory(number))
+        test, _ = _score(closing, model)
         totals |= {f"test/{key}": value for key, value in test.items()}
     closing.record("end", number=number, outcome=outcome, reason=reason, metrics=totals)
-    return Standing(name, _without_group(best, "val/"), test)
+    return Standing(name, with_errors(_without_group(best, "val/"), config), test)
 
 
-def _score(closing: Closing, config: TrialConfig, directory: str) -> tuple[dict[str, float], Confusion]:
-    job = ScoreJob(config=config, checkpoint=join(directory, BEST_CHECKPOINT), side="test")
-    (message,) = closing.pool.run(job)
+def _score(closing: Closing, model: Model) -> tuple[dict[str, float], Mistakes]:
+    config = model.config
+    (message,) = closing.pool.run(ScoreJob(config=config, checkpoint=model.checkpoint, side="test"))
+    if config.data.label_separator is not None:
+        table = LabelTable.of(config.data.class_names, message["confusion"], message["average_precisions"])
+        return message["metrics"] | table.accuracy_interval(message["metrics"]["accuracy"]), table
     confusion = Confusion.of(config.data.class_names, message["confusion"])
-    return {**message["metrics"], **_without_group(confusion.test_metrics(), "test/")}, confusion
+    metrics = {**message["metrics"], **_without_group(confusion.test_metrics(), "test/")}
+    return metrics | metric_intervals(metrics, confusion.counts, config.costs), confusion
 
 
-def _without_group(metrics: dict[str, float], group: str) -> dict[str, float]:
+def _without_group(metrics: Mapping[str, float], group: str) -> dict[str, float]:
     return {name.removeprefix(group): value for name, value in metrics.items() if name.startswith(group)}
 
 
@@ -147,6 +184,7 @@ def whole_network(config: TrialConfig, checkpoint_uri: str) -> tuple[nn.Module, 
         num_classes=len(config.data.class_names),
         input_size_px=config.data.image_size_px,
         seed=config.seed,
+        head=config.head,
     )
     delta = load_checkpoint(checkpoint_uri).tail_for(split_network(backbone, config.freeze_depth).prefix_hash)
     _, whole = backbone.graph.split(0)
@@ -154,24 +192,26 @@ def whole_network(config: TrialConfig, checkpoint_uri: str) -> tuple[nn.Module, 
     return whole.eval(), backbone.mean, backbone.std
 
 
-def write_champion(closing: Closing, champion: Champion) -> None:
+def write_champion(closing: Closing, champion: Champion, model: Model) -> None:
     """Writes the champion's whole model into the sweep's folder."""
-    config = champion.config
-    checkpoint = join(closing.directory(champion.number), BEST_CHECKPOINT)
-    model, mean, std = whole_network(config, checkpoint)
+    config = model.config
+    network, mean, std = whole_network(config, model.checkpoint)
     card = ModelCard(
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,
+        fit=config.data.fit,
         stored_side_px=round(STORE_MARGIN * closing.spec.data.image_size_px),
         mean=mean,
         std=std,
         backbone=config.backbone.name,
         data_fingerprint=config.data.fingerprint,
+        labels="single" if config.data.label_separator is None else "multi",
+        costs=config.costs,
         test_digest=closing.data.test_digest if closing.data.size("test") else None,
         sweep=closing.spec.name,
         trial=champion.number,
     )
-    save_model(model, card, closing.home.sweep(closing.spec.name).champion)
+    save_model(network, card, closing.home.sweep(closing.spec.name).champion)
 
 
 def write_report(
@@ -179,16 +219,19 @@ def write_report(
     trials: Sequence[TrialRecord],
     champion: Champion,
     baselines: Sequence[Standing],
-    confusion: Confusion | None,
+    mistakes: Mistakes | None,
 ) -> list[str]:
-    """Writes the sweep in one picture, and the champion's confusion matrix as table and picture; returns the paths."""
+    """Writes the sweep in one picture, and the champion's mistakes as tables and picture; returns the paths."""
     spec, folder = closing.spec, closing.home.sweep(closing.spec.name).report
-    title = f"{spec.name}: {spec.model.label}, {closing.data.size('train')} pictures to learn from"
+    in_folds = f" in {spec.data.folds} folds" if spec.data.folds else ""
+    title = f"{spec.name}: {spec.model.label}, {closing.data.size('train')} pictures to learn from{in_folds}"
     picture = compose(title, trials, spec.metric, spec.mode, champion, baselines)
     paths = [folder / "sweep.png"]
     write_bytes(str(paths[0]), draw(picture))
-    if confusion is not None:
-        paths += write_confusion(confusion, folder, f"{spec.name}: trial {champion.number} on the test side")
+    if isinstance(mistakes, Confusion):
+        paths += write_confusion(mistakes, folder, f"{spec.name}: trial {champion.number} on the test side")
+    elif mistakes is not None:
+        paths += write_labels(mistakes, folder)
     return [str(path) for path in paths]
 
 
@@ -224,26 +267,46 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         run_id=run_id,
         time_s=time_s,
         metrics=metrics,
-        tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number)},
+        tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number), **lineage_tags(champion)},
     )
+    metric = bare(spec.metric)
     score = Score(
-        accuracy=champion.standing.test.get("accuracy"),
+        value=champion.standing.test.get(metric),
         test_digest=closing.data.test_digest,
         class_names=champion.config.data.class_names,
+        metric=metric,
+        costs=champion.config.costs if metric == "cost" else None,
     )
-    decision = promote(version, score, tracking_uri, lambda uri: _accuracy_of(uri, tracking_uri, champion.config))
+    decision = promote(version, score, tracking_uri, lambda uri: _measure(uri, tracking_uri, champion.config, metric))
     return replace(champion, model_uri=version.uri, alias=decision.alias, reason=decision.reason)
 
 
-def _accuracy_of(uri: str, tracking_uri: str, config: TrialConfig) -> float:
-    """Accuracy of a registered model on the test side of ``config``."""
+def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> float:
+    """A metric of a registered model, which decides as its own card says, on the test side of ``config``."""
+    import torch
+
+    from trainables.data.label_sets import members_of
     from trainables.data.sharing import open_table
-    from trainables.data.splits import sides_of
+    from trainables.data.splits import labelled_rows, sides_of
+    from trainables.label_scores import judge_labels
+    from trainables.scores import judge
     from tuner.model_file import Classifier
 
     classifier = Classifier.load(uri, tracking_uri)
+    card = classifier.card
+    if (card.labels == "multi") != (config.data.label_separator is not None):
+        raise ValueError("it gives another number of labels to a picture")
     table = open_table(config.data)
-    rows, labels = table.rows_of(classifier.card.class_names)
-    tested = sides_of(table, rows, config.data) == "test"
+    data = config.data.model_copy(update={"class_names": card.class_names})
+    rows, labels = labelled_rows(table, data)
+    tested = sides_of(table, rows, data) == "test"
     probabilities = classifier.probabilities([table.image(int(row)) for row in rows[tested]])
-    return float(np.mean(probabilities.argmax(1).numpy() == labels[tested]))
+    if data.label_separator is not None:
+        members_SK = members_of(table.class_names, data.class_names, data.label_separator)
+        logits = probabilities.double().logit(eps=1e-12)  # what rounds to 0 or 1 stays finite
+        return judge_labels(logits, torch.from_numpy(members_SK[labels[tested]])).metrics[metric]
+    # The order of the classes may be another than the card's.
+    order = [config.data.class_names.index(name) for name in card.class_names]
+    costs = None if config.costs is None else np.array(config.costs)[np.ix_(order, order)]
+    own = None if card.costs is None else torch.tensor(card.costs)
+    return judge(probabilities, torch.from_numpy(labels[tested]), own, costs).metrics[metric]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Numbered:
+class Numbered:
     """A trial as ASHA sees it: by its number in the sweep, which outlives Tune's own ids."""
 
     trial_id: str
@@ -103,11 +103,11 @@ class ResumableASHA(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Takes a trial in."""
-        super().on_trial_add(tune_controller, _numbered(trial))
+        super().on_trial_add(tune_controller, by_number(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """Decides whether the trial goes on; an epoch without a finite metric, or judged before, decides nothing."""
-        numbered = _numbered(trial)
+        numbered = by_number(trial)
         if self._is_exempt(trial.config.get("params", {})) or not self._is_news(numbered, result):
             return str(TrialScheduler.CONTINUE)
         if result[EPOCH] < self._max_t:
@@ -116,7 +116,7 @@ class ResumableASHA(ASHAScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
         """Notes the last epoch of a trial that ended by itself."""
-        numbered = _numbered(trial)
+        numbered = by_number(trial)
         if not self._is_exempt(trial.config.get("params", {})) and self._is_news(numbered, result):
             super().on_trial_complete(tune_controller, numbered, result)
         else:
@@ -124,22 +124,23 @@ class ResumableASHA(ASHAScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Forgets a trial that never ran."""
-        super().on_trial_remove(tune_controller, _numbered(trial))
+        super().on_trial_remove(tune_controller, by_number(trial))
 
     def _replay(self, record: TrialRecord) -> bool:
         """Judges a trial's epochs anew; whether the last of them stops it."""
         if self._is_exempt(record.params):
             return False
-        trial, action = _Numbered(str(record.number)), TrialScheduler.CONTINUE
+        trial, action = Numbered(str(record.number)), TrialScheduler.CONTINUE
         for epoch, value in finite_values(record, self._metric).items():
             action = self._brackets[0].on_result(trial, epoch, self._metric_op * value)
             self._judged[trial.trial_id] = epoch
         return bool(action == TrialScheduler.STOP)
 
-    def _is_news(self, trial: _Numbered, result: Mapping[str, Any]) -> bool:
+    def _is_news(self, trial: Numbered, result: Mapping[str, Any]) -> bool:
         has_value = finite(result.get(self._metric)) is not None and EPOCH in result
         return has_value and result[EPOCH] > self._judged.get(trial.trial_id, 0)
 
 
-def _numbered(trial: Any) -> _Numbered:
-    return _Numbered(str(trial.config[NUMBER]))
+def by_number(trial: Any) -> Numbered:
+    """Tune's trial by its number."""
+    return Numbered(str(trial.config[NUMBER]))

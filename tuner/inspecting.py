@@ -20,6 +20,7 @@ from PIL import Image
 from search_spaces.data_spec import DataSpec
 from trainables.config import SPLIT_NAMES, SplitName
 from trainables.data.decoding import size_of
+from trainables.data.fit import FitChoice, lost_by_crop
 from trainables.data.packing import BadFile
 from trainables.data.sources import Source, open_source
 from trainables.data.table import ImageTable
@@ -32,7 +33,7 @@ LOOK_ALIKE_BITS = 3
 _HASH_SIDE = 8
 _FEW_PICTURES = 20
 _UNEVEN = 10.0
-_MUCH_CUT_OFF = 0.25
+_NEARLY_BLACK = 8.0
 _MOST_IN_A_BUCKET = 300
 _MOST_LOOK_ALIKES = 1000
 
@@ -87,6 +88,7 @@ class Inspection:
         num_copies: Pictures whose file is, byte for byte, another one's too; they always share a side.
         sizes_px: Width and height of each file as it is, [M, 2].
         cut_off: Share of each picture's area that a square from its middle leaves out, [N].
+        fit: How `data.fit` brings them to a square, and why so.
         look_alikes: Across sides; at most 1,000.
         bad_files: What was set aside.
         refusal: Why a sweep would refuse these pictures; empty if it would not.
@@ -98,6 +100,7 @@ class Inspection:
     num_copies: int
     sizes_px: NDArray[np.int64]
     cut_off: NDArray[np.float64]
+    fit: FitChoice
     look_alikes: tuple[LookAlike, ...]
     bad_files: tuple[BadFile, ...]
     refusal: str
@@ -133,6 +136,8 @@ class Inspection:
             ],
             "num_groups": self.num_groups,
             "num_copies": self.num_copies,
+            "cut_off": {"mean": _mean(self.cut_off), "worst": float(self.cut_off.max(initial=0))},
+            "fit": asdict(self.fit),
             "look_alikes": [asdict(pair) for pair in self.look_alikes],
             "bad_files": [asdict(file) for file in self.bad_files],
             "remarks": list(self.remarks),
@@ -172,7 +177,8 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         num_groups=len(groups),
         num_copies=len(rows) - len(np.unique(table.ids[rows])),
         sizes_px=_sizes(open_source(spec.source), set(table.names)),
-        cut_off=1 - np.minimum(looks.shapes, 1 / looks.shapes),
+        cut_off=lost_by_crop(*table.sizes_of(rows)),
+        fit=dealt.fit,
         look_alikes=tuple(
             islice(_across_sides(looks.hashes, sides, [table.names[row] for row in rows]), _MOST_LOOK_ALIKES)
         ),
@@ -190,22 +196,20 @@ def _mean(values: NDArray[np.float64]) -> float:
 class _Looks:
     brightness: NDArray[np.float64]
     contrast: NDArray[np.float64]
-    shapes: NDArray[np.float64]
     hashes: NDArray[np.uint64]
 
 
 def _look(table: ImageTable, rows: NDArray[np.int64], done: Callable[[int], None]) -> _Looks:
-    brightness, contrast, shapes = (np.empty(len(rows)) for _ in range(3))
+    brightness, contrast = np.empty(len(rows)), np.empty(len(rows))
     hashes = np.empty(len(rows), np.uint64)
     for position, row in enumerate(rows.tolist()):
         pixels_HWC = table.image(row).permute(1, 2, 0).numpy()
         grey = Image.fromarray(pixels_HWC).convert("L")
         values = np.asarray(grey, dtype=np.float32)
         brightness[position], contrast[position] = values.mean(), values.std()
-        shapes[position] = pixels_HWC.shape[0] / pixels_HWC.shape[1]
         hashes[position] = difference_hash(grey)
         done(position + 1)
-    return _Looks(brightness, contrast, shapes, hashes)
+    return _Looks(brightness, contrast, hashes)
 
 
 def _sizes(source: Source, names: set[str]) -> NDArray[np.int64]:
@@ -259,12 +263,14 @@ def _remarks(found: Inspection) -> Iterator[str]:
             f"{largest.name!r} has {largest.total / smallest.total:.0f} times as many pictures as {smallest.name!r}: "
             "choose by val/balanced_accuracy or val/macro_f1 rather than accuracy."
         )
-    cut = found.cut_off > _MUCH_CUT_OFF
-    if cut.any():
+    darkest = min(found.classes, key=lambda each: each.brightness)
+    if darkest.total and darkest.brightness < _NEARLY_BLACK:
         yield (
-            f"{cut.sum()} pictures are so long that a square from their middle leaves out more than a quarter of them, "
-            f"at most {found.cut_off.max():.0%}: what matters must not lie at their ends."
+            f"The pictures of {darkest.name!r} are nearly black, {darkest.brightness:.1f} of 255 on average: where a "
+            "camera's 10 or 12 bits lie in files of 16, stretch them to the whole range, or save 8 bits."
         )
+    if found.cut_off.any():
+        yield f"To bring them to a square, data.fit: auto takes {found.fit.fit}: {found.fit.reason}."
     if found.look_alikes:
         pair = found.look_alikes[0]
         at_least = "At least " if len(found.look_alikes) == _MOST_LOOK_ALIKES else ""

@@ -15,6 +15,7 @@ trial          number, params (flat), metrics (what it should cost): a trial beg
 baseline       number, name, params: the same for a run beside the search (``head_only``...)
 epoch          number, epoch (from 1), metrics ``{"val/accuracy": ...}``
 end            number, outcome (see `Outcome`), reason, metrics: totals of the trial
+exchange       epoch, moves (see `tuner.members.Move`): after that epoch trials go on with others' weights
 files          number or none for the sweep, paths (of the sweep's folder), folder: artifacts
 champion       number, metrics (``val/...``, ``test/...``), note
 totals         metrics of the sweep as a whole (``reuse/...``)
@@ -45,8 +46,10 @@ Event = Literal[
     "search",
     "trial",
     "baseline",
+    "refit",
     "epoch",
     "end",
+    "exchange",
     "files",
     "champion",
     "totals",
@@ -58,7 +61,23 @@ Record = dict[str, Any]
 
 _EVENTS: tuple[str, ...] = get_args(Event)
 _OUTCOMES: tuple[str, ...] = get_args(Outcome)
+_COSTS = ("time/", "compute/")
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """Where the weights of a trial of a population come from.
+
+    Attributes:
+        number: The trial that trained them.
+        until: Its last epoch of which they know.
+        params: What it trained them with, since its own ancestors'.
+    """
+
+    number: int
+    until: int
+    params: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,12 +86,14 @@ class TrialRecord:
 
     Attributes:
         number: The trial's number within the sweep.
-        params: The point of the search space.
+        params: The point of the search space; in a population the last one.
         epochs: Metrics of each epoch in order, with ``epoch`` (from 1) among them; one without a finite value is NaN.
+            They are those of the weights: what a trial took over counts, not what it gave up.
         outcome: How it ended; None while it is open: running, or cut off by an interruption.
         reason: Why, for an outcome that has a reason.
         metrics: Totals recorded at the end.
         predicted: What it should cost, as reckoned when it first began.
+        lineage: Who trained its weights before it did, in order; empty where nobody else did.
     """
 
     number: int
@@ -82,6 +103,7 @@ class TrialRecord:
     reason: str | None = None
     metrics: Mapping[str, float] | None = None
     predicted: Mapping[str, float] | None = None
+    lineage: tuple[Ancestor, ...] = ()
 
 
 class Journal:
@@ -203,6 +225,9 @@ def trials_of(records: list[Record]) -> list[TrialRecord]:
             trials[record["number"]] = replace(
                 old, params=record["params"], outcome=None, reason=None, predicted=predicted
             )
+        elif record["event"] == "exchange":
+            for move in record["moves"]:
+                _take_over(trials, epochs, move, record["epoch"])
         elif number not in trials:
             continue
         elif record["event"] == "epoch":
@@ -216,6 +241,30 @@ def trials_of(records: list[Record]) -> list[TrialRecord]:
         replace(trial, epochs=tuple(by_epoch for _, by_epoch in sorted(epochs.get(number, {}).items())))
         for number, trial in sorted(trials.items())
     ]
+
+
+def _take_over(
+    trials: dict[int, TrialRecord],
+    epochs: dict[int, dict[int, dict[str, float]]],
+    move: Mapping[str, Any],
+    epoch: int,
+) -> None:
+    number, donor = move["number"], trials[move["donor"]]
+    ancestor = Ancestor(donor.number, epoch, donor.params)
+    trials[number] = replace(trials[number], params=move["params"], lineage=(*donor.lineage, ancestor))
+    merged = taken_over(list(epochs[number].values()), list(epochs[donor.number].values()), epoch)
+    epochs[number] = {int(each["epoch"]): each for each in merged}
+
+
+def taken_over(
+    own: Sequence[Mapping[str, float]], donor: Sequence[Mapping[str, float]], epoch: int
+) -> list[dict[str, float]]:
+    """The epochs of a trial that took over another's weights: the other's scores, and what its own epochs cost."""
+    costs = {each["epoch"]: {name: each[name] for name in each if name.startswith(_COSTS)} for each in own}
+    scores = [
+        {name: each[name] for name in each if not name.startswith(_COSTS)} for each in donor if each["epoch"] <= epoch
+    ]
+    return [{**costs.get(each["epoch"], {}), **each} for each in scores]
 
 
 def champion_record(records: Sequence[Record]) -> Record | None:

@@ -40,7 +40,7 @@ class LaneError(RuntimeError):
     """A job failed on a lane, or the lane is lost."""
 
 
-class LanesLostError(LaneError):
+class LanesLostError(RuntimeError):
     """Every lane is lost: nothing can be trained any more, and nothing that was to be trained is to blame."""
 
 

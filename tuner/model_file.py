@@ -17,11 +17,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from trainables.config import Settings
+from trainables.config import Fit, Settings
 from trainables.errors import InputError
 from tuner.mlflow_client import open_pytorch
 
@@ -49,6 +49,7 @@ class ModelCard(Settings):
 
     class_names: tuple[str, ...] = Field(description="The classes in the order of the logits.")
     image_size_px: int = Field(ge=1, description="Side of the square that the network sees.")
+    fit: Fit = Field("crop", description="How pictures of any shape are brought to that square.")
     stored_side_px: int | None = Field(
         None, description="Pictures were shrunk to this shorter side before; decode to it for the same pixels."
     )
@@ -56,6 +57,16 @@ class ModelCard(Settings):
     std: tuple[float, ...] = Field(description="Per channel, what is left is divided by it.")
     backbone: str = Field(description="Name of the network.")
     data_fingerprint: str = Field(description="Of the image table that it learnt from.")
+    labels: Literal["single", "multi"] = Field(
+        "single",
+        description="'single': a picture shows one class, probabilities are a softmax of the logits. 'multi': any "
+        "number; each is a sigmoid, and a label is given from a half on.",
+    )
+    costs: tuple[tuple[float, ...], ...] | None = Field(
+        None,
+        description="What decisions cost, by true class and by decision: the model decides for the class whose cost, "
+        "weighed by the probabilities, is least; none: for the most probable.",
+    )
     test_digest: str | None = Field(None, description="Of the test pictures and their labels; none: not tested.")
     sweep: str | None = Field(None, description="Where it comes from.")
     trial: int | None = Field(None, description="The trial's number in the sweep.")
@@ -160,7 +171,9 @@ class Classifier:
         return cls(load_card(folder), _load_network(folder, device), torch.device(device))
 
     def probabilities(self, images: Sequence[torch.Tensor], batch_size: int = 32) -> torch.Tensor:
-        """What each picture shows: float32 [N, K], rows summing to 1, classes as in ``card.class_names``.
+        """What each picture shows: float32 [N, K], classes as in ``card.class_names``.
+
+        Rows sum to 1 where a picture shows one class; where it shows several, each is a probability of its own.
 
         Args:
             images: uint8 [3, H, W] each, of any size; best decoded to ``card.stored_side_px``.
@@ -173,8 +186,10 @@ class Classifier:
         parts = [torch.empty(0, len(self.card.class_names))]
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
-                views = [eval_view(image, self.card.image_size_px) for image in images[start : start + batch_size]]
-                parts.append(self._network(self._normalise(torch.stack(views))).float().softmax(dim=1).cpu())
+                some = images[start : start + batch_size]
+                views = [eval_view(image, self.card.image_size_px, self.card.fit) for image in some]
+                logits = self._network(self._normalise(torch.stack(views))).float()
+                parts.append((logits.softmax(dim=1) if self.card.labels == "single" else logits.sigmoid()).cpu())
         return torch.cat(parts)
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search_spaces.model_spec import BackboneChoice
+from search_spaces.ranges import StartSizeRange, listed
 from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import DataConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
+from trainables.sizes import size_at
 from tuner.paths import HomePaths
 from tuner.preparing import base_trial, build_cuts, prepare_weights
 from tuner.pretraining import Pretraining, prepare_pretraining
@@ -53,6 +55,7 @@ def prepare_networks(
     counted: Callable[[str, int, int], None],
     *,
     pretrains: bool = True,
+    note: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Network]:
     """The spec's backbones by name, in its order.
 
@@ -63,6 +66,7 @@ def prepare_networks(
         tracking_uri: MLflow's, for weights that are ``models:/...``.
         counted: Told what is being done, how much of it, of how much.
         pretrains: Whether pretraining is prepared, which packs the pictures of its source.
+        note: Told how weights are adapted to the pictures.
 
     Raises:
         InputError: A backbone is none, its weights cannot be had or do not fit, or its pictures are too small.
@@ -74,24 +78,58 @@ def prepare_networks(
         pretraining, weights = None, None
         with _named(spec, name):
             if isinstance(choice.weights, str):
-                weights = prepare_weights(choice.weights, name, home, tracking_uri)
+                weights = prepare_weights(choice.weights, name, home, tracking_uri, note)
             elif pretrains:
                 pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted)
             cuts = build_cuts(name, len(data.class_names), size_px)
+        _check_smallest(spec, cuts, name, len(data.class_names), size_px)
         networks[name] = Network(choice, size_px, cuts, weights, pretraining)
     return networks
+
+
+def _check_smallest(spec: SweepSpec, cuts: CutGraph, name: str, num_classes: int, size_px: int) -> None:
+    """Refuses pictures that grow from a size at which the network is none, or another one."""
+    searched = spec.search.start_size
+    smallest = searched.low if isinstance(searched, StartSizeRange) else min(listed(searched))
+    if smallest == 1:
+        return
+    least_px = size_at(smallest, size_px)
+    try:
+        small = build_cuts(name, num_classes, least_px)
+    except InputError:
+        raise InputError(
+            f"search.start_size: {smallest:g} of {size_px} px is {least_px} px, too few for {name}; give a larger share"
+        ) from None
+    if _num_parameters(small) != _num_parameters(cuts):
+        raise InputError(
+            f"search.start_size: the layers of {name} depend on how large pictures are, which cannot grow while they "
+            "learn; leave start_size out"
+        )
+
+
+def _num_parameters(cuts: CutGraph) -> int:
+    return cuts.head.num_parameters + sum(stage.num_parameters for stage in cuts.stages)
 
 
 def space_over(spec: SweepSpec, networks: Mapping[str, Network]) -> SearchSpace:
     """What may vary from trial to trial.
 
     Raises:
-        InputError: A depth lies beyond the stages of one of the networks.
+        InputError: A depth lies beyond the stages of one of the networks, or there is no BatchNorm that could keep its
+            statistics.
     """
     shapes = {
-        name: BackboneShape(network.cuts.num_stages, network.choice.is_pretrained, network.choice.freeze_depth)
+        name: BackboneShape(
+            network.cuts.num_stages,
+            network.choice.is_pretrained,
+            network.choice.freeze_depth,
+            network.cuts.batch_norm_depth,
+            spec.can_probe,
+        )
         for name, network in networks.items()
     }
+    if "keep" in listed(spec.search.bn_mode) and not any(shape.batch_norm_depth for shape in shapes.values()):
+        raise InputError(f"search.bn_mode: there is no BatchNorm to keep in {' or '.join(shapes)}; leave bn_mode out")
     return SearchSpace.over(spec.search, shapes)
 
 

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from trainables.errors import InputError
-from tuner.result import Standing, SweepResult
+from tuner.figures import standing_columns, standing_row
+from tuner.result import SweepResult
+from tuner.spread import explanation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,20 +94,24 @@ def show_result(result: SweepResult, console: Console) -> None:
         console.print(f"\nInterrupted. [bold]thaw resume {result.name}[/bold] goes on from here.")
         return
     champion = result.champion
-    rows = [_standing_row("champion", champion.standing)]
-    rows += [_standing_row(standing.name.replace("_", " "), standing) for standing in result.baselines]
-    console.print()
     has_test = bool(champion.standing.test)
-    columns = (
-        ["", "val accuracy", "test accuracy", "95% interval", "test macro F1"] if has_test else ["", "val accuracy"]
-    )
-    console.print(build_table(columns, [row[: len(columns)] for row in rows]))
+    standings = [("champion", champion.standing)]
+    standings += [(standing.name.replace("_", " "), standing) for standing in result.baselines]
+    rows = [standing_row(label, standing, result.metric, has_test=has_test) for label, standing in standings]
+    console.print()
+    console.print(build_table(standing_columns(result.metric, has_test=has_test), rows))
     if has_test:
-        majority = champion.standing.test["majority_rate"]
-        console.print(f"Always saying the largest class would be right for {100 * majority:.1f}% of the test pictures.")
+        majority = champion.standing.test.get("majority_rate")
+        if majority is not None:
+            console.print(
+                f"Always saying the largest class would be right for {100 * majority:.1f}% of the test pictures."
+            )
+        else:
+            console.print("Accuracy is the share of pictures whose labels are all right; labels.csv has each label.")
     else:
         console.print("Nothing was tested: the pictures have no test side, so its figure above is that which chose it.")
-    for line in [*_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
+    meant = explanation(champion.config)
+    for line in [*([meant] if meant else []), *_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
         console.print(line, highlight=False)
     console.print()
     if champion.model_uri is None:
@@ -127,13 +133,16 @@ def show_plan(
 ) -> None:
     """What ``--dry-run`` shows: the spec, the pictures by side and class, the stages, what trials cost and store."""
     console.out(spec_text, highlight=False)
-    counts = data.counts
+    # With folds no picture is for validation alone.
+    folds = data.config.folds
+    counts = {side: each for side, each in data.counts.items() if not folds or side != "val"}
+    names = [f"in {folds} folds" if folds and side == "train" else side for side in counts]
     rows: list[list[Any]] = [
         [name, *(side[name] for side in counts.values()), sum(side[name] for side in counts.values())]
         for name in data.config.class_names
     ]
     rows.append(["all", *(sum(side.values()) for side in counts.values()), sum(data.size(side) for side in counts)])
-    console.print(build_table(["class", *counts, "all"], rows, title="Pictures"))
+    console.print(build_table(["class", *names, "all"], rows, title="Pictures"))
     for bad in data.report.bad_files:
         console.print(f"set aside: {bad.name}: {bad.reason}", highlight=False)
     for name, each in cuts.items():
@@ -203,15 +212,6 @@ def build_trials_table(result_rows: Sequence[Mapping[str, Any]], metric: str, ti
     ]
     columns = ["trial", "outcome", "epochs", metric, "seconds", "GFLOP", "predicted", "settings"]
     return build_table(columns, rows, title=title)
-
-
-def _standing_row(name: str, standing: Standing) -> list[Any]:
-    row: list[Any] = [name, f"{100 * standing.val['accuracy']:.1f}%"]
-    if standing.test:
-        test = standing.test
-        interval = f"{100 * test['accuracy_low']:.1f} to {100 * test['accuracy_high']:.1f}%"
-        row += [f"{100 * test['accuracy']:.1f}%", interval, f"{test['macro_f1']:.3f}"]
-    return row
 
 
 def _gains(result: SweepResult) -> list[str]:

@@ -157,6 +157,11 @@ class HomePaths:
         return None if self.is_shared else str(self.local / "features")
 
     @property
+    def measured(self) -> Path:
+        """How long steps of networks took, by network and machine."""
+        return self.local / "measured"
+
+    @property
     def downloads(self) -> Path:
         """Weights as torchvision's server sends them."""
         return self.local / "downloads"

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trainables.jobs import SPREAD
 from tuner.champion import best_epoch
+from tuner.figures import bare, is_bounded, is_percent, title, written
+from tuner.intervals import Z_95
 from tuner.journal import TrialRecord
 from tuner.result import Champion, Standing
+from tuner.spread import ERROR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +32,15 @@ class Curve:
     values: tuple[float, ...]
     is_champion: bool
     is_whole: bool
+    stds: tuple[float, ...] = ()  # over folds or seeds, where there are such
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One run's accuracy with its 95% interval; equal ends where there is none."""
+    """One run's figure with its 95% interval; equal ends where there is none."""
 
     name: str
-    accuracy: float
+    value: float
     low: float
     high: float
 
@@ -50,7 +55,9 @@ class SweepPicture:
         curves: One per trial that has epochs, the champion last.
         bars: The champion and the baselines.
         side: Which side the bars are of.
-        majority_rate: Accuracy of always saying the largest class; None where nothing is tested.
+        figure: What the bars measure, without its side.
+        majority_rate: Accuracy of always saying the largest class; None where nothing is tested, and for
+            other figures.
     """
 
     title: str
@@ -58,6 +65,7 @@ class SweepPicture:
     curves: tuple[Curve, ...]
     bars: tuple[Bar, ...]
     side: str
+    figure: str
     majority_rate: float | None
 
 
@@ -72,29 +80,33 @@ def compose(
             tuple(epoch[metric] for epoch in trial.epochs if metric in epoch),
             trial.number == champion.number,
             trial.outcome == "completed",
+            tuple(epoch[metric + SPREAD] for epoch in trial.epochs if metric + SPREAD in epoch),
         )
         for trial in trials
         if best_epoch(trial, metric, mode) is not None
     ]
     curves.sort(key=lambda curve: (curve.is_champion, curve.is_whole, curve.number))
     is_tested = bool(best.test)
+    figure = bare(metric) if bare(metric) in best.val else "accuracy"
     standings = [("champion", best), *((standing.name.replace("_", " "), standing) for standing in baselines)]
     return SweepPicture(
         title=title,
         metric=metric,
         curves=tuple(curves),
-        bars=tuple(_bar(label, standing) for label, standing in standings),
+        bars=tuple(_bar(label, standing, figure) for label, standing in standings),
         side="test" if is_tested else "validation",
-        majority_rate=best.test.get("majority_rate") if is_tested else None,
+        figure=figure,
+        majority_rate=best.test.get("majority_rate") if is_tested and figure == "accuracy" else None,
     )
 
 
-def _bar(label: str, standing: Standing) -> Bar:
-    if not standing.test:
-        accuracy = standing.val["accuracy"]
-        return Bar(label, accuracy, accuracy, accuracy)
-    test = standing.test
-    return Bar(label, test["accuracy"], test["accuracy_low"], test["accuracy_high"])
+def _bar(label: str, standing: Standing, figure: str) -> Bar:
+    reached = standing.test or standing.val
+    value, error = reached[figure], Z_95 * reached.get(f"{figure}{ERROR}", 0.0)
+    low, high = value - error, value + error
+    if is_bounded(figure):
+        low, high = max(0.0, low), min(1.0, high)
+    return Bar(label, value, reached.get(f"{figure}_low", low), reached.get(f"{figure}_high", high))
 
 
 def draw(picture: SweepPicture) -> bytes:
@@ -136,6 +148,10 @@ def _draw_curves(axes: Axes, picture: SweepPicture) -> None:
             label=f"champion (trial {curve.number})" if curve.is_champion else None,
             alpha=1 if curve.is_champion else 0.8,
         )
+        if curve.is_champion and len(curve.stds) == len(curve.values):
+            lows, highs = zip(*((v - s, v + s) for v, s in zip(curve.values, curve.stds, strict=True)), strict=True)
+            epochs = range(1, len(curve.values) + 1)
+            axes.fill_between(epochs, lows, highs, color=_COLOURS[kind], alpha=0.15, linewidth=0, label="± one std")
     axes.set(xlabel="epoch", ylabel=picture.metric, title="Each line a trial; pale: stopped early")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
@@ -143,16 +159,20 @@ def _draw_curves(axes: Axes, picture: SweepPicture) -> None:
 
 def _draw_bars(axes: Axes, picture: SweepPicture) -> None:
     names = [bar.name for bar in picture.bars]
-    values = [100 * bar.accuracy for bar in picture.bars]
-    below = [100 * (bar.accuracy - bar.low) for bar in picture.bars]
-    above = [100 * (bar.high - bar.accuracy) for bar in picture.bars]
+    scale = 100 if is_percent(picture.figure) else 1
+    values = [scale * bar.value for bar in picture.bars]
+    below = [scale * max(0.0, bar.value - bar.low) for bar in picture.bars]
+    above = [scale * max(0.0, bar.high - bar.value) for bar in picture.bars]
+    end = scale if is_bounded(picture.figure) else 1.05 * max(1e-9, *(bar.high for bar in picture.bars))
     colours = [_COLOURS["champion" if name == "champion" else "other"] for name in names]
     axes.barh(names, values, xerr=[below, above], color=colours, height=0.6, ecolor="#9ca3af", capsize=3)
     for row, bar in enumerate(picture.bars):
-        axes.text(2, row, f"{100 * bar.accuracy:.1f}%", va="center", color="white", fontweight="bold")
+        text, ink = written(picture.figure, bar.value), "white" if bar.value * scale > 0.2 * end else _COLOURS["other"]
+        axes.text(0.02 * end, row, text, va="center", color=ink, fontweight="bold")
     if picture.majority_rate is not None:
         label = f"always the largest class: {100 * picture.majority_rate:.1f}%"
         axes.axvline(100 * picture.majority_rate, color=_COLOURS["majority"], linestyle="--", label=label)
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16))
-    axes.set(xlim=(0, 100), xlabel=f"{picture.side} accuracy, %", title="Champion and baselines")
+    unit = ", %" if is_percent(picture.figure) else ""
+    axes.set(xlim=(0, end), xlabel=f"{picture.side} {title(picture.figure)}{unit}", title="Champion and baselines")
     axes.invert_yaxis()

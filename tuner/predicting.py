@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainables.data.decoding import UnreadablePictureError, decode_picture
 from trainables.errors import InputError
@@ -15,21 +15,39 @@ if TYPE_CHECKING:
     from tuner.model_file import Classifier
 
 _AT_ONCE = 64
+_GIVEN_FROM = 0.5
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's most probable classes.
+    """What one picture is taken for, and the next best classes.
 
     Attributes:
         name: Path of the picture.
-        classes: Pairs of class and probability, the most probable first; empty when it could not be read.
+        classes: Pairs of class and probability, the model's decision first: the most probable, or by its costs the one
+            expected to cost least; empty when it could not be read.
+        expected_costs: Of these classes, where the model has costs.
+        are_given: Whether the picture has these labels, where it may have several.
         problem: Why it could not be read.
     """
 
     name: str
     classes: tuple[tuple[str, float], ...] = ()
+    expected_costs: tuple[float, ...] = ()
+    are_given: tuple[bool, ...] = ()
     problem: str | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per class, in order."""
+        rows: list[dict[str, Any]] = [
+            {"picture": self.name, "rank": rank, "class": name, "probability": round(probability, 6)}
+            for rank, (name, probability) in enumerate(self.classes, start=1)
+        ]
+        for row, cost in zip(rows, self.expected_costs, strict=False):
+            row["expected_cost"] = round(cost, 6)
+        for row, is_given in zip(rows, self.are_given, strict=False):
+            row["given"] = is_given
+        return rows
 
 
 def find_pictures(place: Path) -> list[Path]:
@@ -56,6 +74,9 @@ def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterato
     """Classifies pictures in order, a few at a time; one that cannot be read is said to be so."""
     import torch
 
+    from trainables.scores import expected_costs
+
+    names, costs = classifier.card.class_names, classifier.card.costs
     for first in range(0, len(pictures), _AT_ONCE):
         chunk = pictures[first : first + _AT_ONCE]
         images, problems = {}, {}
@@ -72,7 +93,15 @@ def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterato
             if path in problems:
                 yield Prediction(str(path), problem=problems[path])
                 continue
-            values, order = probabilities[path].sort(descending=True, stable=True)
-            ranked = zip(order[:top_k].tolist(), values[:top_k].tolist(), strict=True)
-            names = classifier.card.class_names
-            yield Prediction(str(path), tuple((names[label], value) for label, value in ranked))
+            values_K = probabilities[path]
+            if costs is None:
+                costs_K, order = None, values_K.argsort(descending=True, stable=True)[:top_k]
+            else:
+                costs_K = expected_costs(values_K.unsqueeze(0), torch.tensor(costs))[0]
+                order = costs_K.argsort(stable=True)[:top_k]
+            yield Prediction(
+                str(path),
+                tuple((names[label], values_K[label].item()) for label in order.tolist()),
+                () if costs_K is None else tuple(costs_K[order].tolist()),
+                () if classifier.card.labels == "single" else tuple((values_K[order] >= _GIVEN_FROM).tolist()),
+            )

@@ -6,15 +6,18 @@ Everything that can be wrong with a spec and its surroundings is found here, bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.cost_matrix import cost_matrix
 from search_spaces.data_spec import DataSpec
+from search_spaces.ranges import CountRange, listed
 from search_spaces.spec import SweepSpec
 from trainables.config import (
     SPLIT_NAMES,
@@ -25,10 +28,14 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
+from trainables.data.alike import alike_names
+from trainables.data.fit import FitChoice, choose_fit
+from trainables.data.folds import check_folds
+from trainables.data.label_sets import members_of, names_in
 from trainables.data.packing import PackReport, pack
 from trainables.data.sharing import publish_table
 from trainables.data.sources import LimitedSource, open_source
-from trainables.data.splits import check_sides, sides_of
+from trainables.data.splits import check_sides, dealt_as, labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from tuner.paths import HomePaths
@@ -37,6 +44,7 @@ from tuner.shared_home import check_home
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
 
+_MOST_NAMED = 12
 STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
 
@@ -48,18 +56,22 @@ class PreparedData:
     Attributes:
         config: What a trial needs to know of them.
         report: What packing did, and the files it set aside.
-        counts: Pictures by side and class.
+        counts: Pictures by side and class; with folds ``train`` has all that are not tested, and ``val`` none.
         test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
+        sizes: Pictures by side.
+        fit: How they are brought to a square, and why so.
     """
 
     config: DataConfig
     report: PackReport
     counts: dict[SplitName, dict[str, int]]
     test_digest: str
+    sizes: dict[SplitName, int]
+    fit: FitChoice
 
     def size(self, side: SplitName) -> int:
         """Pictures of one side."""
-        return sum(self.counts[side].values())
+        return self.sizes[side]
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,11 @@ class DealtData:
         report: What packing did, and the files it set aside.
         table: The packed pictures.
         rows: Those of the classes in use [N].
-        labels: Their classes [N].
+        labels: Their classes [N]; or, where pictures have several, their sets of labels, as the table names them.
         sides: Their sides [N].
+        fit: How they are brought to a square, and why so.
+        max_bad_fraction: Share of the files that may be set aside.
+        is_sample: Whether the source has more pictures than these.
     """
 
     config: DataConfig
@@ -81,26 +96,45 @@ class DealtData:
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     sides: NDArray[np.str_]
+    fit: FitChoice
+    max_bad_fraction: float = 1.0
+    is_sample: bool = False
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
-        """Pictures by side and class."""
+        """Pictures by side and class; a picture with several labels counts for each."""
         names = self.config.class_names
-        return {
-            side: dict(
-                zip(names, np.bincount(self.labels[self.sides == side], minlength=len(names)).tolist(), strict=True)
-            )
-            for side in SPLIT_NAMES
-        }
+        has_NK = self.has_labels()
+        return {side: dict(zip(names, has_NK[self.sides == side].sum(0).tolist(), strict=True)) for side in SPLIT_NAMES}
+
+    def has_labels(self) -> NDArray[np.bool_]:
+        """Which classes each picture has: [N, K]."""
+        names, separator = self.config.class_names, self.config.label_separator
+        if separator is None:
+            return self.labels[:, np.newaxis] == np.arange(len(names))
+        return members_of(self.table.class_names, names, separator)[self.labels]
 
     def check(self) -> None:
-        """Refuses what cannot be learnt from or judged on; see `check_sides`."""
-        check_sides(
-            self.sides,
-            self.labels,
-            self.config.class_names,
-            self.config.split,
-            given=self.table.sides[self.rows],
-        )
+        """Refuses what cannot be learnt from or judged on; see `check_folds` and `check_sides`."""
+        _check_bad_files(self.report, self.max_bad_fraction)
+        if alike := alike_names(self.config.class_names):
+            raise InputError(
+                f"data: the classes {alike[0]!r} and {alike[1]!r} differ by case or spaces only: if they are one, put "
+                "its pictures under one name; else rename one, or leave it out by data.exclude_classes"
+            )
+        config, given = self.config, self.table.sides[self.rows]
+        if not config.folds:
+            labels = self.labels if config.label_separator is None else self.has_labels()
+            check_sides(self.sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
+            return
+        groups = self.table.groups_of(self.rows, config.group_pattern)
+        keys = dealt_as(self.table.ids[self.rows], groups)
+        untested = np.flatnonzero(self.sides != "test")
+        has_val = config.split.source == "auto" and "val" in given
+        own_keys = [keys[row] for row in untested]
+        check_folds(own_keys, self.labels[untested], config.class_names, config.folds, has_val=has_val)
+        for fold in range(config.folds):
+            sides = sides_of(self.table, self.rows, config.model_copy(update={"fold": fold}))
+            check_sides(sides, self.labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
 def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> PreparedData:
@@ -117,8 +151,10 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
     dealt = deal_data(spec, home, counted)
     dealt.check()
     tested = dealt.sides == "test"
-    digest = _digest(dealt.table.ids[dealt.rows][tested], dealt.labels[tested], dealt.config.class_names)
-    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest)
+    names = dealt.config.class_names if dealt.config.label_separator is None else dealt.table.class_names
+    digest = _digest(dealt.table.ids[dealt.rows][tested], dealt.labels[tested], names)
+    sizes = {side: int((dealt.sides == side).sum()) for side in SPLIT_NAMES}
+    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest, sizes, dealt.fit)
 
 
 def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> DealtData:
@@ -128,7 +164,8 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
         InputError: The source, its classes or the home will not do.
     """
     check_home(home)
-    source = open_source(spec.source)
+    separator = spec.label_separator if spec.labels == "multi" else None
+    source = open_source(spec.source, separator)
     report = pack(
         source if spec.max_per_class is None else LimitedSource(source, spec.max_per_class),
         home.tables,
@@ -138,21 +175,61 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     if home.is_shared:
         publish_table(report.path, home.uri_of(report.path))
     table = ImageTable.open(report.path)
-    unknown = [name for name in spec.exclude_classes if name not in table.class_names]
+    known = table.class_names if separator is None else names_in(table.class_names, separator)
+    unknown = [name for name in spec.exclude_classes if name not in known]
     if unknown:
-        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; there are {', '.join(table.class_names)}")
-    class_names = tuple(name for name in table.class_names if name not in spec.exclude_classes)
+        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; {_known_classes(unknown[0], known)}")
+    class_names = tuple(name for name in known if name not in spec.exclude_classes)
     config = DataConfig(
         table=home.uri_of(report.path),
         fingerprint=report.fingerprint,
         class_names=class_names,
+        label_separator=separator,
         split=spec.split,
         group_pattern=spec.group_pattern,
         image_size_px=spec.image_size_px,
+        folds=spec.folds,
     )
-    rows, labels = table.rows_of(class_names)
+    rows, labels = labelled_rows(table, config)
+    fit = choose_fit(spec.fit, *table.sizes_of(rows))
+    config = config.model_copy(update={"fit": fit.fit})
     _check_groups(table, rows, spec.group_pattern)
-    return DealtData(config, report, table, rows, labels, sides_of(table, rows, config))
+    sides, is_sample = sides_of(table, rows, config), spec.max_per_class is not None
+    return DealtData(config, report, table, rows, labels, sides, fit, spec.max_bad_fraction, is_sample)
+
+
+def settle_fit(spec: SweepSpec, data: PreparedData, note: Callable[[str], object]) -> SweepSpec:
+    """The spec with its fit named, so that whoever goes on with the sweep shows networks the same; see `choose_fit`.
+
+    Args:
+        spec: Whose `data.fit` may be 'auto'.
+        data: Its pictures.
+        note: Told the choice with its reason.
+    """
+    if spec.data.fit != "auto":
+        return spec
+    note(f"data.fit: {data.fit.fit}: {data.fit.reason}")
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"fit": data.fit.fit})})
+
+
+def _check_bad_files(report: PackReport, most: float) -> None:
+    num_bad = len(report.bad_files)
+    total = num_bad + report.num_images
+    if num_bad > most * total:
+        first = report.bad_files[0]
+        raise InputError(
+            f"data.max_bad_fraction: {num_bad} of {total} files cannot be used, more than {most:.0%}, such as "
+            f"{first.name}: {first.reason}; `thaw data inspect` lists them; mend or remove them, or raise "
+            "data.max_bad_fraction"
+        )
+
+
+def _known_classes(wanted: str, known: Sequence[str]) -> str:
+    if match := get_close_matches(wanted, known, n=1):
+        return f"did you mean {match[0]!r}?"
+    names = known[:_MOST_NAMED]
+    more = len(known) - len(names)
+    return f"there are {', '.join(names)}" + (f" and {more} more" if more else "")
 
 
 def _check_groups(table: ImageTable, rows: NDArray[np.int64], pattern: str | None) -> None:
@@ -168,8 +245,17 @@ def _digest(ids: Any, labels: Any, class_names: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: str) -> WeightsFile | None:
+def prepare_weights(
+    weights: str, backbone: str, home: HomePaths, tracking_uri: str, note: Callable[[str], object] = lambda _: None
+) -> WeightsFile | None:
     """The pretrained tensors that ``weights`` names, checked against the backbone; None for random ones.
+
+    Args:
+        weights: As a spec names them.
+        backbone: The network that they are for.
+        home: Where they are kept.
+        tracking_uri: MLflow's, for weights that are ``models:/...``.
+        note: Told what a file says of the pictures that it was trained on, and what was adapted.
 
     Raises:
         InputError: They cannot be had, hold pickled code, or do not fit.
@@ -177,10 +263,25 @@ def prepare_weights(weights: str, backbone: str, home: HomePaths, tracking_uri: 
     from trainables.backbones.weights import resolve_weights, store_weights
 
     if not weights.startswith("models:/"):
-        return resolve_weights(weights, backbone, home.uri_of(home.weights))
+        return resolve_weights(weights, backbone, home.uri_of(home.weights), note)
     from tuner.registry import load_weights
 
     return store_weights(load_weights(weights, tracking_uri), backbone, home.uri_of(home.weights))
+
+
+def check_batches(spec: SweepSpec, num_train: int) -> None:
+    """Refuses batches of which even the smallest holds more than there is to learn from.
+
+    Raises:
+        InputError: An epoch would be one step, whatever the batch size.
+    """
+    sizes = spec.search.batch_size
+    smallest = sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))
+    if smallest > num_train:
+        raise InputError(
+            f"search.batch_size: {smallest} is more than the {num_train} pictures on the train side, so that an epoch "
+            f"would be a single step; use at most {num_train}, better {max(1, num_train // 4)} or fewer"
+        )
 
 
 def build_cuts(backbone: str, num_classes: int, image_size_px: int) -> CutGraph:
@@ -210,9 +311,32 @@ def base_trial(spec: SweepSpec, data: DataConfig, backbone: str, weights: Weight
         backbone=BackboneConfig(name=backbone, weights=weights),
         freeze_depth=0,
         epochs=spec.budget.epochs,
-        compute=spec.compute,
+        compute=spec.compute_of(backbone).without_auto(),
+        costs=cost_matrix(spec.costs, data.class_names),
         seed=spec.seed,
+        repeats=spec.search.repeats,
     )
+
+
+def check_metric(spec: SweepSpec, data: PreparedData) -> None:
+    """Whether these pictures can be judged as the spec wants.
+
+    Raises:
+        InputError: The costs do not fit the classes, or the validation side shows too little for the metric.
+    """
+    cost_matrix(spec.costs, data.config.class_names)
+    counts, size = data.counts["val"], data.size("val")
+    if spec.metric == "val/map" and not any(counts.values()):
+        raise InputError(
+            "metric: val/map is the mean over labels, and no picture of the validation side has any: "
+            "give data.split.val a larger share, or try another data.split.seed"
+        )
+    if spec.metric == "val/auroc" and not any(0 < count < size for count in counts.values()):
+        present = ", ".join(repr(name) for name, count in counts.items() if count) or "nothing"
+        raise InputError(
+            f"metric: val/auroc compares pictures, and all of the validation side show {present}: "
+            "give data.split.val a larger share, or choose another metric"
+        )
 
 
 def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
@@ -222,7 +346,7 @@ def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
         InputError: The source of pictures or the file of weights is not there, or MLflow's address is none.
     """
     home.tracking_uri(spec.tracking.uri)
-    open_source(spec.data.source)
+    open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
     for choice in spec.model.choices:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
         is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))

@@ -9,7 +9,7 @@ from search_spaces.spec import PretrainSpec
 from tuner.cluster import open_lanes
 from tuner.paths import HomePaths
 from tuner.pretraining import find_pretrained, prepare_pretraining, register_pretrained, train_backbone
-from tuner.progress import Progress, silent
+from tuner.progress import Progress, shown
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,14 @@ def run_pretrain(
     Raises:
         InputError: The spec or its surroundings will not do, or the training diverged.
         LaneError: The training failed.
+        LanesLostError: There is no lane any more.
     """
-    paths, progress = HomePaths.resolve(home), progress or silent()
+    paths = HomePaths.resolve(home)
+    with shown(progress) as seen:
+        return _run(spec, paths, seen)
+
+
+def _run(spec: PretrainSpec, paths: HomePaths, progress: Progress) -> PretrainOutcome:
     tracking_uri = paths.tracking_uri(spec.tracking.uri)
     pretraining = prepare_pretraining(spec, paths, tracking_uri, progress.counted)
     trained = find_pretrained(pretraining, paths, tracking_uri)

@@ -27,6 +27,10 @@ from tuner.preparing import PreparedData, prepare_data, prepare_weights
 from tuner.registry import find_backbone
 
 Counted = Callable[[str, int, int], None]
+_NOT_IN_RECIPES = (
+    "head", "head_init", "dropout", "bn_mode",
+    "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation", "costs", "start_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,20 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     decisive = config.model_dump(mode="json")
     del decisive["data"]["table"]
     # Nothing that a recipe can set, and older recipes do not have it.
-    for name in ("head_init", "class_balance", "mixup_alpha", "cutmix_alpha", "ema_decay", "grad_accumulation"):
+    for name in _NOT_IN_RECIPES:
         del decisive[name]
+    del decisive["data"]["folds"], decisive["data"]["fold"], decisive["repeats"]
     del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
+    del decisive["data"]["label_separator"]
+    if config.data.fit == "crop":
+        del decisive["data"]["fit"]
     if config.data.group_pattern is None:
         del decisive["data"]["group_pattern"]
     if config.backbone.weights is not None:
         del decisive["backbone"]["weights"]["uri"]
+        for name in ("mean", "std"):  # older recipes do not have them
+            if decisive["backbone"]["weights"][name] is None:
+                del decisive["backbone"]["weights"][name]
     return Pretraining(spec, config, json.dumps(decisive, sort_keys=True, separators=(",", ":")), data)
 
 
@@ -140,7 +151,8 @@ def train_backbone(
         see: Told each epoch's number and metrics.
 
     Raises:
-        LaneError: It failed, or every lane is lost.
+        LaneError: It failed.
+        LanesLostError: There is no lane any more.
         InputError: It diverged.
     """
     from trainables.backbones.weights import store_weights
@@ -197,6 +209,7 @@ def _register(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tr
     card = ModelCard(
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,
+        fit=config.data.fit,
         mean=mean,
         std=std,
         backbone=spec.backbone,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from search_spaces.costs import Cost, HeldCut, trial_flops
+from search_spaces.costs import Cost, HeldCut, ViewCount, trial_flops
 from search_spaces.expecting import (
     distinct_views,
     expected_trials,
@@ -25,9 +25,10 @@ from search_spaces.search_spec import USUAL_NUM_TRIALS
 from search_spaces.space import BACKBONE, Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
-from trainables.config import Precision
+from trainables.config import OTHER_HEADS, Precision
 from trainables.features.layout import ITEM_BYTES
 from trainables.jobs import CutsToKeep
+from trainables.sizes import shares_of_size
 
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
@@ -59,10 +60,14 @@ class Material:
 
     Attributes:
         stage_flops: Forward FLOPs of each stage, for one picture.
-        head_flops: Of the head.
+        head_flops: Of a linear head.
+        other_heads: Of heads of other kinds.
         feature_bytes: Of each stage's result as it is stored, for one picture.
-        num_train: Training pictures.
-        num_val: Validation pictures.
+        num_train: Training pictures; with folds all that are not tested, which are validation pictures too; where each
+            seed has frozen layers of its own, each of them once for every seed.
+        num_val: Validation pictures, likewise.
+        train_passes: How often an epoch learns from each of the former, over all folds and seeds.
+        val_passes: How often it is judged on each of the latter.
     """
 
     stage_flops: tuple[int, ...]
@@ -70,17 +75,50 @@ class Material:
     feature_bytes: tuple[int, ...]
     num_train: int
     num_val: int
+    other_heads: Mapping[str, int] = field(default_factory=dict)
+    train_passes: float = 1.0
+    val_passes: float = 1.0
 
     @classmethod
-    def of(cls, cuts: CutGraph, data: PreparedData, precision: Precision) -> Material:
-        """Of a backbone and prepared pictures; `precision` is the frozen part's."""
+    def of(
+        cls,
+        cuts: CutGraph,
+        data: PreparedData,
+        precision: Precision,
+        repeats: int = 1,
+        *,
+        is_pretrained: bool = True,
+    ) -> Material:
+        """Of a backbone and prepared pictures.
+
+        Args:
+            cuts: The backbone's stages.
+            data: The pictures.
+            precision: Of the frozen part.
+            repeats: Seeds of a trial.
+            is_pretrained: Whether all seeds have the same frozen layers; random ones are drawn from each.
+        """
+        from trainables.backbones.heads import head_flops
+
+        head = cuts.head
+        folds, networks = data.config.folds, 1 if is_pretrained else repeats
         return cls(
             stage_flops=tuple(stage.flops for stage in cuts.stages),
             head_flops=cuts.head.flops,
             feature_bytes=tuple(math.prod(stage.output_shape) * ITEM_BYTES[precision] for stage in cuts.stages),
-            num_train=data.size("train"),
-            num_val=data.size("val"),
+            num_train=networks * data.size("train"),
+            num_val=networks * data.size("train" if folds else "val"),
+            train_passes=repeats // networks * float(folds - 1 if folds else 1),
+            val_passes=float(repeats // networks),
+            other_heads={kind: head_flops(kind, head.in_features, head.num_classes) for kind in OTHER_HEADS},
         )
+
+
+def material_of(spec: SweepSpec, backbone: str, cuts: CutGraph, data: PreparedData) -> Material:
+    """Of one of a sweep's backbones."""
+    is_pretrained = all(choice.is_pretrained for choice in spec.model.choices if choice.backbone == backbone)
+    precision = spec.compute_of(backbone).without_auto().prefix_precision
+    return Material.of(cuts, data, precision, spec.search.repeats, is_pretrained=is_pretrained)
 
 
 @dataclass(frozen=True)
@@ -141,7 +179,7 @@ class Pricing:
         )
         self._mean_epochs = sum(self._shares)
         self._num_views = space.fixed.get("num_views", "unlimited")
-        self._kept: dict[tuple[str, int, str], CutsToKeep] = {}
+        self._kept: dict[tuple[str, ViewCount, int, str], CutsToKeep] = {}
         share = 1.0 / len(space.backbones)
         self._expected = {name: expected_trials(space.alone(name), share) for name in space.backbones}
         self.num_trials = float(trials_in_all(spec, space) or self._trials_for(spec.budget.flops))
@@ -187,14 +225,15 @@ class Pricing:
         depth, policy = int(point["freeze_depth"]), policy_name(point)
         if depth == 0 or not self.is_storing:
             return {"train": (), "val": ()}
-        key = (policy, depth, self._space.backbone_of(point))
+        views = views_of(point)
+        key = (policy, views, depth, self._space.backbone_of(point))
         if key not in self._kept:
             plan = self._plan(point)
             train = self._worth_now(plan.depths[policy], point)
             val = _up_to(depth, plan.depths[VALIDATION])
             if self._features == "required":
                 train, val = _with(depth, train), _with(depth, val)
-            if views_of(point) == "unlimited":
+            if views == "unlimited":
                 train = ()
             self._kept[key] = {"train": train, "val": val}
         return self._kept[key]
@@ -247,16 +286,21 @@ class Pricing:
 
     def _cost(self, point: Mapping[str, Any], held: Iterable[HeldCut], kept: CutsToKeep) -> Cost:
         material = self._materials[self._space.backbone_of(point)]
+        # FLOPs go by the square of a picture's side.
+        shares = shares_of_size(float(point.get("start_size", 1.0)), self._epochs)
+        mean_pixels = sum(share**2 for share in shares) / len(shares)
         return trial_flops(
             freeze_depth=int(point["freeze_depth"]),
             epochs=self._epochs,
-            num_train=material.num_train,
+            num_train=material.num_train * mean_pixels,
             num_val=material.num_val,
             num_views=views_of(point),
             stage_flops=material.stage_flops,
-            head_flops=material.head_flops,
+            head_flops=material.other_heads.get(str(point.get("head")), material.head_flops),
             held=tuple(held),
             kept=kept,
+            train_passes=material.train_passes,
+            val_passes=material.val_passes,
         )
 
     def _held_for(self, point: Mapping[str, Any], before: Iterable[Looked]) -> set[HeldCut]:
@@ -293,6 +337,8 @@ class Pricing:
             most_epochs=self._epochs,
             num_train=material.num_train,
             num_val=material.num_val,
+            train_passes=material.train_passes,
+            val_passes=material.val_passes,
         )
         sizes = (material.stage_flops, material.feature_bytes)
         first = what_to_store(*sizes, [validation], self._budget_bytes)

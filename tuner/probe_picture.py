@@ -82,7 +82,8 @@ def _draw_accuracies(axes: Axes, picture: ProbePicture) -> None:
     axes.fill_between(depths, low, high, color=_COLOURS["band"], label="its standard error")
     axes.plot(depths, percent, color=_COLOURS["probe"], marker="o", label="probe, all pictures")
     val = [math.nan if value is None else 100 * value for value in picture.val_accuracies]
-    axes.plot(depths, val, color=_COLOURS["probe"], linewidth=1, linestyle=":", label="probe, validation alone")
+    if not all(map(math.isnan, val)):  # with folds no picture is for validation alone
+        axes.plot(depths, val, color=_COLOURS["probe"], linewidth=1, linestyle=":", label="probe, validation alone")
     if picture.trials:
         xs, ys = zip(*picture.trials, strict=True)
         axes.scatter(

@@ -27,7 +27,7 @@ from trainables.config import TrialConfig
 from trainables.jobs import CutsToKeep, DepthProbe, Message, ProbeJob
 from trainables.storage import write_bytes
 from tuner.journal import Record, read_records
-from tuner.lanes import LaneError, LanePool, LanesLostError
+from tuner.lanes import LaneError, LanePool
 from tuner.paths import SweepPaths
 from tuner.progress import Progress
 
@@ -98,7 +98,7 @@ def _to_be_probed(spec: SweepSpec, space: SearchSpace) -> list[str]:
         if should_probe(
             spec.search,
             space.alone(name),
-            is_pretrained=pretrained.get(name, spec.is_pretrained),
+            is_pretrained=spec.can_probe and pretrained.get(name, spec.is_pretrained),
             are_backbones_compared=space.is_joint,
         )
     ]
@@ -120,8 +120,6 @@ def _probe_all(
         progress.phase(f"probing the frozen {name if space.is_joint else 'network'}")
         try:
             (found[name],) = pool.run(ProbeJob.of(bases[name], alone.num_stages, cuts_worth_keeping(spec, alone)))
-        except LanesLostError:
-            raise
         except LaneError as error:
             problems.append(f"{name}: {error}" if space.is_joint else str(error))
             progress.note(f"probe: {problems[-1]}; the search begins with rules of thumb", style="yellow")

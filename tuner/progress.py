@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live panel on a terminal, plain lines elsewhere.
+"""What a person sees while a sweep runs: a live panel on a terminal or in a notebook, plain lines elsewhere.
 
 In: the journal's records as they are written, and the phases between them. Out: text on standard error, so that
 standard output holds results alone.
@@ -7,7 +7,8 @@ standard output holds results alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.journal import Record
+from tuner.notebook import CellPanel, is_notebook
 from tuner.spending import Spending
 
 
@@ -58,6 +60,18 @@ class SearchState:
             del self.running[record["number"]]
             self.outcomes[record["outcome"]] = self.outcomes.get(record["outcome"], 0) + 1
             self.seconds.append((record.get("metrics") or {}).get("time/trial_s", 0.0))
+        elif event == "exchange":
+            self._take_over(record)
+
+    def _take_over(self, record: Record) -> None:
+        """What a trial gave up for another's weights is lost, the best too."""
+        for move in record["moves"]:
+            self.reached.pop(move["number"], None)
+            if move["donor"] in self.reached:
+                self.reached[move["number"]] = self.reached[move["donor"]]
+        ranked = sorted(self.reached.items())
+        best = (max if self.mode == "max" else min)(ranked, key=lambda item: item[1], default=None)
+        self.best = None if best is None else (best[1], best[0])
 
     def _take(self, number: int, value: float) -> None:
         better = max if self.mode == "max" else min
@@ -96,12 +110,14 @@ class Progress:
     """Shows a sweep's phases and trials; a context manager.
 
     Args:
-        console: Where to; standard error by default. A terminal gets a live panel, anything else plain lines.
+        console: Where to; standard error by default. A terminal gets a live panel, a notebook one under the running
+            cell, anything else plain lines.
         quiet: Shows nothing at all.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet)
+        self._is_in_cell = console is None and not quiet and is_notebook()
+        self.console = console or Console(stderr=True, quiet=quiet, force_jupyter=False)
         self.state = SearchState()
         self.num_lanes = 1
         self.num_untold: Callable[[], int] = lambda: 0  # records that wait for an MLflow that is away
@@ -109,10 +125,13 @@ class Progress:
         self._fraction: float | None = None
         self._started = time.monotonic()
         self._live: Live | None = None
+        self._panel: CellPanel | None = None
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
-        if self.console.is_terminal and not self.console.quiet:
+        if self._is_in_cell:
+            self._panel = CellPanel()
+        elif self.console.is_terminal and not self.console.quiet:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
             self._live.start()
         return self
@@ -123,19 +142,24 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._panel is not None:
+            self._panel.show(self._render(), at_once=True)
+            self._panel = None
 
     def phase(self, text: str) -> None:
         """What is being done now, where no trial says it."""
         self._phase, self._fraction = text, None
-        if self._live is None:
+        if self._shows_lines:
             self._line(text)
+        self._refresh(at_once=True)
 
     def counted(self, text: str, done: int, total: int) -> None:
         """A phase of which so much is done; plain output gets its tenths."""
         before = self._fraction if self._phase == text else None
         self._phase, self._fraction = text, done / max(1, total)
-        if self._live is None and (before is None or int(10 * before) < int(10 * self._fraction)):
+        if self._shows_lines and (before is None or int(10 * before) < int(10 * self._fraction)):
             self._line(f"{text}: {done} of {total}")
+        self._refresh()
 
     def note(self, text: str, style: str = "") -> None:
         """A line that stays."""
@@ -145,8 +169,19 @@ class Progress:
         """Takes one record of the journal into account."""
         is_trial = record.get("number") in self.state.running
         self.state.see(record)
-        if self._live is None and is_trial and record["event"] == "end":
+        if self._shows_lines and is_trial and record["event"] == "end":
             self._line(self._describe_end(record))
+        elif self._shows_lines and record["event"] == "exchange":
+            self._line(_describe_exchange(record))
+        self._refresh()
+
+    @property
+    def _shows_lines(self) -> bool:
+        return self._live is None and self._panel is None
+
+    def _refresh(self, *, at_once: bool = False) -> None:
+        if self._panel is not None:
+            self._panel.show(self._render(), at_once=at_once)
 
     def _describe_end(self, record: Record) -> str:
         state, number = self.state, record["number"]
@@ -187,6 +222,11 @@ class Progress:
         return grid
 
 
+def _describe_exchange(record: Record) -> str:
+    moves = ", ".join(f"trial {move['number']} takes over trial {move['donor']}" for move in record["moves"])
+    return f"after epoch {record['epoch']}: {moves or 'nobody takes over anything'}"
+
+
 def _untold(number: int) -> str:
     return f"MLflow is away, {number} records wait for it"
 
@@ -196,6 +236,11 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"  # noqa: PLR2004
 
 
-def silent() -> Progress:
-    """A progress that shows nothing."""
-    return Progress(quiet=True)
+@contextmanager
+def shown(progress: Progress | None) -> Iterator[Progress]:
+    """The given progress; without one, a panel where a notebook shows it, and nothing elsewhere."""
+    if progress is not None:
+        yield progress
+        return
+    with Progress(quiet=not is_notebook()) as own:
+        yield own

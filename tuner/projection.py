@@ -105,7 +105,7 @@ class _Planner:
     def take(self, record: Record) -> None:
         time_ms = round(record["time"] * 1000)
         match record["event"]:
-            case "sweep" | "trial" | "baseline":
+            case "sweep" | "trial" | "baseline" | "refit":
                 self._begin(record, time_ms)
             case "extended":
                 changes = "; ".join(f"{name}: {as_param(value)}" for name, value in record["changes"].items())
@@ -116,6 +116,9 @@ class _Planner:
                 self._epoch(record, time_ms)
             case "end":
                 self._end(record, time_ms)
+            case "exchange":
+                for move in record["moves"]:
+                    self._take_over(move, record["epoch"], time_ms)
             case "files":
                 update = self._update(_key(record), time_ms)
                 update.files += [(path, record.get("folder")) for path in record["paths"]]
@@ -136,6 +139,9 @@ class _Planner:
         if record["event"] == "baseline":
             update.name = f"baseline {record['name']}"
             update.tags["thaw.baseline"] = record["name"]
+        if record["event"] == "refit":
+            update.name = f"refit of {record['name']}"
+            update.tags["thaw.refit"] = record["name"]
         update.tags |= {name: str(value) for name, value in record.get("tags", {}).items()}
         if record.get("note"):
             update.tags["mlflow.note.content"] = record["note"]
@@ -171,6 +177,17 @@ class _Planner:
         update.metrics += _points(record.get("metrics") or {}, time_ms, state.epoch)
         self._close(update, time_ms, record["outcome"], record.get("reason"))
 
+    def _take_over(self, move: Mapping[str, Any], epoch: int, time_ms: int) -> None:
+        """The settings as a curve over the epochs, which MLflow's parameters cannot show; who was taken over, a tag."""
+        update = self._update(str(move["number"]), time_ms)
+        before, after = move["before"], move["params"]
+        changed = [name for name, value in after.items() if before.get(name) != value]
+        for step, params in ((epoch, before), (epoch + 1, after)):
+            numbers = {f"schedule/{name}": value for name in changed if _is_number(value := params.get(name))}
+            update.metrics += _points(numbers, time_ms, step)
+        shown = ", ".join(f"{name} {as_param(before.get(name))} -> {as_param(after[name])}" for name in changed)
+        update.tags[f"thaw.taken_over.{epoch:04d}"] = f"trial {move['donor']}; {shown}"
+
     def _champion(self, record: Record, time_ms: int) -> None:
         parent = self._update(SWEEP_KEY, time_ms)
         parent.metrics += _points(record["metrics"], time_ms, 0)
@@ -196,6 +213,10 @@ class _Planner:
 def _key(record: Record) -> str:
     number = record.get("number")
     return SWEEP_KEY if number is None else str(number)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _points(metrics: Mapping[str, float | None], time_ms: int, step: int) -> list[MetricPoint]:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from search_spaces.cost_matrix import CostMatrix
+from tuner.figures import is_small_good, title
 from tuner.mlflow_client import gist, open_client
 from tuner.model_file import load_card
 from tuner.registry import RegisteredVersion, aliases_of, fetch_model
@@ -27,14 +29,36 @@ class Score:
     """What a model reached on a test side.
 
     Attributes:
-        accuracy: None when it was not tested.
+        value: Of the metric; None when it was not tested.
         test_digest: Names the test pictures with their labels; figures compare only when it is equal.
         class_names: The classes that the model knows; their order does not matter.
+        metric: What was measured, without its side; figures compare only when it is equal.
+        costs: Where the metric is ``cost``: what it is reckoned by, in the order of the class names.
     """
 
-    accuracy: float | None
+    value: float | None
     test_digest: str | None
     class_names: tuple[str, ...]
+    metric: str = "accuracy"
+    costs: CostMatrix | None = None
+
+    def is_comparable(self, other: Score) -> bool:
+        """Whether both figures measure the same on the same pictures."""
+        return (self.test_digest, self.metric, self._named_costs()) == (
+            other.test_digest,
+            other.metric,
+            other._named_costs(),
+        )
+
+    def _named_costs(self) -> dict[tuple[str, str], float] | None:
+        if self.costs is None:
+            return None
+        names = self.class_names
+        return {
+            (true, decided): cost
+            for true, row in zip(names, self.costs, strict=True)
+            for decided, cost in zip(names, row, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -56,12 +80,12 @@ def decide(new: Score, present: Score | None) -> Decision:
         return Decision("champion", "there was no champion")
     if set(new.class_names) != set(present.class_names):
         return Decision("challenger", _difference(set(new.class_names), set(present.class_names)))
-    if new.accuracy is None:
+    if new.value is None:
         return Decision("challenger", "it was not tested")
-    if present.accuracy is None or new.test_digest != present.test_digest:
+    if present.value is None or not new.is_comparable(present):
         return Decision("challenger", "the champion has no result on the same test pictures")
-    both = f"test accuracy {new.accuracy:.4f} against the champion's {present.accuracy:.4f} on the same pictures"
-    if new.accuracy > present.accuracy:
+    both = f"test {title(new.metric)} {new.value:.4f} against the champion's {present.value:.4f} on the same pictures"
+    if (new.value < present.value) if is_small_good(new.metric) else (new.value > present.value):
         return Decision("champion", both)
     return Decision("challenger", f"{both}: not better")
 
@@ -75,8 +99,9 @@ def promote(
         version: Registered already.
         score: Its score.
         tracking_uri: MLflow's address.
-        evaluate_present: From the champion's ``models:/`` URI to its accuracy on the new model's test side; called
-            only when the champion was tested on other pictures and knows the same classes.
+        evaluate_present: From the champion's ``models:/`` URI to its value of ``score.metric`` on the new model's test
+            side; called only when the champion was tested on other pictures, or for another metric, and knows the same
+            classes.
     """
     from mlflow.exceptions import MlflowException
 
@@ -91,7 +116,7 @@ def promote(
             uri = RegisteredVersion(version.name, champion).uri
             present = _score_of(client, version.name, champion, tracking_uri)
             if _needs_evaluation(score, present):
-                present = replace(present, accuracy=evaluate_present(uri), test_digest=score.test_digest)
+                present = replace(score, value=evaluate_present(uri))
         decision = decide(score, present)
     except (ValueError, OSError, RuntimeError, MlflowException) as error:
         decision = Decision("challenger", f"the champion could not be tested on the same pictures: {gist(error)}")
@@ -103,9 +128,9 @@ def promote(
 
 def _needs_evaluation(new: Score, present: Score) -> bool:
     return (
-        new.accuracy is not None
+        new.value is not None
         and set(new.class_names) == set(present.class_names)
-        and (present.accuracy is None or present.test_digest != new.test_digest)
+        and (present.value is None or not new.is_comparable(present))
     )
 
 
@@ -116,7 +141,15 @@ def _score_of(client: Any, name: str, version: int, tracking_uri: str) -> Score:
         card = load_card(fetch_model(RegisteredVersion(name, version).uri, tracking_uri))
         return Score(None, None, card.class_names)
     stored = json.loads(text)
-    return Score(stored["accuracy"], stored["test_digest"], tuple(stored["class_names"]))
+    if "accuracy" in stored:  # as an older Thaw kept it
+        stored["value"] = stored.pop("accuracy")
+    return Score(
+        **{
+            **stored,
+            "class_names": tuple(stored["class_names"]),
+            "costs": None if stored.get("costs") is None else tuple(map(tuple, stored["costs"])),
+        }
+    )
 
 
 def _difference(new: set[str], present: set[str]) -> str:

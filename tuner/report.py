@@ -1,6 +1,6 @@
-"""What people are told of the champion's test: the confusion matrix as table and picture, and how sure it is.
+"""What people are told of the champion's test: the confusion matrix as table and picture.
 
-In: counts. Out: an interval, files. Nothing here keeps state; the picture is drawn without matplotlib's global figure.
+In: counts. Out: figures, files. Nothing here keeps state; the picture is drawn without matplotlib's global figure.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.storage import write_bytes
+from tuner.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Z_95 = 1.959963984540054
-"""Standard normal quantile of a two-sided 95% interval."""
 
 _MOST_COUNTS = 30
 _MOST_LABELS = 100
@@ -31,33 +29,14 @@ _TITLE_PER_INCH = 12
 _DARK = 0.55
 
 
-def wilson_interval(num_correct: int, num_total: int, z: float = Z_95) -> tuple[float, float]:
-    """Confidence interval of a proportion (Wilson 1927, "Probable inference, the law of succession").
-
-    Unlike the textbook interval it stays within 0 and 1, and says something at 0 and at 1.
-
-    Raises:
-        ValueError: ``num_total`` is not positive, or ``num_correct`` is not within it.
-    """
-    if num_total < 1 or not 0 <= num_correct <= num_total:
-        raise ValueError(f"{num_correct} correct of {num_total}: there is no interval for that")
-    share, square = num_correct / num_total, z * z
-    centre = share + square / (2 * num_total)
-    spread = z * math.sqrt(share * (1 - share) / num_total + square / (4 * num_total * num_total))
-    scale = 1 + square / num_total
-    # The ends are exact where everything or nothing is right; rounding would leave 1e-17.
-    low = 0.0 if num_correct == 0 else (centre - spread) / scale
-    high = 1.0 if num_correct == num_total else (centre + spread) / scale
-    return low, high
-
-
 @dataclass(frozen=True)
 class Confusion:
     """How often each class was taken for each.
 
     Attributes:
         class_names: In the order of rows and columns.
-        counts: Pictures by true class (rows) and predicted class (columns).
+        counts: Pictures by true class (rows) and predicted class (columns), which is what the model
+            decides, by costs where it has them.
     """
 
     class_names: tuple[str, ...]

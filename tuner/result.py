@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainables.config import TrialConfig
 from tuner.champion import best_epoch
-from tuner.journal import Record, TrialRecord, read_records, trials_of
+from tuner.journal import Ancestor, Record, TrialRecord, read_records, trials_of
 from tuner.paths import HomePaths, SweepPaths
 from tuner.reuse import Reuse
 
@@ -44,6 +44,7 @@ class Champion:
         model_uri: ``models:/NAME/VERSION`` in MLflow; None when MLflow could not be told.
         alias: ``champion``, or ``challenger`` when the present champion stays.
         reason: Why that alias.
+        lineage: Who trained its weights before it did, in a population.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Champion:
     model_uri: str | None = None
     alias: str | None = None
     reason: str | None = None
+    lineage: tuple[Ancestor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ class SweepResult:
     def paths(self) -> SweepPaths:
         """The sweep's files."""
         return self.home.sweep(self.name)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: what the command line says at a sweep's end."""
+        from tuner.notebook import exported, recorder
+        from tuner.output import show_result
+
+        console = recorder()
+        show_result(self, console)
+        return exported(console)
 
 
 def trial_rows(records: Sequence[TrialRecord], metric: str, mode: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_spaces.loading import load_spec
+from search_spaces.loading import load_kept_spec
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from trainables.jobs import LAST_CHECKPOINT
@@ -69,8 +69,8 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
     records = read_records(paths.journal)
     # The file has them too, unless the sweep was killed between the journal and the file.
     known_changes = [f"{path}={json.dumps(value)}" for path, value in _extensions(records).items()]
-    before = load_spec(paths.spec, known_changes)
-    spec = load_spec(paths.spec, [*known_changes, *overrides])
+    before = load_kept_spec(paths.spec, known_changes)
+    spec = load_kept_spec(paths.spec, [*known_changes, *overrides])
     changes = differences(before, spec)
     refused = {path: change for path, change in changes.items() if not _may_change(path)}
     if refused:
@@ -79,6 +79,10 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
             f"resume: sweep {name!r} goes on with the spec it began with, or its trials could not be compared; this "
             f"would change\n{shown}\nTo search so, start a sweep under another name. What may change: "
             f"{', '.join(_MAY_CHANGE)}"
+        )
+    if spec.is_population and "search.num_trials" in changes:
+        raise InputError(
+            "resume: search.num_trials: a population keeps the size it was drawn with; start a sweep under another name"
         )
     num_known = len(trials_of(records))
     if spec.most_trials is not None and changes and spec.most_trials < num_known:

@@ -47,10 +47,10 @@ def open_sweep(name: str, asker: str) -> tuple[HomePaths, SweepSpec]:
     Raises:
         InputError: There is no such sweep; the message begins with who asks.
     """
-    from search_spaces.loading import load_spec
+    from search_spaces.loading import load_kept_spec
     from tuner.paths import HomePaths
     from tuner.shared_home import pull_sweeps
 
     home = HomePaths.from_env()
     pull_sweeps(home)
-    return home, load_spec(home.known_sweep(name, asker).spec)
+    return home, load_kept_spec(home.known_sweep(name, asker).spec)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from search_spaces.advice import rules_of_thumb
 from search_spaces.listing import trials_in_all
@@ -19,15 +19,17 @@ from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.jobs import TrainJob
 from tuner.cost_aware import Cooling
-from tuner.halving import ResumableASHA
+from tuner.exchanging import Exchange
 from tuner.interrupts import first_interrupt_calls
 from tuner.journal import Record, TrialRecord, read_records, trials_of
 from tuner.keeping import Keeper
 from tuner.lanes import LanePool
 from tuner.paths import HomePaths
 from tuner.patience import Patience
+from tuner.population import ResumablePBT
 from tuner.pricing import Pricing
 from tuner.progress import Progress
+from tuner.scheduling import STOP_REASONS, Surroundings, build_scheduler
 from tuner.searching import StudySearcher
 from tuner.spending import Spending
 from tuner.tuning import StopSwitch, run_tune
@@ -82,6 +84,8 @@ class SearchPhase:
         if switch or _num_ended(history) >= (num_trials or math.inf):
             return None
         first_points = self._begin(records)
+        make_config = self._config_maker(pool, history)
+        exchange = self._exchange()
         searcher = StudySearcher(
             self._space,
             metric=spec.metric,
@@ -89,12 +93,13 @@ class SearchPhase:
             num_trials=num_trials,
             max_concurrent=pool.num_lanes,
             seed=spec.seed,
-            make_config=self._config_maker(pool, history),
+            make_config=make_config,
             history=history,
             first_points=first_points,
             pricing=self._pricing,
             sampler=spec.search.sampler,
             cooling=self._cooling(pool) if spec.search.cost_aware else None,
+            num_drawn=num_trials if spec.is_population else None,
         )
         state = self._progress.state
         state.metric, state.mode = spec.metric, spec.mode
@@ -109,7 +114,7 @@ class SearchPhase:
             switch.interrupt()
 
         keeper = Keeper(
-            lambda number: self._home.uri_of(self._paths.trial(number).root),
+            self._directory_of,
             metric=spec.metric,
             mode=spec.mode,
             num_best=spec.keep_checkpoints,
@@ -118,7 +123,7 @@ class SearchPhase:
         with first_interrupt_calls(interrupt):
             run_tune(
                 searcher=searcher,
-                scheduler=self._scheduler(history),
+                scheduler=self._scheduler(Surroundings(lambda: bool(switch), pool.num_lanes, exchange, make_config)),
                 pool=pool,
                 switch=switch,
                 record=self._record,
@@ -126,6 +131,8 @@ class SearchPhase:
                 patience=self._patience(history),
                 history=history,
                 on_end=keeper.take,
+                stop_reason=STOP_REASONS[spec.early_stopping.scheduler],
+                exchange=exchange,
             )
         pool.check()
         return switch.why if switch.is_interrupted else None
@@ -146,19 +153,23 @@ class SearchPhase:
 
     def _config_maker(self, pool: LanePool, history: Sequence[TrialRecord]) -> Callable[..., dict[str, Any]]:
         """What Tune hands to a trial, from its number and its point."""
-        known_epochs = {trial.number: len(trial.epochs) for trial in history}
+        # A trial that waited when the sweep was interrupted says its last epoch again, and is told to wait again.
+        num_again = 1 if self._spec.early_stopping.scheduler in ("hyperband", "pbt") else 0
+        inherited = {trial.number: trial.lineage[-1].until for trial in history if trial.lineage}
+        known_epochs = {trial.number: max(0, len(trial.epochs) - num_again) for trial in history}
         switchboard = {"switchboard": pool.name, "namespace": pool.namespace}
         # Tune pickles this together with the searcher: nothing in it may reach a lock, so nothing reaches `self`.
         spec, space, bases, home, paths = self._spec, self._space, self._bases, self._home, self._paths
         pricing = self._pricing
 
-        def make_config(number: int, params: dict[str, Any]) -> dict[str, Any]:
+        def make_config(number: int, params: dict[str, Any], inherited_epochs: int | None = None) -> dict[str, Any]:
             job = TrainJob(
                 config=space.trial_config(params, bases[space.backbone_of(params)]),
                 directory=home.uri_of(paths.trial(number).root),
                 metric=spec.metric,
                 mode=spec.mode,
                 reported_epochs=known_epochs.get(number, 0),
+                inherited_epochs=inherited.get(number, 0) if inherited_epochs is None else inherited_epochs,
                 cuts_to_keep=pricing.cuts_to_keep(params),
             )
             affinity = pricing.affinity(params)
@@ -166,20 +177,20 @@ class SearchPhase:
 
         return make_config
 
-    def _scheduler(self, history: Sequence[TrialRecord]) -> TrialScheduler:
-        spec = self._spec
-        if spec.early_stopping.scheduler == "none":
-            return FIFOScheduler()
-        space = self._space
-        return ResumableASHA(
-            metric=spec.metric,
-            mode=spec.mode,
-            max_epochs=spec.budget.epochs,
-            grace_period=spec.grace_period,
-            reduction_factor=spec.early_stopping.reduction_factor,
-            history=history,
-            is_exempt=lambda params: bool(params) and params.get("freeze_depth") == space.stages_of(params),
-        )
+    def _scheduler(self, around: Surroundings) -> TrialScheduler:
+        return build_scheduler(self._spec, self._space, read_records(self._paths.journal), around)
+
+    def _directory_of(self, number: int) -> str:
+        return self._home.uri_of(self._paths.trial(number).root)
+
+    def _exchange(self) -> Exchange:
+        """What moves weights between the trials of a population."""
+        space, bases = self._space, self._bases
+
+        def config_of(params: Mapping[str, Any]) -> TrialConfig:
+            return space.trial_config(params, bases[space.backbone_of(params)])
+
+        return Exchange(self._directory_of, config_of, self._record)
 
     def _patience(self, history: Sequence[TrialRecord]) -> Patience:
         return Patience(self._spec.early_stopping.patience, self._spec.metric, self._spec.mode, history)
@@ -187,7 +198,8 @@ class SearchPhase:
     def _close_overdue(self, spent: str | None) -> None:
         """Ends what an interruption left open though its last epoch had decided it, or though the budget is spent."""
         history = self._history()
-        overdue = {*getattr(self._scheduler(history), "overdue", ()), *self._patience(history).overdue}
+        scheduler = self._scheduler(Surroundings(exchange=self._exchange()))
+        overdue = {*getattr(scheduler, "overdue", ()), *self._patience(history).overdue}
         for trial in history:
             if trial.outcome is None and len(trial.epochs) >= self._spec.budget.epochs:
                 self._record("end", number=trial.number, outcome="completed", reason=None)
@@ -197,6 +209,8 @@ class SearchPhase:
                 )
             elif trial.outcome is None and spent is not None:
                 self._record("end", number=trial.number, outcome="stopped_early", reason=spent)
+        if spent is None and isinstance(scheduler, ResumablePBT):
+            scheduler.settle()
 
     def _history(self) -> list[TrialRecord]:
         return trials_of(read_records(self._paths.journal))

@@ -84,6 +84,7 @@ class StudySearcher(Searcher):
         pricing: What trials cost; None: nobody asks.
         cooling: Weighs TPE's proposals by that cost, less and less; None: by what they promise alone.
         sampler: Who proposes. Those that list the space take no more trials than it has points.
+        num_drawn: Trials that are drawn before any result counts; None: a few.
 
     Raises:
         InputError: A trial of the history is no point of the space.
@@ -104,6 +105,7 @@ class StudySearcher(Searcher):
         pricing: Pricing | None = None,
         cooling: Cooling | None = None,
         sampler: SamplerName = "tpe",
+        num_drawn: int | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._sampler_name = sampler
@@ -113,7 +115,7 @@ class StudySearcher(Searcher):
         self._seed = seed
         self._make_config = make_config
         self._first_points = rules_of_thumb(space) if first_points is None else first_points
-        self._num_startup = num_startup_trials(len(self._first_points))
+        self._num_startup = num_drawn or num_startup_trials(len(self._first_points))
         if sampler in LISTING_SAMPLERS:  # a point that is drawn might come twice
             self._first_points = [] if sampler == "grid" else self._first_points
             self._num_startup = len(self._first_points)
@@ -124,6 +126,8 @@ class StudySearcher(Searcher):
         self._seconds: dict[tuple[int, int], float] = {}
         self._is_stopped = False
         self._live: dict[str, _LiveTrial] = {}
+        self._paused: set[str] = set()
+        self._has_paused = False
         self._resumed = {record.number: record for record in history if record.outcome is None}
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # its lines per study and trial would break the progress
         self._study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
@@ -154,9 +158,12 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration; None while as many run as may; `FINISHED` when there are no more."""
-        if self._is_stopped or self._is_over():
+        if self._is_stopped:
             return str(Searcher.FINISHED)
-        if len(self._live) >= self._max_concurrent:
+        if self._is_over():
+            # Tune keeps no actor for trials that go on later once it knows that no new ones come: each would be cold.
+            return None if self._live and self._has_paused else str(Searcher.FINISHED)
+        if len(self._live) - len(self._paused) >= self._max_concurrent:
             return None
         trial = self._ask()
         point = self._space.suggest(trial)
@@ -175,6 +182,7 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended: whole with its best value, stopped early with its epochs, or failed."""
+        self._paused.discard(trial_id)
         live = self._live.pop(trial_id, None)
         if live is None:
             return
@@ -185,6 +193,15 @@ class StudySearcher(Searcher):
             return
         state, value = self._verdict("failed" if error else outcome, live.values)
         self._study.tell(live.handle, value if state == TrialState.COMPLETE else None, state)
+
+    def on_pause(self, trial_id: str) -> None:
+        """A trial waits for others, and another one may run meanwhile."""
+        self._paused.add(trial_id)
+        self._has_paused = True
+
+    def on_unpause(self, trial_id: str) -> None:
+        """A trial goes on that waited."""
+        self._paused.discard(trial_id)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **_: Any) -> bool:
         """Refuses a second metric or space; Tune asks even where it has neither."""

@@ -74,6 +74,7 @@ def _model_record(home: HomePaths, name: str) -> Record | None:
 
 def _register(home: HomePaths, spec: SweepSpec, record: Record, tracking: Tracking) -> str | None:
     """Registers the champion's model unless its run has it; champion here only where there is none."""
+    from tuner.figures import bare
     from tuner.model_file import load_card
     from tuner.promotion import Score, promote
     from tuner.registry import register_once
@@ -86,7 +87,9 @@ def _register(home: HomePaths, spec: SweepSpec, record: Record, tracking: Tracki
     tags = {"thaw.sweep": spec.name, "thaw.trial": str(record["number"])}
     version = register_once(folder, name, uri, run_id=run_id, time_s=time.time(), tags=tags)
     card = load_card(folder)
-    score = Score(metrics.get("test/accuracy"), card.test_digest, card.class_names)
+    metric = bare(spec.metric)
+    costs = card.costs if metric == "cost" else None
+    score = Score(metrics.get(f"test/{metric}"), card.test_digest, card.class_names, metric, costs)
     decision = promote(version, score, uri, _cannot_evaluate)
     tracking.note_model(version.uri)
     return f"{version.uri}, {decision.alias} ({decision.reason})"

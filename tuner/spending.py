@@ -15,7 +15,7 @@ TIME_IS_UP = "the time budget is spent"
 FLOPS_ARE_SPENT = "the budget of FLOPs is spent"
 GFLOPS = "compute/gflops"
 _SEARCHING = frozenset({"trial", "epoch", "end"})
-_ENDS_SEARCH = frozenset({"sweep", "search", "baseline", "champion", "finished", "interrupted"})
+_ENDS_SEARCH = frozenset({"sweep", "search", "baseline", "refit", "champion", "finished", "interrupted"})
 
 
 class Spending:

@@ -22,18 +22,28 @@ from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.storage import make_durable, write_bytes
+from tuner.access import check_access
 from tuner.choosing import settle_backbones
 from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
-from tuner.lanes import LaneError, LanePool
+from tuner.lanes import LaneError, LanePool, LanesLostError
+from tuner.measuring import settle_compute
 from tuner.networks import Network, base_trials, prepare_networks, space_over
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, check_quickly, feature_settings, prepare_data
+from tuner.preparing import (
+    PreparedData,
+    check_batches,
+    check_metric,
+    check_quickly,
+    feature_settings,
+    prepare_data,
+    settle_fit,
+)
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
-from tuner.pricing import Material, Pricing
-from tuner.progress import Progress, silent
+from tuner.pricing import Pricing, material_of
+from tuner.progress import Progress, shown
 from tuner.result import Champion, Standing, SweepResult
 from tuner.resuming import Left, describe_left, find_left, is_finished
 from tuner.reuse import Reuse, bytes_held, reuse_of
@@ -50,7 +60,7 @@ def run_sweep(
     Args:
         spec: What to search.
         home: Where everything is written; default ``THAW_HOME``, else ``~/.thaw``.
-        progress: Shows what happens; default nothing.
+        progress: Shows what happens; by default a panel in a notebook, and nothing elsewhere.
 
     Raises:
         InputError: The spec or its surroundings will not do; nothing was trained.
@@ -59,7 +69,8 @@ def run_sweep(
     paths = HomePaths.resolve(home)
     pull_sweeps(paths)
     _refuse_used_name(spec.name, paths)
-    return _Sweep(spec, paths, progress or silent()).run()
+    with shown(progress) as seen:
+        return _Sweep(spec, paths, seen).run()
 
 
 def resume_sweep(
@@ -75,7 +86,7 @@ def resume_sweep(
         name: The sweep's.
         overrides: ``field.path=VALUE`` each, such as ``search.num_trials=40``: a finished sweep then runs what is new.
         home: Where it lies; default ``THAW_HOME``, else ``~/.thaw``.
-        progress: Shows what happens; default nothing.
+        progress: Shows what happens; by default a panel in a notebook, and nothing elsewhere.
 
     Returns:
         None where the sweep is finished and nothing new is asked of it.
@@ -84,17 +95,18 @@ def resume_sweep(
         InputError: There is no such sweep, or the overrides change what may not change.
         SweepFailedError: Every trial failed, or every lane is lost.
     """
-    paths, progress = HomePaths.resolve(home), progress or silent()
+    paths = HomePaths.resolve(home)
     pull_sweeps(paths)
     left = find_left(paths, name, overrides)
     with Journal.open(paths.sweep(name).journal):
         pass  # refused here, before anything is started, where another process runs the sweep
-    if left.is_finished:
-        _tell_the_rest(left.spec, paths, progress)
-        return None
-    for line in describe_left(left, paths):
-        progress.note(line)
-    return _Sweep(left.spec, paths, progress, left=left).run()
+    with shown(progress) as seen:
+        if left.is_finished:
+            _tell_the_rest(left.spec, paths, seen)
+            return None
+        for line in describe_left(left, paths):
+            seen.note(line)
+        return _Sweep(left.spec, paths, seen, left=left).run()
 
 
 def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None:
@@ -145,7 +157,6 @@ class Prepared(NamedTuple):
     data: PreparedData
     networks: dict[str, Network]
     space: SearchSpace
-    materials: dict[str, Material]
 
 
 class _Sweep:
@@ -187,33 +198,26 @@ class _Sweep:
                 )
             )
             are_lanes_starting.set()
-            self.spec, data, networks, space, materials = preparing.result()
+            self.spec, data, networks, space = preparing.result()
             # Whoever has the journal is alone from here on.
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
-            self.num_records = len(self.journal.records())
-            self._keep_spec(data)
-            self._begin(data)
             try:
-                return self._train(data, networks, space, materials, pool)
-            except LaneError as error:
-                self._interrupted(str(error))
-                raise SweepFailedError(
-                    f"sweep {self.spec.name!r} cannot go on: {error}; when that is mended, `thaw resume "
-                    f"{self.spec.name}` goes on with what is left"
-                ) from error
+                self.spec = settle_compute(self.spec, space, networks, pool, self.home, self.progress)
+                self.num_records = len(self.journal.records())
+                self._keep_spec(data)
+                self._begin(data)
+                return self._train(data, networks, space, pool)
+            except (LaneError, LanesLostError) as error:
+                raise self._stranded(error) from error
 
     def _train(
-        self,
-        data: PreparedData,
-        networks: dict[str, Network],
-        space: SearchSpace,
-        materials: dict[str, Material],
-        pool: LanePool,
+        self, data: PreparedData, networks: dict[str, Network], space: SearchSpace, pool: LanePool
     ) -> SweepResult:
         """All that needs lanes, in order.
 
         Raises:
-            LaneError: A lane failed at what nothing can do without, or every lane is lost.
+            LaneError: A lane failed at what nothing can do without.
+            LanesLostError: There is no lane any more.
         """
         trained = {
             name: self._pretrain(network.pretraining, pool)
@@ -221,6 +225,7 @@ class _Sweep:
             if network.pretraining is not None
         }
         bases = base_trials(self.spec, data.config, networks, trained)
+        materials = {name: material_of(self.spec, name, network.cuts, data) for name, network in networks.items()}
         device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
         interruption = self._search(space, Pricing(self.spec, space, materials, device), bases, pool)
         if interruption is not None:
@@ -238,15 +243,18 @@ class _Sweep:
         spec = self.spec
         import_torch()
         data = prepare_data(spec.data, self.home, self.progress.counted)
+        check_metric(spec, data)
+        check_batches(spec, data.size("train"))
         are_lanes_starting.wait()
+        spec = settle_fit(spec, data, self.progress.note)
         spec = settle_backbones(spec, self.home, self.progress.note)
-        networks = prepare_networks(spec, data.config, self.home, self.tracking_uri, self.progress.counted)
+        networks = prepare_networks(
+            spec, data.config, self.home, self.tracking_uri, self.progress.counted, note=self.progress.note
+        )
         space = space_over(spec, networks)
         check_sampler(spec, space)
-        materials = {
-            name: Material.of(network.cuts, data, spec.compute.prefix_precision) for name, network in networks.items()
-        }
-        return Prepared(spec, data, networks, space, materials)
+        check_access(self.tracking_uri)
+        return Prepared(spec, data, networks, space)
 
     def _keep_spec(self, data: PreparedData) -> None:
         """Writes what a resume needs before the journal has anything to resume.
@@ -289,7 +297,7 @@ class _Sweep:
         written = self.journal.append(event, **fields)
         self.num_records += 1
         self.progress.see(written)
-        self.twin.push(at_once=event in ("sweep", "end", "champion", "finished", "interrupted"))
+        self.twin.push(at_once=event in ("sweep", "end", "exchange", "champion", "finished", "interrupted"))
         if event == "epoch":
             self.has_epochs = True
             self.tracking.start()
@@ -342,6 +350,14 @@ class _Sweep:
         self.record("interrupted", reason=reason)
         untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)
+
+    def _stranded(self, error: LaneError | LanesLostError) -> SweepFailedError:
+        """What to say when nothing can be trained any more; what is left waits for a resume."""
+        text = f"sweep {self.spec.name!r} cannot go on: {error}"
+        if not self.num_records:
+            return SweepFailedError(f"{text}; nothing was trained")
+        self._interrupted(str(error))
+        return SweepFailedError(f"{text}; when that is mended, `thaw resume {self.spec.name}` goes on")
 
     def _finish(
         self, space: SearchSpace, bases: dict[str, TrialConfig], data: PreparedData, pool: LanePool

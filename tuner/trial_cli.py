@@ -8,16 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainables.errors import InputError
+from tuner import completing
 
 if TYPE_CHECKING:
     from tuner.journal import TrialRecord
     from tuner.paths import HomePaths
 
-_SHOWN = ("epoch", "train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1", "time/epoch_s")
+_SHOWN = (
+    "epoch",
+    "train/loss",
+    "val/loss",
+    "val/accuracy",
+    "val/accuracy_std",
+    "val/balanced_accuracy",
+    "val/macro_f1",
+    "val/auroc",
+    "val/cost",
+    "val/map",
+    "time/epoch_s",
+)
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     number: Annotated[int, typer.Argument(min=0, help="The trial's number.")],
 ) -> None:
     """Shows one trial of a sweep: its settings, its epochs, how it ended."""
@@ -34,6 +47,12 @@ def _show(trial: TrialRecord) -> None:
 
     console = Console()
     console.print(build_table(["setting", "value"], [[key, str(value)] for key, value in trial.params.items()]))
+    for each in trial.lineage:
+        changed = {key: value for key, value in each.params.items() if trial.params.get(key) != value}
+        settings = ", ".join(f"{key} {value}" for key, value in changed.items()) or "the same settings"
+        console.print(
+            f"To epoch {each.until} trained by trial {each.number}: {settings}", highlight=False, markup=False
+        )
     columns = [column for column in _SHOWN if any(column in epoch for epoch in trial.epochs)]
     if columns:
         console.print(build_table(columns, [[epoch.get(column) for column in columns] for epoch in trial.epochs]))
@@ -42,7 +61,7 @@ def _show(trial: TrialRecord) -> None:
 
 
 def best(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="Writes the spec that trains exactly this trial, for `thaw train`.")
     ] = None,
@@ -65,6 +84,12 @@ def best(
         raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
     spec_file.write_text(dump_spec(single_spec(spec, trial.params, f"{name}-best"[:64])), encoding="utf-8")
     typer.echo(f"{spec_file}: trial {trial.number} of {name}.  Train it:  thaw train {spec_file}")
+    if trial.lineage:
+        typer.echo(
+            f"These are its last settings. Its weights have been trained with others before (thaw show {name} "
+            f"{trial.number}), so the numbers will not be the same.",
+            err=True,
+        )
 
 
 def train(

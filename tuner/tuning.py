@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -17,14 +17,15 @@ from ray.tune.schedulers import TrialScheduler
 
 from trainables.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_prefix
 from tuner.champion import totals_of
-from tuner.journal import Outcome, TrialRecord
+from tuner.exchanging import Exchange
+from tuner.journal import Outcome, TrialRecord, taken_over
 from tuner.lanes import LanePool
+from tuner.members import Move
 from tuner.patience import Patience
 from tuner.searching import COST, NUMBER, StudySearcher
 from tuner.spending import Spending
 
 Record = Callable[..., object]
-ASHA_STOPPED = "ASHA: others were better after as many epochs"
 _MOST_DEATHS = 3
 """How often a trial's actor may die, or its lane be lost, without one more epoch before the trial is given up."""
 METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
@@ -59,15 +60,20 @@ class _NotKept:
 
 
 class _SwitchStopper(_NotKept, tune.Stopper):
-    def __init__(self, switch: StopSwitch, searcher: StudySearcher, patience: Patience) -> None:
+    def __init__(
+        self, switch: StopSwitch, searcher: StudySearcher, patience: Patience, known_epochs: Mapping[int, int]
+    ) -> None:
         self._switch, self._searcher, self._patience = switch, searcher, patience
+        self._known_epochs = known_epochs
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        # Counted here, where it is decided, and not by the callback: that one hears of a result later.
-        self._switch.spending.see(trial_id, result[EPOCH], result)
+        number, value = result["config"][NUMBER], result.get(self._searcher.metric)
+        # Counted here, where it is decided, and not by the callback: that one hears of a result later. An epoch of an
+        # earlier run that is only said again was counted then.
+        if result[EPOCH] > self._known_epochs.get(number, 0):
+            self._switch.spending.see(trial_id, result[EPOCH], result)
         if self._switch:
             self._searcher.stop()
-        number, value = result["config"][NUMBER], result.get(self._searcher.metric)
         return self._patience.is_over(number, result[EPOCH], value) or bool(self._switch)
 
     def stop_all(self) -> bool:
@@ -87,6 +93,7 @@ class JournalCallback(_NotKept, tune.Callback):
         patience: Knows which trials ended for lack of progress.
         history: What earlier runs of the sweep know of trials that go on.
         on_end: Called with each trial that has ended for good, after the journal has it.
+        stop_reason: Why the scheduler stops trials.
     """
 
     def __init__(
@@ -101,18 +108,22 @@ class JournalCallback(_NotKept, tune.Callback):
         patience: Patience,
         history: Sequence[TrialRecord] = (),
         on_end: Callable[[TrialRecord], object] = lambda _: None,
+        stop_reason: str = "stopped",
     ) -> None:
+        self._stop_reason = stop_reason
         self._record, self._pool, self._switch, self._on_end = record, pool, switch, on_end
         self._stop = stop
         self._patience = patience
         self._metric, self._mode = metric, mode
         self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
-        self._started: dict[str, float] = {}
-        self._waited_s: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+        self._has_begun: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins on an actor (new or reused)."""
-        self._started[trial.trial_id] = time.monotonic()
+        self._since[trial.trial_id] = time.monotonic()
+        self._has_begun.discard(trial.trial_id)
         config = trial.config
         self._record("trial", number=config["number"], params=config["params"], metrics=config.get(COST, {}))
 
@@ -120,7 +131,7 @@ class JournalCallback(_NotKept, tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """One more epoch."""
-        self._waited_s[trial.trial_id] = result[WAITED]
+        self._count_time(trial, result)
         metrics = {name: value for name, value in result.items() if name.startswith(METRIC_GROUPS)}
         epochs = self._epochs.setdefault(trial.config["number"], [])
         # A trial that goes on in another actor is told its past anew.
@@ -129,6 +140,20 @@ class JournalCallback(_NotKept, tune.Callback):
             trial.run_metadata.num_failures = 0
             epochs.append({**metrics, "epoch": result[EPOCH]})
             self._record("epoch", number=trial.config["number"], epoch=result[EPOCH], metrics=metrics)
+
+    def take_over(self, epoch: int, moves: Sequence[Move]) -> None:
+        """Trials of a population went on with others' weights after an epoch."""
+        for move in moves:
+            donor = self._epochs.get(move.donor, [])
+            self._epochs[move.number] = taken_over(self._epochs.get(move.number, []), donor, epoch)
+
+    def _count_time(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        """Adds what an epoch took; time without a lane, or before it was there, is nobody's."""
+        name, now = trial.trial_id, time.monotonic()
+        waited_s = 0.0 if name in self._has_begun else result[WAITED]
+        self._has_begun.add(name)
+        self._seconds[name] = self._seconds.get(name, 0.0) + max(0.0, now - self._since.get(name, now) - waited_s)
+        self._since[name] = now
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""
@@ -139,7 +164,9 @@ class JournalCallback(_NotKept, tune.Callback):
         if outcome is None and self._switch.is_interrupted:
             outcome, reason = "interrupted", "the sweep was interrupted"
         elif outcome is None:
-            reason = self._switch.spending.reason or self._patience.reason(trial.config[NUMBER]) or ASHA_STOPPED
+            # The actor may be kept for another trial, and hold the lane until there is one.
+            self._pool.take_back(client_prefix(trial.config["number"]))
+            reason = self._switch.spending.reason or self._patience.reason(trial.config[NUMBER]) or self._stop_reason
             outcome = "stopped_early"
         self._end(trial, outcome, reason)
 
@@ -161,8 +188,7 @@ class JournalCallback(_NotKept, tune.Callback):
 
     def _end(self, trial: Trial, outcome: Outcome, reason: str | None) -> None:
         number = trial.config["number"]
-        seconds = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
-        seconds -= self._waited_s.get(trial.trial_id, 0.0)  # for a lane that was still starting, or busy
+        seconds = self._seconds.pop(trial.trial_id, 0.0)
         epochs = self._epochs.pop(number, [])
         totals = totals_of(epochs, self._metric, self._mode)
         self._record("end", number=number, outcome=outcome, reason=reason, metrics={"time/trial_s": seconds, **totals})
@@ -181,6 +207,8 @@ def run_tune(
     patience: Patience,
     history: Sequence[TrialRecord] = (),
     on_end: Callable[[TrialRecord], object] = lambda _: None,
+    stop_reason: str = "stopped",
+    exchange: Exchange | None = None,
 ) -> None:
     """Runs the search to its end, or to the switch's; returns when every trial has ended.
 
@@ -194,6 +222,8 @@ def run_tune(
         patience: Stops trials that no longer become better.
         history: What earlier runs of the sweep know.
         on_end: Called with each trial that has ended for good.
+        stop_reason: Why the scheduler stops trials.
+        exchange: What the scheduler moves weights with, if it does.
     """
     # This process handles Ctrl-C itself, and resumes from the journal: Tune's snapshots would only cost time.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -210,7 +240,11 @@ def run_tune(
         patience=patience,
         history=history,
         on_end=on_end,
+        stop_reason=stop_reason,
     )
+    if exchange is not None:
+        exchange.tell = callback.take_over
+    known_epochs = {trial.number: len(trial.epochs) for trial in history}
     tune.Tuner(
         tune.with_resources(LaneTrial, {"CPU": 0.01}),
         tune_config=tune.TuneConfig(
@@ -223,7 +257,7 @@ def run_tune(
         run_config=tune.RunConfig(
             storage_path=storage,
             name="tune",
-            stop=_SwitchStopper(switch, searcher, patience),
+            stop=_SwitchStopper(switch, searcher, patience, known_epochs),
             callbacks=[callback],
             # Of actors and lanes; a trial that fails by itself says so as its outcome and is not tried again.
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),

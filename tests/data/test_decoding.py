@@ -79,9 +79,13 @@ def test_wide_integers_without_a_known_range_are_refused(values: np.ndarray, enc
         decode_picture(encode(Image.fromarray(values), "TIFF"))
 
 
-def test_floating_point_is_refused(encode: Encode) -> None:
-    with pytest.raises(UnreadablePictureError, match="floating-point"):
-        decode_picture(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
+def test_floating_point_of_0_to_1_is_scaled_and_any_other_is_refused(encode: Encode) -> None:
+    values = np.array([[0, 0.25, 0.501, 1]], np.float32)
+    np.testing.assert_array_equal(decode_picture(encode(Image.fromarray(values), "TIFF"))[0, :, 0], [0, 64, 128, 255])
+    for bad in (1.5, -0.1, np.nan, np.inf):
+        values[0, 1] = bad
+        with pytest.raises(UnreadablePictureError, match="floating-point pixels are not within 0 and 1"):
+            decode_picture(encode(Image.fromarray(values), "TIFF"))
 
 
 def test_alpha_is_laid_on_white(encode: Encode) -> None:

@@ -72,8 +72,7 @@ def test_what_is_wrong_is_remarked_upon(folder: Folder, photo: Photo, home: Home
     remarks = "\n".join(found.remarks)
     assert "A sweep would refuse these pictures: data: class 'few' has 2 usable pictures" in remarks
     assert "'many' has 16 times as many pictures as 'few'" in remarks
-    assert "1 pictures are so long" in remarks
-    assert "at most 67%" in remarks
+    assert "data.fit: auto takes squash: a centre crop would lose 21% of the pictures' area, of one 67%" in remarks
     assert "1 files are copies" in remarks
     assert "1 files cannot be used, such as many/text.png" in remarks
     assert found.classes[0].total + found.classes[1].total == 34
@@ -120,8 +119,8 @@ def test_the_commands(folder: Folder, tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["augment", "preview", str(spec), "--out", str(preview)])
     assert run.exit_code == 0, run.output
     with Image.open(preview) as opened:
-        # As they are, none, flip, flip_crop, and RandAugment at both ends of its magnitudes.
-        assert opened.height == contact_sheet([SheetRow("", [np.zeros((4, 4, 3), np.uint8)])] * 6).height
+        # As they are, three fits, none, flip, flip_crop, and RandAugment at both ends of its magnitudes.
+        assert opened.height == contact_sheet([SheetRow("", [np.zeros((4, 4, 3), np.uint8)])] * 9).height
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from PIL import Image
 
 from trainables.data.decoding import decode_picture
 from trainables.data.packing import BadFile, pack
-from trainables.data.sources import Picture, open_source
+from trainables.data.picture import Picture
+from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.data.table_file import BATCH_BYTES, MANIFEST_NAME
 from trainables.errors import InputError

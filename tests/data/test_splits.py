@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainables.config import SplitConfig, SplitName
+from trainables.data.alike import alike_names
+from trainables.data.folds import position_of
 from trainables.data.packing import pack
 from trainables.data.sources import open_source
-from trainables.data.splits import assign_sides, check_sides, position_of
+from trainables.data.splits import assign_sides, check_sides
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
@@ -227,3 +229,27 @@ def test_an_empty_test_side_is_fine_where_none_was_asked_for() -> None:
     check_sides(without_test, GOOD_LABELS, ("ants", "bees"), SplitConfig(test_share_of_val=0), given=given_sides)
     with pytest.raises(InputError, match=r"give data\.split\.test_share_of_val a larger share"):
         check_sides(without_test, GOOD_LABELS, ("ants", "bees"), SplitConfig(), given=given_sides)
+
+
+def test_a_class_that_a_side_of_the_source_lacks_is_refused_unless_it_is_a_sample() -> None:
+    sides: list[SplitName | None] = ["train", "train", "val", "train", "train", "train"]
+    for assigned in (sides, ["train", "test", "val", "train", "test", "val"]):
+        with pytest.raises(InputError, match="class 'bees' has no picture on the val side of the source"):
+            check_sides(assigned, GOOD_LABELS, ("ants", "bees"), SplitConfig(test_share_of_val=0), given=sides)
+    check_sides(sides, GOOD_LABELS, ("ants", "bees"), SplitConfig(test_share_of_val=0), given=sides, is_sample=True)
+    dealt = ["train", "test", "val", "train", "test", "val"]
+    check_sides(dealt, GOOD_LABELS, ("ants", "bees"), SplitConfig(source="ignore"), given=sides)
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (("Bolt", "bolt"), ("Bolt", "bolt")),
+        (("nut", "big nut", "bignut "), ("big nut", "bignut ")),
+        (("Gr\u00f6\u00dfe", "GRO\u0308SSE"), ("GRO\u0308SSE", "Gr\u00f6\u00dfe")),
+        (("a", "A", "bolt", "bolts"), None),
+        (("1", "01", "1.0"), None),
+    ],
+)
+def test_names_that_differ_by_case_or_space(names: tuple[str, ...], alike: tuple[str, str] | None) -> None:
+    assert alike_names(names) == alike

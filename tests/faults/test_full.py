@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,30 +13,6 @@ from servers import rows
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 Disk = Callable[[Path, str], None]
-
-
-@pytest.fixture
-def mount() -> Iterator[Disk]:
-    """Makes a folder a disk of its own, or changes the options of one."""
-    if shutil.which("mount") is None:
-        pytest.skip("there is no mount command here")
-    mounted: list[Path] = []
-
-    def mount_at(folder: Path, options: str) -> None:
-        if folder in mounted:
-            subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        made = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
-        )
-        if made.returncode:
-            pytest.skip(f"no disk of its own may be mounted here: {made.stderr.strip()}")
-        mounted.append(folder)
-
-    yield mount_at
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder: Path) -> Path:

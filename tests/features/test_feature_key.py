@@ -123,6 +123,7 @@ def test_what_decides_no_bit_does_not_change_the_digest(update: dict[str, Any]) 
     [
         {"data": CONFIG.data.model_copy(update={"fingerprint": "e" * 64})},
         {"data": CONFIG.data.model_copy(update={"image_size_px": 65})},
+        {"data": CONFIG.data.model_copy(update={"fit": "pad"})},
         {"augmentation": CONFIG.augmentation.model_copy(update={"magnitude": 10})},
         {"augmentation": CONFIG.augmentation.model_copy(update={"seed": 4})},
         {"augmentation": CONFIG.augmentation.model_copy(update={"policy": "flip_crop"})},

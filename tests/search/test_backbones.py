@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -17,6 +18,7 @@ from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.errors import InputError
+from tuner.networks import space_over
 from tuner.pricing import Looked, Material, Pricing
 
 SHAPES = {
@@ -309,3 +311,19 @@ def test_the_champions_spec_has_its_backbone_alone() -> None:
     alone = SearchSpace.over(single.search, {"lenet": BackboneShape(4, False, choice.freeze_depth)})
     assert alone.contains({name: value for name, value in point.items() if name != "backbone"})
     assert searched_fields(spec_with({"backbones": [TWO["backbones"][1]]}))[0] == "model.backbones[0].freeze_depth"
+
+
+def test_networks_without_batch_norm_have_nothing_to_keep() -> None:
+    def networks_of(**depths: int) -> Any:
+        return {
+            name: SimpleNamespace(
+                cuts=SimpleNamespace(num_stages=4, batch_norm_depth=depth),
+                choice=SimpleNamespace(is_pretrained=True, freeze_depth=None),
+            )
+            for name, depth in depths.items()
+        }
+
+    spec = spec_with({"backbones": ["vgg11", "alexnet"]}, search={"bn_mode": ["update", "keep"]})
+    with pytest.raises(InputError, match="there is no BatchNorm to keep in vgg11 or alexnet"):
+        space_over(spec, networks_of(vgg11=0, alexnet=0))
+    assert space_over(spec, networks_of(vgg11=0, vgg11_bn=3)).is_joint

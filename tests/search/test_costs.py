@@ -47,6 +47,16 @@ def test_a_frozen_trial_fills_each_view_once() -> None:
     assert flops_of(2, epochs=0).total == 0
 
 
+def test_folds_and_seeds_train_often_and_fill_once() -> None:
+    """3 folds of 10 pictures with 2 seeds: each picture is learnt from 4 times an epoch and judged twice."""
+    folds = {"num_val": 10, "train_passes": 4.0, "val_passes": 2.0}
+    assert flops_of(0, **folds) == Cost(tail_flops=6 * 205 * (3 * 40 + 20), fill_flops=0)
+    assert flops_of(2, **folds).fill_flops == 130 * (4 * 10 + 10)
+    assert flops_of(2, kept=NOTHING, **folds).fill_flops == 6 * 130 * (40 + 20)
+    # A view without end is computed for each replica, as no fold can read it from another.
+    assert flops_of(2, num_views="unlimited", kept={"train": (), "val": (2,)}, **folds).fill_flops == 130 * (240 + 10)
+
+
 def test_a_trial_that_keeps_nothing_fills_in_every_epoch() -> None:
     assert flops_of(2, kept=NOTHING).fill_flops == 6 * 130 * 13
 

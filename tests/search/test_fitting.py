@@ -19,7 +19,7 @@ from tuner.facts import facts_of
 
 FACTS: dict[str, Any] = {
     "source": "folder:/data/parts", "class_counts": {"bad": 40, "good": 400}, "has_sides": False,
-    "short_side_px": 300, "has_gpu": False, "has_fast_bf16": False,
+    "short_side_px": 300, "has_gpu": False,
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def chosen(**changes: Any) -> dict[str, str]:
         has_sides=st.booleans(),
         short_side_px=st.integers(1, 5000),
         has_gpu=st.booleans(),
-        has_fast_bf16=st.booleans(),
+        is_grey=st.booleans(),
     )
 )  # fmt: skip
 def test_every_fitted_spec_loads(facts: DataFacts) -> None:
@@ -57,7 +57,16 @@ def test_choices_follow_the_facts() -> None:
     assert "data.split" not in chosen(has_sides=True)
     assert chosen()["budget.epochs"] == "12"
     assert chosen(class_counts={"a": 50_000})["budget.epochs"] == "4"
-    assert chosen(has_fast_bf16=True)["compute.precision"] == "bf16"
+    assert chosen()["compute.precision"] == chosen()["compute.prefix_precision"] == "auto"
+    assert chosen(class_counts={"a": 20, "b": 20})["search.batch_size"] == "[4, 8]", "which 28 pictures can fill"
+    assert chosen(is_grey=True)["search.augmentation"] == "[none, industrial]"
+    assert "search.augmentation" not in chosen()
+
+
+def test_tiny_pictures_get_a_small_network_on_a_cpu() -> None:
+    assert (chosen()["model.backbone"], chosen(short_side_px=28)["model.backbone"]) == ("mobilenet_v2", "lenet")
+    assert (chosen(short_side_px=28)["model.weights"], chosen(short_side_px=28)["baselines"]) == ("none", "[]")
+    assert chosen(short_side_px=28, has_gpu=True)["model.backbone"] == "resnet50"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +92,11 @@ def test_a_look_at_pictures(tmp_path: Path) -> None:
     (tmp_path / "insects" / "ants" / "text.png").write_text("no picture")
     facts = facts_of(f"folder:{tmp_path / 'insects'}")
     assert facts.class_counts == {"ants": 4, "bees": 1}
-    assert (facts.short_side_px, facts.has_sides) == (200, False)
-    assert facts_of("digits").short_side_px == 8
+    assert (facts.short_side_px, facts.has_sides, facts.is_grey) == (200, False, True)
+    assert (facts_of("digits").short_side_px, facts_of("digits").is_grey) == (8, True)
+    Image.new("RGB", (300, 200), (200, 40, 40)).save(tmp_path / "insects" / "bees" / "red.png")
+    assert not facts_of(f"folder:{tmp_path / 'insects'}").is_grey
+    (tmp_path / "insects" / "bees" / "red.png").unlink()
     for path in (tmp_path / "insects").rglob("*.png"):
         path.write_text("no picture")
     with pytest.raises(InputError, match="none of 5 files is a picture"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,14 @@ def pricing(material: Material = MATERIAL, device: Any = "cpu", **parts: Any) ->
 def point(depth: int, policy: str = "flip", **more: Any) -> dict[str, Any]:
     views = {} if policy == "none" else {"num_views": 4}
     return {"freeze_depth": depth, "augmentation": policy, **views, **more}
+
+
+def test_an_mlp_head_costs_what_it_computes() -> None:
+    material = replace(MATERIAL, other_heads={"mlp": 10**6, "cosine": 10**3})
+    reckoned = pricing(material)
+    linear, mlp, cosine = (reckoned.cost(point(4, head=head)).tail_flops for head in ("linear", "mlp", "cosine"))
+    assert mlp == pytest.approx(1000 * linear)
+    assert cosine == linear == reckoned.cost(point(4)).tail_flops
 
 
 # --- what is expected ----------------------------------------------------------------------------------------
@@ -140,7 +149,7 @@ def test_a_pass_that_begins_at_what_is_held_stores_nothing_in_front_of_it() -> N
     assert rates.cuts_to_keep(point(4))["train"] == (2, 3, 4)
     assert rates.cuts_to_keep(point(3))["train"] == (2, 3)
     kept = {"train": (3,), "val": ()}
-    rates._kept["flip", 3, "the backbone"] = kept  # type: ignore[assignment]
+    rates._kept["flip", 4, 3, "the backbone"] = kept  # type: ignore[assignment]
     before = [Looked(point(3), 8), Looked(point(4), 8)]
     assert rates.cost(point(4), before).fill_flops == 0
     assert rates.cost(point(2), before).fill_flops == 2e7 * 4 * 100
@@ -179,3 +188,14 @@ def test_the_outlook_has_a_row_for_each_depth() -> None:
         assert (row.train_bytes, row.val_bytes) == (100 * row.bytes_per_picture, 20 * row.bytes_per_picture)
     assert rows[-1].stores["train"][-1] == 4
     assert pricing(search={"augmentation": ["none", "randaugment", "flip"]}).usual_policy == "randaugment"
+
+
+def test_pictures_that_grow_are_cheaper_and_not_stored() -> None:
+    rates = pricing(search={"num_trials": 60, "start_size": [0.5, 1.0]})
+    grown, whole = {**point(4), "start_size": 0.5}, {**point(4), "start_size": 1.0}
+    assert rates.cuts_to_keep(whole)["train"]
+    assert rates.cuts_to_keep(grown)["train"] == ()
+    assert rates.cuts_to_keep(grown)["val"] == rates.cuts_to_keep(whole)["val"]
+    # Of eight epochs two at a quarter of the pixels, three at nine sixteenths, three at all of them.
+    share = (2 * 0.25 + 3 * 0.5625 + 3) / 8
+    assert rates.cost(grown).tail_flops / rates.cost(whole).tail_flops == pytest.approx((300 * share + 20) / 320)

@@ -36,6 +36,14 @@ def test_the_space_of_one_trial_is_its_point() -> None:
     assert dump_spec(single)
 
 
+def test_folds_and_seeds_are_kept() -> None:
+    searched = spec_with(repeats=3)
+    searched = searched.model_copy(update={"data": searched.data.model_copy(update={"folds": 4})})
+    single = single_spec(searched, POINT, "parts-best")
+    assert (single.data.folds, single.search.repeats) == (4, 3)
+    assert searched_fields(single) == []
+
+
 def test_a_trial_that_mixes_balances_averages_and_accumulates_keeps_that() -> None:
     chosen = {
         "mixup_alpha": 0.3, "cutmix_alpha": 0.9, "class_balance": "balanced", "ema_decay": 0.98, "grad_accumulation": 3
@@ -48,6 +56,23 @@ def test_a_trial_that_mixes_balances_averages_and_accumulates_keeps_that() -> No
     single = single_spec(searched, POINT | chosen, "mixed")
     assert {name: getattr(single.search, name) for name in chosen} == chosen
     assert searched_fields(single) == []
+
+
+def test_a_trial_keeps_its_head_dropout_and_precision() -> None:
+    searched = spec_with(
+        head=["linear", "mlp", "cosine"], head_init=["probe", "random"], dropout={"low": 0.0, "high": 0.5},
+        bn_mode=["keep", "update"], precision=["fp32", "bf16"],
+    )  # fmt: skip
+    chosen = {"head": "cosine", "dropout": 0.25, "precision": "bf16"}
+    assert {f"search.{name}" for name in (*chosen, "bn_mode", "head_init")} <= set(searched_fields(searched))
+    # All of the backbone is frozen and the head is no linear one: the point has neither a mode nor a start.
+    point = {name: value for name, value in POINT.items() if name not in ("backbone_lr_ratio", "head_init")}
+    single = single_spec(searched, point | chosen | {"freeze_depth": 4}, "cosines")
+    assert {name: getattr(single.search, name) for name in chosen} == chosen
+    assert (single.search.bn_mode, single.search.head_init) == ("update", "random")
+    assert searched_fields(single) == []
+    kept = single_spec(searched, POINT | chosen | {"head": "linear", "bn_mode": "keep", "head_init": "probe"}, "kept")
+    assert (kept.search.bn_mode, kept.search.head_init) == ("keep", "probe")
 
 
 def test_a_trial_of_the_head_alone_needs_no_rate_of_the_backbone() -> None:

@@ -12,7 +12,7 @@ import pytest
 from search_spaces.advice import rules_of_thumb
 from search_spaces.loading import load_spec
 from search_spaces.search_spec import SearchSpec
-from search_spaces.space import _DEFAULTS, _PLACES, SearchSpace, apply_params, check_depths
+from search_spaces.space import _DEFAULTS, _PLACES, BackboneShape, SearchSpace, apply_params, check_depths
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.errors import InputError
 
@@ -101,6 +101,8 @@ def test_the_rules_of_thumb_are_only_the_head_the_middle_and_everything_at_a_ten
         {"freeze_depth": {"low": 1, "high": 4}, "batch_size": {"low": 4, "high": 9, "log": True}},
         {"freeze_depth": [0, "all"], "label_smoothing": {"low": 0.2, "high": 0.5}},
         {"ema_decay": {"low": 0.9, "high": 0.95}, "mixup_alpha": [0.1, 0.4], "class_balance": ["balanced"]},
+        {"head": ["mlp", "cosine"], "dropout": {"low": 0.1, "high": 0.5}, "precision": ["fp32", "bf16"]},
+        {"head": ["cosine", "linear"], "bn_mode": ["keep", "update"], "head_init": "random"},
         {"ema_decay": [0.9, 0.999], "cutmix_alpha": {"low": 0.5, "high": 2.0}, "grad_accumulation": [2, 4]},
     ],
 )
@@ -152,7 +154,7 @@ def test_all_means_the_number_of_stages():
 
 def test_a_point_becomes_a_trial_and_leaves_the_rest_alone():
     space = space_of()
-    point = next(point for point, _ in draw(space) if len(point) == len(_PLACES))
+    point = next(point for point, _ in draw(space) if len(point) == len(_PLACES) - 1)  # no precision
     trial = space.trial_config(point, BASE)
     assert trial.freeze_depth == point["freeze_depth"]
     assert trial.augmentation.model_dump() == {
@@ -189,6 +191,35 @@ def test_what_concerns_batches_and_losses_reaches_the_trial():
     assert {name: getattr(trial, name) for name in chosen} == chosen
     untouched = TrialConfig.model_validate(BASE.model_dump(exclude=set(chosen)))
     assert {name: getattr(untouched, name) for name in chosen} == {name: _DEFAULTS[name] for name in chosen}
+
+
+def test_what_concerns_the_trained_part_is_in_a_point_where_it_has_an_effect():
+    space = space_of(
+        head=["linear", "mlp", "cosine"], head_init=["probe", "random"], dropout=[None, 0.3],
+        bn_mode=["update", "keep"], precision=["fp32", "bf16"],
+    )  # fmt: skip
+    points = [point for point, _ in draw(space)]
+    assert {point["head"] for point in points} == {"linear", "mlp", "cosine"}
+    assert all(("head_init" in point) == (point["head"] == "linear") for point in points)
+    assert all(("bn_mode" in point) == (point["freeze_depth"] < STAGES) for point in points)
+    for point in points[:20]:
+        trial = space.trial_config(point, BASE)
+        assert trial.head_init == point.get("head_init", "random")
+        assert (trial.head, trial.dropout) == (point["head"], point["dropout"])
+        assert trial.bn_mode == point.get("bn_mode", "update")
+        assert (trial.compute.precision, trial.compute.prefix_precision) == (point["precision"], "fp32")
+    assert not any("precision" in point for point, _ in draw(space_of()))
+
+
+def test_statistics_are_kept_only_where_there_are_some():
+    search = SearchSpec.model_validate({"bn_mode": ["update", "keep"]})
+    shapes = {
+        "resnet18": BackboneShape(6), "densenet121": BackboneShape(6, batch_norm_depth=4),
+        "convnext_tiny": BackboneShape(6, batch_norm_depth=0), "lenet": BackboneShape(4, is_pretrained=False),
+    }  # fmt: skip
+    seen = {(point["backbone"], point["freeze_depth"]) for point, _ in draw(SearchSpace.over(search, shapes), 200)
+            if "bn_mode" in point}  # fmt: skip
+    assert seen == {("resnet18", depth) for depth in range(6)} | {("densenet121", depth) for depth in range(4)}
 
 
 def test_a_pretraining_is_a_point_too():

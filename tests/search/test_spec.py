@@ -35,7 +35,7 @@ def refusal(*overrides, spec="digits"):
         (
             "zebra=1",
             "zebra: there is no such field; the fields here are version, name, data, model, search, budget, compute, "
-            "features, cache, early_stopping, keep_checkpoints, metric, baselines, tracking, seed",
+            "features, cache, early_stopping, keep_checkpoints, metric, costs, baselines, tracking, seed",
         ),
         ("search.lr.low=1", "search.lr: low 1.0 is above high 0.03; swap them"),
         ("search.lr.low=0.03", "search.lr: low and high are both 0.03; give that one value instead of a range"),
@@ -65,13 +65,14 @@ def refusal(*overrides, spec="digits"):
         ),
         (
             "metric=val/acc",
-            "metric: 'val/acc' is not one of val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss; "
+            "metric: 'val/acc' is not one of val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss, val/auroc, "
+            "val/cost, val/map; "
             "did you mean `val/accuracy`?",
         ),
         (
             "early_stopping=asha",
             "early_stopping: 'asha' is not a mapping; the fields here are scheduler, grace_period, reduction_factor, "
-            "patience",
+            "patience, population",
         ),
         ("model.backbone=18", "model.backbone: 18 is not allowed: it should be a valid string"),
         ("version=2", "version: 2 is newer than 1, the newest this Thaw reads; install a newer Thaw"),
@@ -131,6 +132,25 @@ def test_a_wrong_field_is_refused_with_its_path_its_value_and_a_remedy(override,
             "use at least 2 there, or set cutmix_alpha to 0",
         ),
         (
+            ["search.head=[mlp, cosine]", "search.head_init=[probe, random]"],
+            "search.head_init: a probe is a linear head, and search.head is mlp or cosine; add linear there, or leave "
+            "head_init out",
+        ),
+        (
+            ["search.bn_mode=keep", "model.weights=none"],
+            "search.bn_mode: 'keep' keeps pretrained statistics, and model.weights is none; name weights, or leave "
+            "bn_mode out",
+        ),
+        (
+            ["search.bn_mode=[update, keep]", "search.freeze_depth=all", "search.backbone_lr_ratio=1.0"],
+            "search.bn_mode: search.freeze_depth is 'all', and the frozen part keeps its statistics anyway; lower "
+            "freeze_depth, or leave bn_mode out",
+        ),
+        (
+            ["search.precision=[fp32, bf16]", "compute.precision=bf16"],
+            "compute.precision: bf16, but search.precision says what trials have; leave one of the two out",
+        ),
+        (
             ["budget.gpus_per_worker=0.5", "budget.workers_per_trial=2"],
             "budget.gpus_per_worker: 0.5 of a GPU for each of 2 workers: only a single worker can share a GPU; "
             "set it to 1, or budget.workers_per_trial to 1",
@@ -176,7 +196,9 @@ def test_every_contradiction_has_a_line_of_its_own():
 
 def test_a_missing_field_says_what_it_is_for_and_how_to_give_it():
     line = refusal(spec="quick")
-    assert line.startswith("quick: data.source: missing; where pictures are: 'folder:PATH' (class folders, or train/")
+    assert line.startswith(
+        "quick: data.source: missing; where pictures are: 'folder:PATH' or 'folder:URI' (class folders"
+    )
     assert line.endswith("or 'digits'; give it in the spec, or with --set data.source=VALUE")
 
 
@@ -197,15 +219,19 @@ def test_a_spec_is_immutable():
         spec_with().seed = 1
 
 
-@pytest.mark.parametrize(("metric", "mode"), [("val/accuracy", "max"), ("val/macro_f1", "max"), ("val/loss", "min")])
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("val/accuracy", "max"), ("val/auroc", "max"), ("val/loss", "min"), ("val/cost", "min")]
+)
 def test_the_mode_follows_from_the_metric(metric, mode):
-    assert spec_with(metric=metric).mode == mode
+    assert spec_with(metric=metric, costs=[[0, 1], [2, 0]]).mode == mode
 
 
 def test_the_sweeps_pretraining_runs_its_backbone_on_its_resources():
     spec = load_spec("digits", ["budget.workers_per_trial=2", "compute.precision=bf16", "model.backbone=resnet18"])
     pretrain = spec.pretrain_specs()["resnet18"]
-    assert (pretrain.backbone, pretrain.resources.workers_per_trial, pretrain.compute) == ("resnet18", 2, spec.compute)
+    assert (pretrain.backbone, pretrain.resources.workers_per_trial, pretrain.compute) == (
+        "resnet18", 2, spec.compute.without_auto()
+    )  # fmt: skip
     assert pretrain.data.exclude_classes == ("5", "6", "7", "8", "9")
     assert pretrain.params()["freeze_depth"] == 0
     assert spec_with().pretrain_specs() == {}

@@ -9,6 +9,8 @@ import pytest
 from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
 from tuner.champion import baseline_config, best_epoch, choose_champion, why_none
 from tuner.journal import TrialRecord
+from tuner.refitting import is_refit, kept_model
+from tuner.spread import explanation, standard_error, with_errors
 
 
 def record(number: int, accuracies: list[float], outcome: str | None = "completed", loss: float = 1.0) -> TrialRecord:
@@ -68,3 +70,26 @@ def test_baselines_change_only_what_they_say(champion: TrialConfig) -> None:
     scratch = baseline_config("from_scratch", champion, num_stages=4)
     assert (scratch.freeze_depth, scratch.backbone.weights, scratch.optimizer.lr) == (0, None, 0.02)
     assert scratch.optimizer.backbone_lr_ratio == 1.0
+
+
+def test_over_folds_the_standard_error_counts_what_they_share() -> None:
+    assert standard_error(0.03, 5, 1) == pytest.approx(0.03 * math.sqrt(1 / 5 + 1 / 4))
+    assert standard_error(0.03, 5, 3) == standard_error(0.03, 5, 1), "the deviation is of means over seeds already"
+    assert standard_error(0.03, 0, 9) == pytest.approx(0.01)
+
+
+def test_folds_are_fitted_again_and_seeds_keep_the_first(champion: TrialConfig) -> None:
+    seeds = champion.model_copy(update={"repeats": 3})
+    folds = seeds.model_copy(update={"data": champion.data.model_copy(update={"folds": 4})})
+    assert [is_refit(each) for each in (champion, seeds, folds)] == [False, False, True]
+    assert kept_model(champion, "here").config == kept_model(seeds, "here").config == champion
+    assert (len(folds.replicas()), len(seeds.replicas()), champion.replicas()) == (12, 3, (champion,))
+    assert folds.refit().data == folds.data.model_copy(update={"fold": "all"})
+    assert folds.refit().replicas() == (folds.refit(),)
+    assert baseline_config("head_only", folds, num_stages=4).replicas()[11].data.fold == 3
+    scores = {"accuracy": 0.9, "accuracy_std": 0.04}
+    assert with_errors(scores, folds) == {**scores, "accuracy_se": standard_error(0.04, 4, 3)}
+    assert with_errors({"accuracy": 0.9}, champion) == {"accuracy": 0.9}
+    assert explanation(champion) is None
+    assert "4 folds, 3 seeds each" in str(explanation(folds))
+    assert "over 3 seeds" in str(explanation(seeds))

@@ -65,6 +65,8 @@ def one_line(err: str) -> str:
         (["data.source=folder:/no/such/place"], ["/no/such/place", "no such folder"]),
         (["data.source=imagenet"], ["imagenet", "folder:"]),
         (["data.exclude_classes=[ten]"], ["data.exclude_classes", "ten"]),
+        (["data.folds=1"], ["data.folds", "at least 2"]),
+        (["data.folds=20", "data.max_per_class=15"], ["data.folds", "20", "give at most"]),
         (["budget.epochs=0"], ["budget.epochs", "0"]),
         (["name=a/b"], ["name", "a/b"]),
         (["tracking.uri=./mlruns"], ["tracking.uri", "mlruns", "http"]),
@@ -91,6 +93,17 @@ def test_mistakes_in_the_pictures(run: Run, tmp_path: Path) -> None:
         )
         assert code == 2
         assert all(word in one_line(err) for word in words), err
+
+
+def test_folds_where_the_source_has_a_validation_side(run: Run, tmp_path: Path) -> None:
+    for side in ("train", "val"):
+        source = folder_of(tmp_path / "sides" / side, {"ants": 9, "bees": 9}).removesuffix(f"/{side}")
+    code, err = run(
+        "sweep", "digits", "--dry-run", "--set", f"data.source={source}", "--set", "data.exclude_classes=[]",
+        "--set", "data.folds=3",
+    )  # fmt: skip
+    assert code == 2
+    assert all(word in one_line(err) for word in ("data.folds: 3", "data.split.source to ignore")), err
 
 
 def test_weights_that_do_not_fit_or_hold_code(run: Run, tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def test_a_probe_that_fails_leaves_the_rules_of_thumb_for_good(tmp_path: Path) -
         ["model.weights=none"],
         ["search.freeze_depth=2"],
         ["search.freeze_depth=all", "search.backbone_lr_ratio=1.0"],
+        ["data.labels=multi", "metric=val/map"],
+        [*SEVERAL, "data.labels=multi", "metric=val/map"],
     ],
 )
 def test_there_is_no_probe_where_it_decides_nothing(tmp_path: Path, overrides: list[str]) -> None:

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tuner.champion import choose_champion
+from tuner.figures import sentence, standing_columns, standing_row
 from tuner.journal import Journal, TrialRecord
 from tuner.output import Format, build_trials_table, clean_rows, write_rows
 from tuner.picture import compose, draw
@@ -132,6 +134,39 @@ def test_formats_agree() -> None:
     assert "optimizer" not in text  # what does not vary is not repeated on every line
 
 
+def test_the_metric_that_chose_stands_beside_accuracy() -> None:
+    test = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "macro_f1": 0.75, "cost": 1.5, "cost_low": 0.9}
+    standing = Standing("trial 1", {"accuracy": 0.9, "cost": 1.25}, {**test, "cost_high": 2.0})
+    shown = dict(
+        zip(
+            standing_columns("val/cost", has_test=True),
+            standing_row("champion", standing, "val/cost", has_test=True),
+            strict=True,
+        )
+    )
+    assert shown == {
+        "": "champion",
+        "val accuracy": "90.0%",
+        "test accuracy": "80.0%",
+        "95% interval": "70.0 to 90.0%",
+        "test macro F1": "0.750",
+        "val cost": "1.2500",
+        "test cost": "1.5000",
+        "its interval": "0.9000 to 2.0000",
+    }
+    assert standing_row("c", standing, "val/accuracy", has_test=True)[1:] == [
+        "90.0%",
+        "80.0%",
+        "70.0 to 90.0%",
+        "0.750",
+    ]
+    assert standing_columns("val/macro_f1", has_test=False) == ["", "val accuracy", "val macro F1"]
+    assert sentence(standing, "val/cost") == (
+        "validation accuracy 0.9000, validation cost 1.2500, test accuracy 0.8000 (95% interval 0.7000 to 0.9000), "
+        "test cost 1.5000 (95% interval 0.9000 to 2.0000)"
+    )
+
+
 def test_the_picture_records_what_was_reached() -> None:
     test = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "majority_rate": 0.5}
     champion = Champion(1, {}, None, Standing("trial 1", {"accuracy": 0.9}, test))  # type: ignore[arg-type]
@@ -140,9 +175,26 @@ def test_the_picture_records_what_was_reached() -> None:
     assert [curve.number for curve in picture.curves] == [2, 0, 1]
     assert picture.curves[-1].is_champion
     assert picture.curves[-1].values == (0.3, 0.9, 0.8)
-    assert [(bar.name, bar.accuracy) for bar in picture.bars] == [("champion", 0.8), ("head only", 0.75)]
+    assert [(bar.name, bar.value) for bar in picture.bars] == [("champion", 0.8), ("head only", 0.75)]
     assert (picture.side, picture.majority_rate) == ("test", 0.5)
     untested = compose("n", TRIALS, "val/accuracy", "max", Champion(1, {}, None, Standing("t", {"accuracy": 0.9})), [])  # type: ignore[arg-type]
     assert (untested.side, untested.majority_rate, untested.bars[0].low) == ("validation", None, 0.9)
-    for record in (picture, untested):
+    test = {**test, "auroc": 0.95, "auroc_low": 0.9, "auroc_high": 0.98}
+    of_area = Champion(1, {}, None, Standing("t", {"accuracy": 0.9, "auroc": 0.97}, test))  # type: ignore[arg-type]
+    ranked = [TrialRecord(1, {}, ({"epoch": 1, "val/auroc": 0.97},), "completed")]
+    area = compose("n", ranked, "val/auroc", "max", of_area, [])
+    assert (area.figure, area.bars[0].value, area.bars[0].high, area.majority_rate) == ("auroc", 0.95, 0.98, None)
+    for record in (picture, untested, area):
         assert draw(record).startswith(b"\x89PNG")
+
+
+def test_the_picture_of_folds_shows_their_spread() -> None:
+    epochs = tuple({**epoch, "val/accuracy_std": 0.04} for epoch in TRIALS[1].epochs)
+    trials = [TRIALS[0], replace(TRIALS[1], epochs=epochs)]
+    standing = Standing("t", {"accuracy": 0.9, "accuracy_se": 0.02})
+    picture = compose("n", trials, "val/accuracy", "max", Champion(1, {}, None, standing), [])  # type: ignore[arg-type]
+    assert [curve.stds for curve in picture.curves] == [(), (0.04, 0.04, 0.04)]
+    assert (picture.bars[0].low, picture.bars[0].high) == pytest.approx(
+        (0.9 - 1.96 * 0.02, 0.9 + 1.96 * 0.02), abs=1e-4
+    )
+    assert draw(picture).startswith(b"\x89PNG")

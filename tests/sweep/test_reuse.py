@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainables.config import FeatureSettings
+from trainables.config import BackboneConfig, DataConfig, FeatureSettings, TrialConfig
 from tuner.describing import note
 from tuner.journal import TrialRecord
 from tuner.output import show_result
@@ -103,9 +103,15 @@ def test_sentences_name_the_depths_and_the_store() -> None:
 
 
 def test_the_summary_and_the_parent_run_say_it(tmp_path: Path) -> None:
-    champion = Champion(0, {}, None, Standing("trial 0", {"accuracy": 0.5}), "models:/s/1", "champion", "why")  # type: ignore[arg-type]
+    data = DataConfig(table="t", fingerprint="f", class_names=("a", "b"), image_size_px=16, folds=4)
+    config = TrialConfig(data=data, backbone=BackboneConfig(name="lenet"), freeze_depth=2)
+    standing = Standing("trial 0", {"accuracy": 0.5, "accuracy_se": 0.02})
+    champion = Champion(0, {}, config, standing, "models:/s/1", "champion", "why")
     reuse = reuse_of(TRIALS)
-    assert reuse.sentences()[0] in note(champion, [], reuse)
+    text = note(champion, [], reuse)
+    assert reuse.sentences()[0] in text
+    assert "validation accuracy 0.5000 ± 0.0200" in text
+    assert "means over 4 folds;" in text
     result = SweepResult(
         name="s",
         home=HomePaths.at(tmp_path),
@@ -119,6 +125,8 @@ def test_the_summary_and_the_parent_run_say_it(tmp_path: Path) -> None:
     out = io.StringIO()
     show_result(result, Console(file=out, width=250))
     assert reuse.sentences()[0] in out.getvalue()
+    assert "50.0 ± 2.0%" in out.getvalue()
+    assert "means over 4 folds;" in out.getvalue()
     # There was no test side, and that is said.
     assert "Nothing was tested" in out.getvalue()
 

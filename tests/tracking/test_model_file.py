@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import fx, nn
 from torchvision.ops import StochasticDepth
 from tracking_networks import CLASSES, card, tiny_network
 
 from trainables.data.views import eval_view
 from trainables.errors import InputError
+from trainables.scores import decide
 from tuner.mlflow_client import open_pytorch
 from tuner.model_file import TOLERANCE, Classifier, ModelFileError, load_card, load_state, save_model
+from tuner.predicting import predict
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,33 @@ def test_the_card_comes_back_whole(saved: Path) -> None:
     assert load_card(saved) == card(sweep="s", trial=7, stored_side_px=24)
 
 
+def test_a_model_with_costs_decides_by_them(tmp_path: Path) -> None:
+    """A class that must not be missed is decided for, though another is more probable; evaluation decides the same."""
+    paths = []
+    for place, pixels_CHW in enumerate(_pictures((16, 16), (20, 18), (16, 16))):
+        paths.append(tmp_path / f"{place}.png")
+        Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy()).save(paths[-1])
+    network, costs = tiny_network(), ((0.5, 90.0, 80.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+    save_model(network, card(costs=costs), tmp_path / "model")
+    classifier = Classifier.load(tmp_path / "model")
+    plain = Classifier(card(), network, torch.device("cpu"))
+    for path, with_costs, without in zip(paths, predict(classifier, paths, 2), predict(plain, paths, 3), strict=True):
+        probabilities = dict(without.classes)
+        expected = {
+            name: sum(probabilities[true] * costs[row][column] for row, true in enumerate(CLASSES))
+            for column, name in enumerate(CLASSES)
+        }
+        assert [name for name, _ in with_costs.classes] == sorted(CLASSES, key=expected.__getitem__)[:2]
+        assert with_costs.classes[0][0] == "ants" != without.classes[0][0]
+        assert with_costs.expected_costs == pytest.approx(sorted(expected.values())[:2], rel=1e-4)
+        assert [row["expected_cost"] for row in with_costs.rows()] == sorted(
+            row["expected_cost"] for row in with_costs.rows()
+        )
+        assert "expected_cost" not in without.rows()[0]
+        logits = torch.tensor([[probabilities[name] for name in CLASSES]]).log()
+        assert CLASSES[int(decide(logits, torch.tensor(costs)))] == "ants", path
+
+
 def test_plain_mlflow_serves_it(saved: Path) -> None:
     """Signature, input example and requirements are what MLflow's own tools go by."""
     import mlflow.pyfunc
@@ -174,3 +204,17 @@ def test_a_model_with_pickled_code_is_refused_without_running_it(
     with pytest.raises(InputError, match="without pickled code"):
         load_state(tmp_path / "pickled")
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "true"
+
+
+def test_pictures_are_brought_to_a_square_as_they_were_in_training() -> None:
+    network, pictures, found = tiny_network(), _pictures((40, 90), (90, 40)), []
+    for fit in ("crop", "squash", "pad"):
+        known = card(fit=fit)
+        views = torch.stack([eval_view(image, known.image_size_px, fit) for image in pictures]).float() / 255
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (known.mean, known.std))
+        with torch.no_grad():
+            expected = network.eval()((views - mean) / std).softmax(dim=1)
+        found.append(Classifier(known, network, torch.device("cpu")).probabilities(pictures))
+        torch.testing.assert_close(found[-1], expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])

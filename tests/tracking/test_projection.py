@@ -105,6 +105,13 @@ def test_the_champion_marks_both_runs() -> None:
     assert (child.key, child.tags, child.metrics) == ("12", {"thaw.champion": "yes"}, [])
 
 
+def test_a_refit_is_a_run_of_its_own() -> None:
+    params = {"refit_of": "trial 3", "epochs": 5}
+    (update,), _ = plan([_record("refit", number=20000, name="trial 3", params=params)], {}, "s")
+    assert (update.name, update.tags["thaw.refit"]) == ("refit of trial 3", "trial 3")
+    assert update.params == {"refit_of": "trial 3", "epochs": "5"}
+
+
 def test_a_baseline_has_a_name_of_its_own() -> None:
     (update,), _ = plan([_record("baseline", number=40, name="from_scratch", params={"lr": 1})], {}, "s")
     assert (update.name, update.tags["thaw.baseline"], update.params) == (

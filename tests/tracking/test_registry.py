@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,40 @@ def test_the_decision(new: Score, present: Score | None, alias: str, reason: str
     decision = decide(new, present)
     assert decision.alias == alias
     assert reason in decision.reason
+
+
+def test_a_decision_is_by_the_metric_of_the_sweep() -> None:
+    costs = ((0.0, 1.0, 1.0), (5.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+    low, high = (Score(value, "same", CLASSES, "cost", costs) for value in (0.2, 0.3))
+    assert decide(low, high).alias == "champion"
+    assert decide(high, low) == Decision(
+        "challenger", "test cost 0.3000 against the champion's 0.2000 on the same pictures: not better"
+    )
+    assert decide(Score(0.9, "same", CLASSES, "auroc"), Score(0.8, "same", CLASSES, "auroc")).alias == "champion"
+    # Neither another metric nor other costs say which is better.
+    assert "no result" in decide(low, _score(0.8)).reason
+    assert "no result" in decide(low, Score(0.3, "same", CLASSES, "cost", ((0.0, 1.0, 1.0),) * 3)).reason
+    # The same costs, the classes in another order.
+    order = [2, 0, 1]
+    turned = tuple(tuple(costs[true][decided] for decided in order) for true in order)
+    assert low.is_comparable(Score(0.3, "same", tuple(CLASSES[place] for place in order), "cost", turned))
+
+
+def test_a_score_of_an_older_thaw_or_of_another_metric_is_read_or_measured_anew(
+    folder: Path, name: str, run_id: str, tracking_uri: str, client: Any
+) -> None:
+    versions = [register_model(folder, name, tracking_uri, run_id=run_id, time_s=1.0) for _ in range(3)]
+    old = {"accuracy": 0.7, "test_digest": "same", "class_names": CLASSES}
+    client.set_model_version_tag(name, "1", "thaw.test", json.dumps(old))
+    client.set_registered_model_alias(name, "champion", "1")
+    assert promote(versions[1], _score(0.6), tracking_uri, _never).alias == "challenger"
+    by_cost = Score(0.5, "same", CLASSES, "cost", ((0.0, 1.0, 1.0), (5.0, 0.0, 1.0), (1.0, 1.0, 0.0)))
+    assert promote(versions[1], by_cost, tracking_uri, lambda uri: 0.8).alias == "champion"
+    # What was kept of it is read back whole.
+    assert (
+        "0.6000 against the champion's 0.5000"
+        in promote(versions[2], replace(by_cost, value=0.6), tracking_uri, _never).reason
+    )
 
 
 def test_a_registered_model_is_the_model(folder: Path, name: str, run_id: str, tracking_uri: str, client: Any) -> None:

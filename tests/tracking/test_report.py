@@ -1,4 +1,4 @@
-"""The interval's numbers, and the confusion matrix as table and picture."""
+"""The confusion matrix as figures, table and picture."""
 
 from __future__ import annotations
 
@@ -10,40 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from tuner.report import Confusion, draw_confusion, wilson_interval, write_confusion
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [
-        # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval_of_published_examples(correct: int, total: int, low: float, high: float) -> None:
-    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.integers(1, 10_000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_wilson_interval_holds_the_share_and_mirrors(case: tuple[int, int]) -> None:
-    correct, total = case
-    low, high = wilson_interval(correct, total)
-    assert 0 <= low <= correct / total <= high <= 1
-    mirrored = wilson_interval(total - correct, total)
-    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
-
-
-@pytest.mark.parametrize(("correct", "total"), [(0, 0), (3, 2), (-1, 5)])
-def test_an_impossible_count_has_no_interval(correct: int, total: int) -> None:
-    with pytest.raises(ValueError, match="there is no interval"):
-        wilson_interval(correct, total)
+from tuner.intervals import wilson_interval
+from tuner.report import Confusion, draw_confusion, write_confusion
 
 
 def test_confusion_figures() -> None:

@@ -16,7 +16,10 @@ from trainables import lane
 from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, Message, ScoreJob, TrainJob
 from trainables.loop import TrialRun
+from trainables.ranks import Ranks
+from trainables.replicas import ReplicatedRun
 from trainables.switchboard import Order
+from trainables.workbench import Workbench
 
 
 class Board:
@@ -148,3 +151,33 @@ def test_a_lane_whose_machine_goes_away_leaves_between_epochs(
     alone = Board([TrainJob(config=config(epochs=1), directory=str(tmp_path / "alone"))], notice_after=0)
     play(alone)
     assert alone.looks == 0
+
+
+def test_a_trial_in_folds_goes_on_where_it_stopped_and_is_fitted_again(
+    play: Callable[[Board], None], config: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    plain = config(epochs=3, depth=2)
+    trial = plain.model_copy(update={"data": plain.data.model_copy(update={"folds": 3})})
+    job = TrainJob(config=trial, directory=str(tmp_path / "trial"))
+    board = Board([job], notice_after=2)
+    with pytest.raises(RuntimeError, match="about to be taken away"):
+        play(board)
+    # What is kept is one model that can be scored; the refit keeps its last epoch, and starts again if that is another.
+    refit, kept = trial.refit(), str(tmp_path / "refit" / BEST_CHECKPOINT)
+    refits = [TrainJob(config=refit, directory=str(tmp_path / "refit"), last_epoch=last) for last in (2, 1)]
+    scores = [ScoreJob(config=refit, checkpoint=kept, side="test") for _ in refits]
+    first = ScoreJob(config=trial.replicas()[0], checkpoint=str(tmp_path / "trial" / BEST_CHECKPOINT), side="test")
+    successor = Board([job, first, refits[0], scores[0], refits[1], scores[1]])
+    play(successor)
+    trained, _, two, after_two, one, after_one = successor.heard
+    assert [message["epoch"] for message in trained] == [1, 2, 3]
+    assert trained[0] == board.heard[0][0]
+    run = ReplicatedRun(trial, Workbench(), Ranks(CPU))
+    assert [message["metrics"]["val/loss"] for message in trained] == [run.run_epoch()["val/loss"] for _ in range(3)]
+    assert [(message["epoch"], message["outcome"]) for message in two] == [(1, None), (2, "completed")]
+    assert [(message["epoch"], message["outcome"]) for message in one] == [(1, "completed")]
+    assert not any(name.startswith("val/") for name in two[0]["metrics"])
+    alone = TrialRun(refit, Workbench(), Ranks(CPU))
+    for expected in (after_one, after_two):
+        alone.run_epoch()
+        assert expected[0]["metrics"] == alone.evaluate("test").metrics

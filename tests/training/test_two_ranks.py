@@ -49,7 +49,9 @@ def assert_equal_trials(pair: list[Trial], one: Trial, tolerance: float) -> None
     expected_epochs, expected = one
     assert len(epochs) == len(expected_epochs)
     for found, wanted in zip(epochs, expected_epochs, strict=True):
-        assert found == pytest.approx(wanted, rel=tolerance)
+        # A deep network that has learnt nothing yet gives all pictures scores that are equal but for rounding.
+        unordered = {"val/auroc": 0.0} if tolerance > 1e-11 else {}
+        assert found | unordered == pytest.approx(wanted | unordered, rel=tolerance)
     assert tensors.keys() == expected.keys()
     for name in expected:
         if "num_batches_tracked" in name or name.endswith("/step"):
@@ -181,7 +183,8 @@ def confusion_on(ranks: Ranks, config: TrialConfig) -> tuple[dict[str, float], n
 def test_the_confusion_matrix_counts_every_picture_once(
     two_ranks: RankGroup, config: Callable[..., TrialConfig]
 ) -> None:
-    trial = config(split=SplitConfig(train=0.5, val=0.02, test=0.48))
+    costs = [[0.0 if true == decided else 1.0 + true for decided in range(5)] for true in range(5)]
+    trial = config(split=SplitConfig(train=0.5, val=0.02, test=0.48), costs=costs)
     run = TrialRun(trial, Workbench(), Ranks(CPU))
     pair, (metrics, confusion) = two_ranks.call(confusion_on, trial), confusion_on(Ranks(CPU), trial)
     for found, counts in pair:
@@ -189,3 +192,4 @@ def test_the_confusion_matrix_counts_every_picture_once(
         assert counts.sum(1).tolist() == np.bincount(run.side("test").labels, minlength=5).tolist()
         assert np.array_equal(counts, confusion)
         assert found == pytest.approx(metrics, rel=1e-11)
+        assert found["auroc"] == metrics["auroc"] > 0.5

@@ -18,6 +18,7 @@ from itertools import pairwise
 import torch
 from torch import fx, nn
 
+from trainables.backbones.heads import CosineHead, MlpHead
 from trainables.backbones.stages import Stage
 from trainables.backbones.tracing import CutPlan, plan_cuts, trace
 from trainables.backbones.weights import hash_tensors
@@ -32,7 +33,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Head:
-    """The last linear layer, which every trial trains anew.
+    """The last layer, which every trial trains anew: see `backbones.heads`.
 
     Attributes:
         name: Of its module in the whole network.
@@ -64,8 +65,6 @@ class CutGraph:
         """Takes ``model`` over, which has the layers that ``plan`` names."""
         model.eval().requires_grad_(False)
         head = model.get_submodule(plan.trace.head_name)
-        if not isinstance(head, nn.Linear):
-            raise TypeError(f"{plan.trace.head_name}: the head is a {type(head).__name__}, not a linear layer")
         self.input_size_px = input_size_px
         self.stages = plan.stages
         self.head = _describe_head(plan.trace.head_name, head)
@@ -123,18 +122,19 @@ class CutGraph:
         copies = {name: _own_copy(self._layers[name]) for name in self._targets(end, total)}
         return _assemble("Tail", self._plan, end, total, copies, keep_input=True)
 
-    def with_head(self, head: nn.Linear) -> CutGraph:
+    def with_head(self, head: nn.Module) -> CutGraph:
         """The same network with another head, which is taken over; all else is shared.
 
         Raises:
             ValueError: The head does not fit what stands before it.
         """
-        if head.in_features != self.head.in_features:
-            raise ValueError(f"{self.head.name}: takes {head.in_features} values, not {self.head.in_features}")
+        described = _describe_head(self.head.name, head)
+        if described.in_features != self.head.in_features:
+            raise ValueError(f"{self.head.name}: takes {described.in_features} values, not {self.head.in_features}")
         other = copy.copy(self)
         other.__dict__.pop("model", None)  # assembled from the layers, the old head among them
         other._layers = {**self._layers, self.head.name: head.eval().requires_grad_(False)}
-        other.head = _describe_head(self.head.name, head)
+        other.head = described
         return other
 
     def stage_modules(
@@ -203,6 +203,19 @@ class CutGraph:
         """Names, in the whole network's state dict, of the tensors of each stage."""
         ends = self._plan.ends[: self.num_stages + 1]
         return tuple(self._keys(start, stop) for start, stop in pairwise(ends))
+
+    @property
+    def batch_norm_depth(self) -> int:
+        """Number of leading stages behind which there is no BatchNorm any more; 0: the network has none."""
+        ends = self._plan.ends[: self.num_stages + 1]
+        having = [
+            depth
+            for depth, (start, stop) in enumerate(pairwise(ends), start=1)
+            if any(
+                isinstance(self._layers[name], nn.modules.batchnorm._BatchNorm) for name in self._targets(start, stop)
+            )
+        ]
+        return max(having, default=0)
 
     def tail_keys(self, depth: int) -> tuple[str, ...]:
         """Names, in the whole network's state dict, of the tensors in the tail, the head's included."""
@@ -322,13 +335,16 @@ def _placed(
     return nn.Parameter(placed, requires_grad=False) if isinstance(layer, nn.Parameter) else placed
 
 
-def _describe_head(name: str, head: nn.Linear) -> Head:
+def _describe_head(name: str, head: nn.Module) -> Head:
+    if not isinstance(head, nn.Linear | MlpHead | CosineHead):
+        raise TypeError(f"{name}: the head is a {type(head).__name__}, not a linear layer or another kind of head")
+    parameters = list(head.parameters())
     return Head(
         name=name,
         in_features=head.in_features,
         num_classes=head.out_features,
-        num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-        flops=2 * head.in_features * head.out_features,
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        flops=sum(2 * parameter.numel() for parameter in parameters if parameter.dim() > 1),
     )
 
 

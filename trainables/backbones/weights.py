@@ -12,9 +12,10 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -22,6 +23,7 @@ import torch
 import torchvision.models
 
 from trainables.backbones.families import check_name, skeleton
+from trainables.backbones.inputs import read_rgb, read_stated
 from trainables.config import WeightsFile
 from trainables.errors import InputError
 from trainables.node_cache import fetch_once
@@ -42,7 +44,9 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def resolve_weights(spec: str, backbone: str, root: Path | str) -> WeightsFile | None:
+def resolve_weights(
+    spec: str, backbone: str, root: Path | str, note: Callable[[str], object] = lambda _: None
+) -> WeightsFile | None:
     """Finds, checks and stores the weights that a user asks for.
 
     Args:
@@ -50,6 +54,7 @@ def resolve_weights(spec: str, backbone: str, root: Path | str) -> WeightsFile |
             ``.pth``, ``.pt`` or ``.safetensors`` file with a state dict.
         backbone: The network that they are for.
         root: Folder or URI that the stored file is put in.
+        note: Told what a file says of its pictures, and what was adapted to red, green and blue in [0, 1].
 
     Raises:
         InputError: No such weights, or they do not fit, or they hold code.
@@ -61,25 +66,38 @@ def resolve_weights(spec: str, backbone: str, root: Path | str) -> WeightsFile |
         raise InputError(f"{_PLACE}: {spec} is a registered model; its state dict goes through `store_weights`")
     if "/" in spec or Path(spec).suffix:
         path = Path(spec).expanduser()
-        return store_weights(_read_file(path), backbone, root, place=f"{_PLACE}: {path}")
+        return store_weights(_read_file(path), backbone, root, place=f"{_PLACE}: {path}", note=note)
     return store_weights(_download(spec, backbone), backbone, root, place=f"{_PLACE}: {spec}")
 
 
-def store_weights(state: object, backbone: str, root: Path | str, *, place: str = _PLACE) -> WeightsFile:
+def store_weights(
+    state: object,
+    backbone: str,
+    root: Path | str,
+    *,
+    place: str = _PLACE,
+    note: Callable[[str], object] = lambda _: None,
+) -> WeightsFile:
     """Checks a state dict against a backbone and writes it as ``root/<sha256>.safetensors``.
 
     Args:
         state: Tensors by torchvision's names, the head's being ignored; also a training checkpoint that holds them
-            under ``state_dict`` or ``model``, or names that start with ``module.``.
+            under ``state_dict`` or ``model``, or names that start with ``module.``. What else stands in a checkpoint
+            may say how pictures were normalised.
         backbone: The network that they are for.
         root: Folder or URI.
         place: How error messages name the source.
+        note: As `resolve_weights`.
 
     Raises:
-        InputError: A tensor is missing, unexpected, of another shape, or not finite.
+        InputError: A tensor is missing, unexpected, of another shape, or not finite; or the input is none of ours.
     """
     check_name(backbone)
-    named = _usual_names(state, place)
+    state, metadata = _unwrapped(state)
+    stated = read_stated(metadata, place)
+    named, adapted = read_rgb(_usual_names(state, place), _expected(backbone), place)
+    for remark in (*stated.remarks, *adapted):
+        note(f"{place}: {remark}")
     check_fit(named, backbone, place=place)
     tensors = _complete(named, backbone, place=place)
     sha256 = hash_tensors(tensors)
@@ -88,7 +106,7 @@ def store_weights(state: object, backbone: str, root: Path | str, *, place: str 
         _verify(uri, sha256)
     except (FileNotFoundError, InputError):  # not there yet, or damaged
         write_bytes(uri, safetensors.torch.save(tensors))
-    return WeightsFile(uri=uri, sha256=sha256)
+    return WeightsFile(uri=uri, sha256=sha256, mean=stated.mean, std=stated.std)
 
 
 def load_tensors(file: WeightsFile) -> dict[str, torch.Tensor]:
@@ -232,7 +250,9 @@ def _read_file(path: Path) -> object:
         raise InputError(f"{place} {what}; give the path of a state dict, 'default' or 'none'")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+            return {**metadata, "state_dict": safetensors.torch.load_file(path)}
         with warnings.catch_warnings():
             # PyTorch wonders aloud about damaged files before it gives them up; the refusal below says it once.
             warnings.simplefilter("ignore")
@@ -269,11 +289,18 @@ def _download(name: str, backbone: str) -> object:
         ) from error
 
 
-def _usual_names(state: object, place: str) -> dict[str, torch.Tensor]:
-    """Unwraps a training checkpoint and undoes the prefixes and spellings that are common in published files."""
+def _unwrapped(state: object) -> tuple[object, dict[str, Any]]:
+    """The state dict of a training checkpoint, and what stands beside it."""
+    metadata: dict[str, Any] = {}
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            metadata |= {str(key): value for key, value in state.items() if key != wrapper}
             state = state[wrapper]
+    return state, metadata
+
+
+def _usual_names(state: object, place: str) -> dict[str, torch.Tensor]:
+    """Undoes the prefixes and spellings that are common in published files."""
     if not isinstance(state, Mapping) or not state:
         what = "nothing" if isinstance(state, Mapping) else f"a {type(state).__name__}"
         raise InputError(f"{place} holds {what}, not a state dict; save one with torch.save(model.state_dict(), path)")

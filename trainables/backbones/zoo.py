@@ -7,8 +7,6 @@ arguments give the same bits, and PyTorch's global random state is left as it wa
 from __future__ import annotations
 
 import functools
-import hashlib
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,9 +14,10 @@ from torch import nn
 
 from trainables.backbones.families import backbone_names, build_model, check_name, normalisation, skeleton
 from trainables.backbones.graph import CutGraph, fitting_plan, rebuild
+from trainables.backbones.heads import fresh_head, part_seed
 from trainables.backbones.tracing import CutPlan, plan_cuts
 from trainables.backbones.weights import check_fit, load_tensors
-from trainables.config import WeightsFile
+from trainables.config import HeadKind, WeightsFile
 
 __all__ = ["Backbone", "backbone_names", "check_name", "load_backbone"]
 
@@ -46,14 +45,20 @@ class Backbone:
         """The whole network, in eval mode, asking for no gradients: the pattern of all parts."""
         return self.graph.model
 
-    def with_head(self, num_classes: int, seed: int) -> Backbone:
+    def with_head(self, num_classes: int, seed: int, head: HeadKind = "linear") -> Backbone:
         """The same backbone with the fresh head that ``load_backbone`` would give it; all else is shared."""
-        head = _fresh_head(self.graph.head.in_features, num_classes, seed)
-        return replace(self, graph=self.graph.with_head(head), num_classes=num_classes)
+        fresh = fresh_head(head, self.graph.head.in_features, num_classes, seed)
+        return replace(self, graph=self.graph.with_head(fresh), num_classes=num_classes)
 
 
 def load_backbone(
-    name: str, weights: WeightsFile | None, *, num_classes: int, input_size_px: int, seed: int
+    name: str,
+    weights: WeightsFile | None,
+    *,
+    num_classes: int,
+    input_size_px: int,
+    seed: int,
+    head: HeadKind = "linear",
 ) -> Backbone:
     """Builds a backbone with a fresh head.
 
@@ -63,17 +68,20 @@ def load_backbone(
         num_classes: Number of logits.
         input_size_px: Side of the pictures; stages and their FLOPs depend on it.
         seed: Of the head, and of everything else where there are no weights.
+        head: Its kind.
 
     Raises:
         InputError: No such backbone, weights that do not fit it, or pictures too small for it.
     """
     check_name(name)
     plan = fitting_plan(functools.partial(_plan, name), name, input_size_px)
-    head = _fresh_head(plan.trace.in_features, num_classes, seed)
+    fresh = fresh_head(head, plan.trace.in_features, num_classes, seed)
     model = _random_model(name, seed) if weights is None else _pretrained_model(name, weights)
     parent, _, attribute = plan.trace.head_name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, head)
+    setattr(model.get_submodule(parent), attribute, fresh)
     mean, std = normalisation(name)
+    if weights is not None and weights.mean is not None and weights.std is not None:
+        mean, std = weights.mean, weights.std
     return Backbone(name, CutGraph(model, plan, input_size_px), mean, std, num_classes)
 
 
@@ -92,20 +100,5 @@ def _pretrained_model(name: str, weights: WeightsFile) -> nn.Module:
 
 def _random_model(name: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_stream(seed, "body"))
+        torch.default_generator.manual_seed(part_seed(seed, "body"))
         return build_model(name)
-
-
-def _fresh_head(in_features: int, num_classes: int, seed: int) -> nn.Linear:
-    """A linear layer initialised as PyTorch does, from a generator of its own."""
-    generator = torch.Generator().manual_seed(_stream(seed, "head"))
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, num_classes)
-    nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
-    bound = 1 / math.sqrt(in_features)
-    nn.init.uniform_(head.bias, -bound, bound, generator=generator)
-    return head
-
-
-def _stream(seed: int, part: str) -> int:
-    """A seed per part of the network, so that head and body do not begin with the same numbers."""
-    return int.from_bytes(hashlib.sha256(f"{part}:{seed}".encode()).digest()[:4])

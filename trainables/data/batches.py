@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainables.config import AugmentationConfig, ComputeConfig, Precision, SplitName
+from trainables.config import AugmentationConfig, ComputeConfig, Fit, Precision, SplitName
 from trainables.data.table import ImageTable
 from trainables.data.views import view
 
@@ -53,12 +53,17 @@ class Side:
         rows: Of the table.
         labels: Indices of their classes.
         name: Which side it is.
+        whole: With folds, the pictures of all folds, this side's among them: what is kept of views and features is
+            kept for these, so that every fold reads it.
+        places: The positions in ``whole`` of this side's pictures [N], ascending; without ``whole`` None.
     """
 
     table: ImageTable
     rows: np.ndarray
     labels: np.ndarray
     name: SplitName = "train"
+    whole: Side | None = None
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -133,11 +138,13 @@ class ViewCache:
 class Views:
     """The views of one side's pictures under one policy."""
 
-    def __init__(self, side: Side, policy: AugmentationConfig, size_px: int, cache: ViewCache) -> None:
-        self.side, self.policy, self.size_px = side, policy, size_px
+    def __init__(
+        self, side: Side, policy: AugmentationConfig, size_px: int, cache: ViewCache, fit: Fit = "crop"
+    ) -> None:
+        self.side, self.policy, self.size_px, self.fit = side, policy, size_px, fit
         self._cache = cache
         # The rows are part of the key: two splits of one table share no slot.
-        self._key = (side.table.fingerprint, side.rows.tobytes(), policy.canonical_json(), size_px)
+        self._key = (side.table.fingerprint, side.rows.tobytes(), policy.canonical_json(), size_px, fit)
 
     def fetch(self, positions: np.ndarray, view_index: int) -> torch.Tensor:
         """uint8 [B, C, H, W] in channels-last memory: view ``view_index`` of each picture."""
@@ -157,7 +164,7 @@ class Views:
 
     def _compute(self, position: int, view_index: int) -> torch.Tensor:
         table, row = self.side.table, int(self.side.rows[position])
-        image_CHW = view(table.image(row), self.policy, table.id_of(row), view_index, self.size_px)
+        image_CHW = view(table.image(row), self.policy, table.id_of(row), view_index, self.size_px, self.fit)
         return image_CHW.permute(1, 2, 0)
 
 
@@ -320,6 +327,22 @@ class ImagesAhead:
 
     def _fetch(self, positions: np.ndarray) -> Future[torch.Tensor]:
         return self._executor.submit(self._views.fetch, positions, self._view_index)
+
+
+class PartOf:
+    """Batches of a side out of those of a larger one.
+
+    Args:
+        batches: Of the larger one.
+        places: The positions there of this side's pictures.
+    """
+
+    def __init__(self, batches: BatchSource, places: np.ndarray) -> None:
+        self._batches, self._places = batches, places
+
+    def batches(self, plan: Sequence[np.ndarray], view_index: int) -> Iterator[Batch]:
+        """One batch per entry of ``plan`` (positions in the side), in order."""
+        return self._batches.batches([self._places[positions] for positions in plan], view_index)
 
 
 def canonical_blocks(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:

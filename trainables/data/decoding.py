@@ -60,8 +60,8 @@ class UnreadablePictureError(InputError):
 def decode_picture(data: bytes, side_px: int | None = None) -> NDArray[np.uint8]:
     """Decodes a picture, turns it upright, and shrinks it to what is needed.
 
-    EXIF orientation is applied; grey, palette, CMYK and 16-bit pictures become 8-bit RGB; transparency is laid on
-    white; of several frames the first is taken.
+    EXIF orientation is applied; grey, palette, CMYK, 16-bit and floating-point (0 to 1) pictures become 8-bit RGB;
+    transparency is laid on white; of several frames the first is taken.
 
     Args:
         data: The file's bytes.
@@ -134,13 +134,21 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         return _from_16_bit(picture).convert("RGB")
     if picture.mode == "F":
-        raise UnreadablePictureError("floating-point pixels have no fixed range: save it with 8 or 16 bits")
+        return _from_floats(picture).convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         white.alpha_composite(rgba)
         return white.convert("RGB")
     return picture.convert("RGB")
+
+
+def _from_floats(picture: Image.Image) -> Image.Image:
+    """Grey of 0 to 1 (Pillow's mode F) to 8 bits, rounded."""
+    values_HW = np.asarray(picture)
+    if not (np.isfinite(values_HW).all() and values_HW.min() >= 0 and values_HW.max() <= 1):
+        raise UnreadablePictureError("its floating-point pixels are not within 0 and 1: save it with 8 or 16 bits")
+    return Image.fromarray(np.rint(values_HW * np.float32(255)).astype(np.uint8))
 
 
 def _from_16_bit(picture: Image.Image) -> Image.Image:

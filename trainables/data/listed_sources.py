@@ -21,7 +21,9 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from trainables.config import SplitName
-from trainables.data.sources import SIDE_OF_FOLDER, Picture, read_file
+from trainables.data.label_sets import set_name
+from trainables.data.picture import Picture
+from trainables.data.sources import SIDE_OF_FOLDER, read_file
 from trainables.errors import InputError
 from trainables.storage import is_local, open_filesystem
 
@@ -40,7 +42,8 @@ _reading = threading.Lock()
 class CsvSource:
     """Picture files that a CSV (or TSV) file lists with their labels, paths relative to its folder."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, separator: str | None = None) -> None:
+        self._separator = separator
         self._path = Path(place).expanduser().resolve()
         if not place or not self._path.is_file():
             raise InputError(
@@ -51,6 +54,10 @@ class CsvSource:
     def uri(self) -> str:
         """`csv:` and the absolute path."""
         return f"csv:{self._path}"
+
+    def with_many_labels(self, separator: str) -> CsvSource:
+        """See `ManyLabelsSource`; the label column holds a picture's labels with ``separator`` between them."""
+        return CsvSource(str(self._path), separator)
 
     def pictures(self) -> Sequence[Picture]:
         """What the lines name, sorted; see `Source.pictures`.
@@ -67,7 +74,7 @@ class CsvSource:
             if name in found:
                 raise InputError(f"{where}: {name} stands on line {found[name][0]} already: remove one of them")
             read = partial(read_file, self._path.parent / name)
-            facts = _facts(row, where)
+            facts = _facts(row, where, self._separator)
             found[name] = number, Picture(name, facts.class_name, facts.side, read, facts.group)
         if not found:
             raise InputError(f"{self.uri}: no line below the header: list some pictures")
@@ -75,7 +82,8 @@ class CsvSource:
 
     def signature(self) -> str:
         """SHA-256 over the list itself and the size and times of every file on it."""
-        digest = hashlib.sha256(f"csv {self._path}\0".encode() + self._path.read_bytes())
+        kind = "csv" if self._separator is None else f"csv of labels by {self._separator}"
+        digest = hashlib.sha256(f"{kind} {self._path}\0".encode() + self._path.read_bytes())
         for picture in self.pictures():
             try:
                 stat = (self._path.parent / picture.name).stat()
@@ -100,7 +108,8 @@ class CsvSource:
 class ParquetSource:
     """Pictures in Parquet files: a column with their bytes (or with `bytes` in it, as Hugging Face writes), a label."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, separator: str | None = None) -> None:
+        self._separator = separator
         self._place = place if not is_local(place) else str(Path(place).expanduser().resolve())
         try:
             self._filesystem, self._root = open_filesystem(self._place)
@@ -117,6 +126,10 @@ class ParquetSource:
         """`parquet:` and the absolute place."""
         return f"parquet:{self._place}"
 
+    def with_many_labels(self, separator: str) -> ParquetSource:
+        """See `ManyLabelsSource`; the label column holds lists, or text with ``separator`` in it."""
+        return ParquetSource(self._place, separator)
+
     def pictures(self) -> Sequence[Picture]:
         """Every row of every file, in order; see `Source.pictures`.
 
@@ -128,7 +141,8 @@ class ParquetSource:
 
     def signature(self) -> str:
         """SHA-256 over the place and the name, size and time of every file."""
-        digest = hashlib.sha256(f"parquet {self._place}".encode())
+        kind = "parquet" if self._separator is None else f"parquet of labels by {self._separator}"
+        digest = hashlib.sha256(f"{kind} {self._place}".encode())
         for info in self._infos:
             digest.update(f"\0{info.path}\0{info.size}\0{info.mtime_ns}".encode())
         return digest.hexdigest()
@@ -147,10 +161,14 @@ class ParquetSource:
                     texts = file.read_row_group(row_group, columns=others).to_pydict()
                     for position in range(file.metadata.row_group(row_group).num_rows):
                         row = {key: texts[column][position] for key, column in columns.items() if key != "image"}
-                        facts = _facts(
-                            {key: _text(value, class_names if key == "label" else ()) for key, value in row.items()},
-                            f"{where}, row {number}",
-                        )
+                        here = f"{where}, row {number}"
+                        texts_of_row: dict[Column, str] = {
+                            key: _labels_text(value, class_names, self._separator, here)
+                            if key == "label"
+                            else _text(value, ())
+                            for key, value in row.items()
+                        }
+                        facts = _facts(texts_of_row, here, self._separator)
                         read = partial(_read_image, place, row_group, columns["image"], position)
                         yield Picture(f"{name}#{number:08d}", facts.class_name, facts.side, read, facts.group)
                         number += 1
@@ -174,15 +192,18 @@ class _Facts:
     group: str
 
 
-def _facts(row: Mapping[Column, str], where: str) -> _Facts:
-    """What a row says of its picture."""
-    if not row["label"]:
+def _facts(row: Mapping[Column, str], where: str, separator: str | None) -> _Facts:
+    """What a row says of its picture; where it may have several labels it may have none."""
+    label = row["label"]
+    if separator is not None:
+        label = set_name(label.split(separator), separator)
+    elif not label:
         raise InputError(f"{where}: no label: fill it in, or remove the row")
     stated = row.get("split", "")
     if stated and stated.lower() not in SIDE_OF_FOLDER:
         raise InputError(f"{where}: split is {stated!r}: use train, val or test, or leave it empty")
     side = SIDE_OF_FOLDER[stated.lower()] if stated else None
-    return _Facts(row["label"], side, row.get("group", ""))
+    return _Facts(label, side, row.get("group", ""))
 
 
 def _find_columns(names: Sequence[str], needed: Sequence[Column], where: str) -> dict[Column, str]:
@@ -220,6 +241,20 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
         return tuple(features[column]["names"])
     except (KeyError, TypeError, ValueError):
         return ()
+
+
+def _labels_text(value: Any, names: Sequence[str], separator: str | None, where: str) -> str:
+    """The label column of one row as text; a list's labels with the separator between them."""
+    if not isinstance(value, list):
+        return _text(value, names)
+    labels = [_text(label, names) for label in value]
+    if separator is None:
+        raise InputError(f"{where}: the label is a list: set data.labels to multi, or give each picture one label")
+    if wrong := next((label for label in labels if separator in label), None):
+        raise InputError(
+            f"{where}: label {wrong!r} contains {separator!r}: set data.label_separator to what is in no label"
+        )
+    return separator.join(labels)
 
 
 def _text(value: Any, names: Sequence[str]) -> str:

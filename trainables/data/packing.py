@@ -6,12 +6,14 @@ that has not changed is not decoded again. No torch: the driver packs while the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import time
 import uuid
 import warnings
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +22,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from trainables.config import SPLIT_NAMES
 from trainables.data.decoding import decode_picture
-from trainables.data.sources import Picture, Source
+from trainables.data.picture import Picture
+from trainables.data.sources import Source
 from trainables.data.table import ImageTable
 from trainables.data.table_file import (
     MANIFEST_NAME,
@@ -33,10 +38,14 @@ from trainables.data.table_file import (
     TableWriter,
     read_rows,
 )
-from trainables.errors import InputError
+from trainables.errors import InputError, StorageError
+from trainables.storage import is_local
 
 PICTURES_IN_FLIGHT_PER_THREAD = 4
+REMOTE_READERS = 16
+"""Threads that read and decode where a picture comes over a network: most of the time they wait for it."""
 ABANDONED_AFTER_S = 24 * 3600.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -86,11 +95,13 @@ def pack(
         source: Where the pictures are.
         root: Folder of all packed tables; created when missing.
         side_px: The shorter side is shrunk to at most this.
-        num_threads: Pictures decoded at once; default: the CPUs this process may use.
+        num_threads: Pictures read and decoded at once; default: the CPUs this process may use, and at least
+            `REMOTE_READERS` where the source is a storage's.
         progress: Called as (done, total) from the calling thread.
 
     Raises:
-        InputError: The source holds no picture, or none that can be read.
+        InputError: The source holds no picture, or none that can be read; its storage stopped answering; or there is no
+            room for them.
     """
     started = time.perf_counter()
     folder = root / _table_key(source.signature(), side_px)
@@ -99,7 +110,7 @@ def pack(
     if manifest is None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
-        manifest = _write_table(source, folder, side_px, num_threads or _num_cpus(), progress)
+        manifest = _write_table(source, folder, side_px, num_threads or _num_readers(source.uri), progress)
     return PackReport(
         path=folder,
         fingerprint=manifest.fingerprint,
@@ -111,9 +122,10 @@ def pack(
     )
 
 
-def _num_cpus() -> int:
-    """CPUs that this process may use; some systems only tell how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _num_readers(uri: str) -> int:
+    """CPUs that this process may use (some systems only tell how many there are), more where reading is waiting."""
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_cpus if is_local(uri) else max(num_cpus, REMOTE_READERS)
 
 
 def _table_key(signature: str, side_px: int) -> str:
@@ -173,6 +185,13 @@ def _write_table(
         partial_path.write_text(manifest.to_json(), encoding="utf-8")
         partial_path.replace(folder / MANIFEST_NAME)
         return manifest
+    except OSError as error:
+        if error.errno is None or error.errno not in _NO_ROOM:
+            raise
+        raise InputError(
+            f"{folder}: no room for the packed pictures ({os.strerror(error.errno)}): free some, or name a folder on a "
+            "larger disk by THAW_HOME"
+        ) from error
     finally:
         partial_path.unlink(missing_ok=True)
 
@@ -190,21 +209,32 @@ def _write_rows(
     rows: Iterator[Row | BadFile], class_names: tuple[str, ...], path: Path, side_px: int, report: Callable[[int], None]
 ) -> _Packed:
     bad: list[BadFile] = []
-    label_of_id: dict[str, int] = {}
-    disputed: set[str] = set()
+    ids, labels = bytearray(), array("i")
     with TableWriter(path, class_names, side_px) as writer:
         for done, row in enumerate(rows, start=1):
             if isinstance(row, BadFile):
                 bad.append(row)
             else:
                 writer.append(row)
-                if label_of_id.setdefault(row.id, row.label) != row.label:
-                    disputed.add(row.id)
+                ids += bytes.fromhex(row.id)
+                labels.append(row.label)
             report(done)
     packed = _Packed(writer.num_rows, writer.fingerprint, [])
-    if disputed:
+    if disputed := _under_two_labels(ids, labels):
         packed = _drop_disputed(path, class_names, side_px, disputed)
     return replace(packed, bad=sorted(bad + packed.bad, key=lambda bad: bad.name))
+
+
+def _under_two_labels(ids: bytearray, labels: array[int]) -> set[str]:
+    """Content ids that stand there with different labels."""
+    if not labels:
+        return set()
+    words = np.frombuffer(ids, dtype=np.uint64).reshape(-1, hashlib.sha256().digest_size // 8)
+    label_of = np.frombuffer(labels, dtype=np.int32)
+    order = np.lexsort((label_of, *words.T))
+    is_same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
+    differs = is_same & (label_of[order[1:]] != label_of[order[:-1]])
+    return {words[row].tobytes().hex() for row in order[1:][differs]}
 
 
 def _in_order(
@@ -228,6 +258,8 @@ def _read_row(picture: Picture, *, labels: dict[str, int], side_px: int) -> Row 
     try:
         data = picture.read()
         pixels_HWC = decode_picture(data, side_px)
+    except StorageError:
+        raise
     except OSError as error:
         return BadFile(picture.name, f"cannot be read: {error.strerror or type(error).__name__}")
     except InputError as error:

@@ -15,14 +15,16 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from trainables.config import SplitName
+from trainables.data.candidates import Candidate, Candidates, shown
+from trainables.data.picture import Picture
 from trainables.errors import InputError
 
 LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -34,25 +36,6 @@ SIDE_OF_FOLDER: dict[str, SplitName] = {
     "test": "test",
 }
 MAX_FILE_BYTES = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture before decoding.
-
-    Attributes:
-        name: Its place in the source, with `/` between folders; unique there.
-        class_name: The class it shows.
-        side: The side its source puts it on, or None where the source has no sides.
-        read: Returns the file's bytes; raises OSError or InputError where that cannot be done.
-        group: What it shares with pictures that must stay on its side (a part, a patient, a scene); empty: nothing.
-    """
-
-    name: str
-    class_name: str
-    side: SplitName | None
-    read: Callable[[], bytes]
-    group: str = ""
 
 
 class Source(Protocol):
@@ -73,15 +56,37 @@ class Source(Protocol):
         """A cheap digest that changes whenever a picture is added, removed, renamed or changed."""
 
 
-def open_source(uri: str) -> Source:
+@runtime_checkable
+class ManyLabelsSource(Source, Protocol):
+    """A source that can give a picture several labels."""
+
+    def with_many_labels(self, separator: str) -> Source:
+        """The same pictures, their class names those of sets of labels: see `label_sets`."""
+
+
+def open_source(uri: str, label_separator: str | None = None) -> Source:
     """Finds the pictures that a URI names, without reading any.
 
     Args:
-        uri: `digits`, `folder:PATH`, `csv:PATH`, `parquet:URI`, `torchvision:NAME`, or a path to a folder.
+        uri: `digits`, `folder:PATH`, `folder:URI`, `csv:PATH`, `parquet:URI`, `torchvision:NAME`, or a folder's path.
+        label_separator: Between the labels of a picture that has several: each class name is then a set's, see
+            `label_sets`. None: each picture has one class.
 
     Raises:
-        InputError: No such scheme or no such folder.
+        InputError: No such scheme or no such folder, or one that gives each picture one label only.
     """
+    source = _open_source(uri)
+    if label_separator is None:
+        return source
+    if not isinstance(source, ManyLabelsSource):
+        raise InputError(
+            f"data.labels: multi, and {uri!r} gives each picture one class: "
+            "list the pictures in a csv: or parquet: source, or set data.labels to single"
+        )
+    return source.with_many_labels(label_separator)
+
+
+def _open_source(uri: str) -> Source:
     scheme, colon, place = uri.partition(":")
     if scheme in SCHEMES:
         return SCHEMES[scheme](place)
@@ -96,19 +101,15 @@ def open_source(uri: str) -> Source:
 
 
 def as_source(text: str) -> str:
-    """What people type on a command line, as a spec names it: a folder's path needs no scheme there."""
-    return text if text == "digits" or ":" in text else f"folder:{text}"
+    """What people type on a command line, as a spec names it: a folder's path or URI needs no scheme there."""
+    scheme, colon, _ = text.partition(":")
+    has_scheme = scheme in SCHEMES or (colon and not is_storage_uri(text))
+    return text if has_scheme else f"folder:{text}"
 
 
-@dataclass(frozen=True)
-class _File:
-    """A candidate found in a folder: its path, and what tells one version of it from another."""
-
-    path: Path
-    name: str
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
+def is_storage_uri(text: str) -> bool:
+    """Whether it is a storage's address by itself, such as ``s3://bucket/pictures``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 class FolderSource:
@@ -132,27 +133,34 @@ class FolderSource:
 
     def pictures(self) -> Sequence[Picture]:
         """All candidates, sorted by name; see `Source.pictures`."""
-        found = [
-            Picture(file.name, class_name, side, partial(read_file, file.path))
-            for class_folder, class_name, side in self._class_folders()
-            for file in _files_below(class_folder, self._root)
-        ]
-        self._check_classes({picture.class_name for picture in found})
-        return sorted(found, key=lambda picture: picture.name)
+        found = self._candidates()
+        self._check_classes(set(found.class_names))
+        self._check_sides(found.sides)
+        return found
 
     def signature(self) -> str:
         """SHA-256 over the folder's place and every candidate's name, size and times."""
-        digest = hashlib.sha256(os.fsencode(self._root))
-        files = [file for folder, _, _ in self._class_folders() for file in _files_below(folder, self._root)]
-        for file in sorted(files, key=lambda file: file.name):
-            # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
-            digest.update(f"\0{file.name}\0{file.size_bytes}\0{file.mtime_ns}\0{file.ctime_ns}".encode())
-        return digest.hexdigest()
+        return self._candidates().digest(os.fsencode(self._root))
+
+    def _candidates(self) -> Candidates:
+        found = (
+            Candidate(os.fsencode(name), class_name, side, size_bytes, times_ns)
+            for class_folder, class_name, side in self._class_folders()
+            for name, size_bytes, times_ns in self._files_of(class_folder)
+        )
+        return Candidates(found, self._reader)
+
+    def _reader(self, name: bytes, _: int) -> Callable[[], bytes]:
+        return partial(read_file, self._root / os.fsdecode(name))
+
+    def _files_of(self, class_folder: Path) -> Iterator[tuple[str, int, tuple[int, int]]]:
+        """All candidates of a class; a link back to the source, or to a side of it, would bring in other classes."""
+        above = {(stat.st_dev, stat.st_ino) for folder in (self._root, class_folder.parent) for stat in [folder.stat()]}
+        return _files_below(class_folder, self._root, frozenset(above))
 
     def _class_folders(self) -> Iterator[tuple[Path, str, SplitName | None]]:
-        folders = _folders_in(self._root)
-        sides = {folder: SIDE_OF_FOLDER[key] for folder in folders if (key := folder.name.lower()) in SIDE_OF_FOLDER}
-        if "train" in sides.values() and len(set(sides.values())) > 1:
+        folders, sides = _folders_in(self._root), _side_folders(self._root)
+        if _are_sides(sides):
             for folder, side in sides.items():
                 for class_folder in _folders_in(folder):
                     yield class_folder, _class_name(class_folder), side
@@ -173,6 +181,19 @@ class FolderSource:
             raise InputError(f"{self.uri}: its class folders hold no pictures: add some or give another folder")
         if empty := sorted(every - with_pictures):
             raise InputError(f"{self.uri}: class folder {empty[0]!r} is empty: add pictures or remove the folder")
+
+    def _check_sides(self, with_pictures: set[SplitName | None]) -> None:
+        every = {side for _, _, side in self._class_folders()} | self._empty_sides()
+        if empty := sorted(str(side) for side in every - with_pictures):
+            raise InputError(
+                f"{self.uri}: its folder for the {empty[0]} side holds no pictures: add some, or remove the folder, "
+                "and then that side is dealt out of the others"
+            )
+
+    def _empty_sides(self) -> set[SplitName]:
+        """Sides whose folders stand beside others and hold no class folder."""
+        sides = _side_folders(self._root)
+        return {side for folder, side in sides.items() if _are_sides(sides) and not _folders_in(folder)}
 
 
 class DigitsSource:
@@ -240,6 +261,14 @@ def _csv(place: str) -> Source:
     return CsvSource(place)
 
 
+def _folder(place: str) -> Source:
+    if not is_storage_uri(place):
+        return FolderSource(place)
+    from trainables.data.remote_folder import RemoteFolderSource
+
+    return RemoteFolderSource(place)
+
+
 def _parquet(place: str) -> Source:
     from trainables.data.listed_sources import ParquetSource
 
@@ -255,7 +284,7 @@ def _torchvision(place: str) -> Source:
 SCHEMES: dict[str, Callable[[str], Source]] = {
     "csv": _csv,
     "digits": DigitsSource,
-    "folder": FolderSource,
+    "folder": _folder,
     "parquet": _parquet,
     "torchvision": _torchvision,
 }
@@ -281,45 +310,71 @@ def pgm(pixels: bytes, height: int, width: int) -> bytes:
     return b"P5 %d %d 255\n" % (width, height) + pixels
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is nobody's picture: hidden, or what systems leave behind."""
     return name.startswith(".") or name.lower() in LITTER
 
 
 def _class_name(folder: Path) -> str:
     # Some file systems store accents decomposed; a class named in a spec is usually typed composed.
-    return unicodedata.normalize("NFC", _text(folder.name))
-
-
-def _text(name: str) -> str:
-    """The name as valid Unicode: a file system may hold bytes that are not."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", shown(os.fsencode(folder.name)))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({error.strerror}): check its permissions") from error
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+    return [Path(entry.path) for entry in _entries(folder) if _is_dir(entry)]
 
 
-def _files_below(folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_File]:
-    """All candidates at any depth; `above` holds the folders on the way here, so that a link upwards ends."""
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """False where links lead in a circle, which the system reports as an error."""
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        return entry.is_file()
+    return False
+
+
+def _side_folders(root: Path) -> dict[Path, SplitName]:
+    """The folders whose names are those of sides."""
+    return {
+        folder: SIDE_OF_FOLDER[key] for folder in _folders_in(root) if (key := folder.name.lower()) in SIDE_OF_FOLDER
+    }
+
+
+def _are_sides(folders: dict[Path, SplitName]) -> bool:
+    """Whether such folders are sides, and not classes of those names."""
+    return "train" in folders.values() and len(set(folders.values())) > 1
+
+
+def _files_below(
+    folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """Name, size and times of all candidates at any depth.
+
+    `above` holds the folders on the way here, so that a link upwards ends.
+    """
     stat = folder.stat()
     if (here := (stat.st_dev, stat.st_ino)) in above:
         return
     for entry in _entries(folder):
         path = Path(entry.path)
-        if entry.is_dir():
+        if _is_dir(entry):
             yield from _files_below(path, root, above | {here})
-        elif entry.is_file() or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
-            stat = entry.stat(follow_symlinks=entry.is_file())
-            name = _text(path.relative_to(root).as_posix())
-            yield _File(path, name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        elif _is_file(entry) or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
+            stat = entry.stat(follow_symlinks=_is_file(entry))
+            # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
+            yield path.relative_to(root).as_posix(), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def read_file(path: Path) -> bytes:

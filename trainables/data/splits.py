@@ -6,7 +6,6 @@ no torch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,17 +13,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config import SPLIT_NAMES, DataConfig, SplitConfig, SplitName
+from trainables.data.folds import assign_folds, position_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
 MIN_PICTURES_PER_CLASS = 3
+_MOST_TO_LEAVE_OUT = 20
+"""Classes that people may still leave out by name."""
 _HELD_OUT_MOST = {None: -1, "train": 0, "val": 1, "test": 2}
+_SIDE_OF_RANK: dict[int, SplitName | None] = {-1: None, 0: "train", 1: "val", 2: "test"}
 
 
 def sides_of(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> NDArray[np.str_]:
-    """The side of each of some rows of a table; see `assign_sides`."""
+    """The side of each of some rows of a table; see `assign_sides`, and with folds `assign_folds`."""
     groups = table.groups_of(rows, config.group_pattern)
-    return assign_sides(table.ids[rows], table.sides[rows], config.split, groups)
+    sides = assign_sides(table.ids[rows], table.sides[rows], config.split, groups)
+    if not config.folds:
+        return sides
+    sides[sides == "val"] = "train"
+    if isinstance(config.fold, int):
+        pool = np.flatnonzero(sides == "train")
+        keys = dealt_as(table.ids[rows], groups)
+        folds = assign_folds([keys[row] for row in pool], table.labels[rows[pool]], config.folds, config.split.seed)
+        sides[pool[folds == config.fold]] = "val"
+    return sides
+
+
+def labelled_rows(table: ImageTable, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of a table that a trial uses, in table order, and their labels.
+
+    Labels are positions in `config.class_names`; where pictures have several, all rows, and the table's sets of labels.
+
+    Raises:
+        InputError: See `ImageTable.rows_of`.
+    """
+    return table.rows_of(config.class_names if config.label_separator is None else table.class_names)
 
 
 def assign_sides(
@@ -53,20 +76,47 @@ def assign_sides(
     Raises:
         InputError: All shares are zero.
     """
-    texts = [bytes(each).decode("ascii") if isinstance(each, bytes) else str(each) for each in ids]
-    keys = _keys(texts, groups) if any(groups) else texts
-    given: dict[str, SplitName | None] = {}
-    for key, stated in zip(keys, sides, strict=True):
-        side: SplitName | None = stated if config.source == "auto" else None
-        if _HELD_OUT_MOST[side] >= _HELD_OUT_MOST[given.get(key)]:
-            given[key] = side
-    shares = {from_side: _shares(from_side, set(given.values()), config) for from_side in set(given.values())}
-    dealt = {key: _deal(position_of(config.seed, key), shares[side]) for key, side in given.items()}
-    return np.array([dealt[key] for key in keys], dtype="<U5")
+    if len(ids) == 0:
+        return np.empty(0, dtype="<U5")
+    keys = _as_bytes(_joined([_text(each) for each in ids], groups) if any(groups) else ids)
+    stated: Sequence[SplitName | None] | NDArray[Any] = sides if config.source == "auto" else [None] * len(keys)
+    ranks = np.fromiter((_HELD_OUT_MOST[side] for side in stated), dtype=np.int8, count=len(keys))
+    # Arrays and not a dict: there may be a hundred thousand pictures, and a hundred bytes of each add up.
+    order = np.argsort(keys, kind="stable")
+    firsts = np.flatnonzero(np.r_[True, keys[order[1:]] != keys[order[:-1]]])
+    given = np.maximum.reduceat(ranks[order], firsts)
+    present = {_SIDE_OF_RANK[rank] for rank in np.unique(given).tolist()}
+    shares = {from_side: _shares(from_side, present, config) for from_side in present}
+    dealt = np.fromiter(
+        (
+            SPLIT_NAMES.index(_deal(position_of(config.seed, _text(keys[row])), shares[_SIDE_OF_RANK[rank]]))
+            for row, rank in zip(order[firsts], given.tolist(), strict=True)
+        ),
+        dtype=np.int8,
+        count=len(firsts),
+    )
+    codes = np.empty(len(keys), dtype=np.int8)
+    codes[order] = np.repeat(dealt, np.diff(np.r_[firsts, len(keys)]))
+    return np.array(SPLIT_NAMES, dtype="<U5")[codes]
 
 
-def _keys(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
+def _text(key: Any) -> str:
+    return bytes(key).decode() if isinstance(key, bytes) else str(key)
+
+
+def _as_bytes(keys: Sequence[str] | NDArray[Any]) -> NDArray[np.bytes_]:
+    if isinstance(keys, np.ndarray) and keys.dtype.kind == "S":
+        return keys
+    return np.array([_text(key).encode() for key in keys])
+
+
+def dealt_as(ids: Sequence[str] | NDArray[Any], groups: Sequence[str] = ()) -> list[str]:
     """What is dealt as one, by a name [N]: a group, groups that share a picture, or a picture of no group."""
+    texts = [bytes(each).decode("ascii") if isinstance(each, bytes) else str(each) for each in ids]
+    return _joined(texts, groups) if any(groups) else texts
+
+
+def _joined(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
     above: dict[str, str] = {}
 
     def top(key: str) -> str:
@@ -81,12 +131,6 @@ def _keys(ids: Sequence[str], groups: Sequence[str]) -> list[str]:
             first, second = sorted((top(f" {group}"), top(image_id)))
             above[second] = first
     return [top(image_id) for image_id in ids]
-
-
-def position_of(seed: int, image_id: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments; uniform over ids."""
-    digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
 
 
 def _shares(side: SplitName | None, given: set[SplitName | None], config: SplitConfig) -> dict[SplitName, float]:
@@ -122,19 +166,21 @@ def check_sides(
     config: SplitConfig,
     *,
     given: Sequence[SplitName | None] | NDArray[Any] = (),
+    is_sample: bool = False,
 ) -> None:
     """Refuses data that cannot be learnt from or judged on, before any training.
 
     Args:
         assigned: What `assign_sides` returned [N].
-        labels: Positions in `class_names` [N].
+        labels: Positions in `class_names` [N]; or, where pictures have several, which they have: bool [N, K].
         class_names: The classes to tell apart.
         config: What `assign_sides` was given.
         given: The source's own sides [N], as given to `assign_sides`; empty where it has none.
+        is_sample: Whether these are only some of the source's pictures, among which a side may lack a class.
 
     Raises:
-        InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, or a
-            class without a training picture.
+        InputError: Fewer than two classes, a class with fewer than 3 pictures, an empty side that was asked for, a
+            class without a training picture, or one that a side of the source lacks.
     """
     assigned, labels = np.asarray(assigned), np.asarray(labels)
     if len(class_names) < 2:  # noqa: PLR2004
@@ -142,25 +188,61 @@ def check_sides(
             f"data: {len(class_names)} class ({', '.join(class_names) or 'none'}) to tell apart: "
             "give at least two class folders, or leave fewer out by data.exclude_classes"
         )
-    counts = np.bincount(labels, minlength=len(class_names))
-    if (rarest := int(counts.argmin())) >= 0 and counts[rarest] < MIN_PICTURES_PER_CLASS:
-        raise InputError(
-            f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
-            f"{MIN_PICTURES_PER_CLASS}: add pictures, or leave the class out by data.exclude_classes"
-        )
+    counts = _count(labels, len(class_names))
+    if counts.min(initial=MIN_PICTURES_PER_CLASS) < MIN_PICTURES_PER_CLASS:
+        raise InputError(_too_few(counts, class_names))
+    if config.source == "auto" and len(given) and not is_sample:
+        _check_given_sides(given, labels, class_names)
     for side in SPLIT_NAMES:
         if side not in assigned and (side != "test" or _wants_test(config, set(given))):
             raise InputError(
                 f"data.split: none of {len(assigned)} pictures is on the {side} side: "
                 f"give {_share_field(side, set(given), config)} a larger share, or try another data.split.seed"
             )
-    in_train = np.bincount(labels[assigned == "train"], minlength=len(class_names))
+    in_train = _count(labels[assigned == "train"], len(class_names))
     if (in_train == 0).any():
         missing = class_names[int(in_train.argmin())]
         raise InputError(
             f"data.split: class {missing!r} has no picture on the train side: "
             "add pictures of it, or try another data.split.seed"
         )
+
+
+def _count(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """Pictures of each class [K]."""
+    return labels.sum(0) if labels.ndim > 1 else np.bincount(labels, minlength=num_classes)
+
+
+def _check_given_sides(
+    given: Sequence[SplitName | None] | NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]
+) -> None:
+    """Refuses a class that one of the source's sides lacks: it is not learnt, or no figure says anything of it."""
+    stated = np.array([side or "" for side in given])
+    if "" in stated:
+        return  # what the source leaves open is dealt, and may well go where a class lacks pictures
+    for side in SPLIT_NAMES:
+        lacking = _count(labels[stated == side], len(class_names)) == 0
+        if side in stated and lacking.any():
+            raise InputError(
+                f"data: class {class_names[int(lacking.argmax())]!r} has no picture on the {side} side of the source, "
+                "and has some on another: add some there, leave the class out by data.exclude_classes, or deal all "
+                "pictures anew by data.split.source: ignore"
+            )
+
+
+def _too_few(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """What is said of classes that have next to no pictures."""
+    rarest, num_rare = int(counts.argmin()), int((counts < MIN_PICTURES_PER_CLASS).sum())
+    if num_rare > _MOST_TO_LEAVE_OUT:
+        return (
+            f"data: {num_rare} of {len(class_names)} classes have fewer than {MIN_PICTURES_PER_CLASS} usable pictures, "
+            f"such as {class_names[rarest]!r} with {counts[rarest]}: is there one folder per class, and not per "
+            "picture? put pictures of one class together, or add pictures"
+        )
+    return (
+        f"data: class {class_names[rarest]!r} has {counts[rarest]} usable pictures, fewer than "
+        f"{MIN_PICTURES_PER_CLASS}: add pictures, or leave the class out by data.exclude_classes"
+    )
 
 
 def _wants_test(config: SplitConfig, given: set[SplitName | None]) -> bool:

@@ -27,6 +27,9 @@ from trainables.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+MAPPED_BYTES = 64 * 1024 * 1024
+"""Pixels read after which the process lets go of its map's pages: what stays in the system's cache costs it nothing."""
+
 # Python 3.11 does not name it yet.
 MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
@@ -50,6 +53,7 @@ class ImageTable:
         self.side_px = manifest.side_px
         self.class_names = manifest.class_names
         self._map = _map_privately(path / manifest.file)
+        self._num_read = 0
         if len(self._map) != manifest.file_bytes:
             raise ValueError(f"{manifest.file} has {len(self._map)} bytes, not {manifest.file_bytes}")
         self._batches = _read_batches(self._map)
@@ -59,10 +63,10 @@ class ImageTable:
         )
         codes = self._column(lambda batch: _values(batch, "side", np.dtype(np.int8)))
         self.sides: NDArray[np.object_] = np.array([*SPLIT_NAMES, None], dtype=object)[codes]
-        self._heights = self._column(lambda batch: _values(batch, "height", np.dtype(np.int32))).tolist()
-        self._widths = self._column(lambda batch: _values(batch, "width", np.dtype(np.int32))).tolist()
+        self._heights = self._column(lambda batch: _values(batch, "height", np.dtype(np.int32)))
+        self._widths = self._column(lambda batch: _values(batch, "width", np.dtype(np.int32)))
         address = pa.py_buffer(self._map).address
-        self._starts = self._column(lambda batch: _pixel_starts(batch, address)).tolist()
+        self._starts = self._column(lambda batch: _pixel_starts(batch, address))
         if len(self.ids) != manifest.num_images:
             raise ValueError(f"{manifest.file} has {len(self.ids)} images, not {manifest.num_images}")
 
@@ -121,12 +125,13 @@ class ImageTable:
     def image(self, row: int) -> torch.Tensor:
         """The pixels of one row: uint8 [3, H, W] in channels-last memory, a view of the map.
 
-        Writing to it would change this process's picture, though never the file: copy first.
+        Writing to it would change this process's picture for a while, though never the file: copy first.
         """
         import torch
 
-        height, width = self._heights[row], self._widths[row]
-        return torch.as_strided(self._pixels, (3, height, width), (1, 3 * width, 3), self._starts[row])
+        height, width = int(self._heights[row]), int(self._widths[row])
+        self._count_read(3 * height * width)
+        return torch.as_strided(self._pixels, (3, height, width), (1, 3 * width, 3), int(self._starts[row]))
 
     def rows_of(self, class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows of some classes, in table order, and their labels as positions in `class_names`.
@@ -146,6 +151,17 @@ class ImageTable:
         labels = new_label[self.labels]
         rows = np.flatnonzero(labels >= 0)
         return rows, labels[rows]
+
+    def sizes_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Heights and widths of the pictures of some rows, as they are packed: [N] each."""
+        return self._heights[rows].astype(np.int64), self._widths[rows].astype(np.int64)
+
+    def _count_read(self, num_bytes: int) -> None:
+        """Or a process that has seen all pictures would seem as large as all of them."""
+        self._num_read += num_bytes
+        if self._num_read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._num_read = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     @cached_property
     def _pixels(self) -> torch.Tensor:

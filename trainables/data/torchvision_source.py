@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config import SplitName
-from trainables.data.sources import Picture, pgm
+from trainables.data.picture import Picture
+from trainables.data.sources import pgm
 from trainables.errors import InputError, first_line
 from trainables.node_cache import cache_root
 

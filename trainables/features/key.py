@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainables.config import AugmentationConfig, PolicyName, Precision, Settings, TrialConfig
+from trainables.config import AugmentationConfig, Fit, PolicyName, Precision, Settings, TrialConfig
 
 # Raised whenever this project's own arithmetic gives other bits (views, normalisation, the prefix's batches), or the
 # files look different: what older versions stored is then never found again.
@@ -65,6 +65,7 @@ class FeatureKey(Settings):
     rows: str = Field(description="`rows_digest` of the pictures, in the order of their positions.")
     view: ViewKey
     input_size_px: int = Field(ge=1)
+    fit: Fit = "crop"
     frozen: FrozenPart
     dtype: Precision = Field(description="Precision of the prefix, and of what is stored.")
     batch_size: int = Field(ge=1, description="The prefix's canonical batch.")
@@ -94,6 +95,7 @@ class FeatureKey(Settings):
             rows=rows,
             view=ViewKey.of(policy, view_index),
             input_size_px=config.data.image_size_px,
+            fit=config.data.fit,
             frozen=frozen,
             dtype=config.compute.prefix_precision,
             batch_size=config.compute.prefix_batch_size,

@@ -1,0 +1,258 @@
+"""Specs of every kind against the program: each runs, or is refused in lines that name the field and the remedy.
+
+``python tests/fuzz.py --specs 20000`` tries so many and says what became of them; `make fuzz` is the same. The suite
+tries a few hundred, the same ones each time (`search/test_fuzz.py`). "Runs" is all that comes before training: pictures
+packed, networks cut, the space, the searcher with its first proposals, their prices, and the trials as lanes get them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from spec_values import SpecValues
+
+from search_spaces.listing import check_sampler
+from search_spaces.loading import dump_spec, read_spec, spec_schema
+from search_spaces.spec import SweepSpec
+from trainables.config import TrialConfig
+from trainables.errors import InputError
+from tuner.choosing import settle_backbones
+from tuner.cluster import choose_shape
+from tuner.networks import base_trials, prepare_networks, space_over
+from tuner.paths import HomePaths
+from tuner.preparing import check_batches, check_quickly, feature_settings, prepare_data
+from tuner.pricing import Material, Pricing
+from tuner.progress import Progress
+from tuner.search_phase import SearchPhase
+from tuner.searching import StudySearcher
+
+PLACE = "spec.yaml"
+MACHINE = {"CPU": 16.0, "GPU": 0.0}
+_MOST_PROPOSALS = 6
+_MOST_LETTERS = 2000
+_REMEDY = re.compile(
+    r"\b(give|set|use|lower|raise|leave|make|write|take|add|swap|list|install|did you mean|should|one of|round|try"
+    r"|fetch|choose|the fields here are|there are|call|put|found|remove|save|a whole number)\b",
+    re.IGNORECASE,
+)
+
+
+def tiny_pictures(root: Path) -> str:
+    """Sixty pictures of three classes as a source."""
+    for number in range(60):
+        path = root / "abc"[number % 3] / f"part{number // 4}_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (4 * number, 255 - 4 * number, number % 3 * 100)).save(path)
+    return f"folder:{root}"
+
+
+def spec_values(source: str) -> SpecValues:
+    """Strategies for specs on a source."""
+    shares = {"train": 0.6, "val": 0.2, "test": 0.2}
+    splits = st.sampled_from(
+        [shares, {**shares, "seed": 7}, {**shares, "source": "ignore"}, {"train": 0.7, "val": 0.3}]
+    )
+    names = st.sampled_from(["lenet", "lenet", "lenet", "squeezenet1_1"])
+    weights = st.sampled_from(["none", "none", "none", "default", "none.pth", "models:/none"])
+    choices = st.fixed_dictionaries({"backbone": names, "weights": weights}, optional={"image_size_px": st.just(32)})
+    return SpecValues(
+        spec_schema(),
+        usual={
+            ("version",): st.just(1) | st.integers(-1, 3),
+            ("name",): st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
+            ("data",): st.just({"source": source, "image_size_px": 32}),
+            ("data", "source"): st.just(source) | st.just("digits"),
+            ("data", "image_size_px"): st.sampled_from([8, 16, 28, 32, 64, 1024]),
+            ("data", "exclude_classes"): st.lists(st.sampled_from("abcd"), max_size=3),
+            ("data", "group_pattern"): st.sampled_from([r"part(\d+)", r"_\d+", "nowhere", "", r"^(.)"]),
+            ("data", "split"): splits,
+            ("model",): st.just({"backbone": "lenet", "weights": "none"}),
+            ("model", "backbone"): names,
+            ("model", "weights"): weights,
+            ("model", "backbones"): st.just("auto") | st.lists(names | choices, min_size=1, max_size=2),
+        },
+    )
+
+
+def bases(source: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Specs that run, on which changes are made."""
+    data = {"source": source, "image_size_px": 32, "split": {"train": 0.6, "val": 0.2, "test": 0.2}}
+    lenet = {"backbone": "lenet", "weights": "none"}
+    two = {"backbones": [lenet, {"backbone": "squeezenet1_1", "weights": "none", "image_size_px": 32}]}
+    recipe = {"name": "first", "data": data, "epochs": 1}
+    return st.sampled_from(
+        [
+            {"version": 1, "name": "fuzz", "data": data, "model": lenet},
+            {"name": "fuzz", "data": data, "model": lenet, "search": {"sampler": "random", "num_trials": 5}},
+            {"name": "fuzz", "data": data, "model": two},
+            {"name": "fuzz", "data": data, "model": {"backbone": "lenet", "weights": {"pretrain": recipe}}},
+        ]
+    )
+
+
+class Trying:
+    """Tries specs one by one and counts what became of them.
+
+    Args:
+        home: Where the program may write.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = HomePaths.at(home)
+        self.outcomes: Counter[str] = Counter()
+
+    def try_spec(self, raw: Any, overrides: tuple[str, ...] = ()) -> list[TrialConfig]:
+        """A spec's first trials; none where it is refused, which must be said well.
+
+        Raises:
+            AssertionError: A refusal does not name a field or a remedy, or a spec changes on its way through a file.
+        """
+        try:
+            spec = read_spec(yaml.safe_dump(raw, allow_unicode=True), overrides, PLACE)
+        except InputError as error:
+            check_refusal(error)
+            self.outcomes["refused as read"] += 1
+            return []
+        assert read_spec(dump_spec(spec), (), PLACE) == spec
+        try:
+            trials = first_trials(spec, self.home)
+        except InputError as error:
+            check_refusal(error)
+            self.outcomes["refused before training"] += 1
+            return []
+        assert trials or not is_ours(spec)
+        self.outcomes["ran" if trials else "read, of pictures elsewhere"] += 1
+        return trials
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self.outcomes[name]} {name}" for name in sorted(self.outcomes))
+        return f"{self.outcomes.total()} specs: {counts}"
+
+
+def check_refusal(error: InputError) -> None:
+    """Fails unless every line names a place in the spec and what to do, in letters that a terminal shows."""
+    lines = str(error).splitlines()
+    assert lines, "a refusal without a word"
+    for line in lines:
+        assert line.isprintable(), line
+        assert len(line) < _MOST_LETTERS, line
+        words = line.removeprefix(f"{PLACE}: ")
+        field = re.match(r"data source |[^:\s]+(?=[:.\[, ])", words)
+        assert field, line
+        is_known = re.split(r"[.\[:, ]", field[0])[0] in {*SweepSpec.model_fields, "data", "spec"}
+        assert is_known or "no such field" in line or "YAML" in line or line.startswith(PLACE), line
+        assert _REMEDY.search(words), line
+
+
+def first_trials(spec: SweepSpec, home: HomePaths) -> list[TrialConfig]:
+    """All of a start but Ray and training; the first trials that would run.
+
+    Raises:
+        InputError: The sweep would be refused.
+    """
+    check_quickly(spec, home)
+    if not is_ours(spec):
+        return []
+    data = prepare_data(spec.data, home, _ignore)
+    check_batches(spec, data.size("train"))
+    spec = settle_backbones(spec, home, _ignore)
+    networks = prepare_networks(spec, data.config, home, home.tracking_uri(spec.tracking.uri), _ignore)
+    space = space_over(spec, networks)
+    check_sampler(spec, space)
+    materials = {name: Material.of(each.cuts, data, spec.compute.prefix_precision) for name, each in networks.items()}
+    _, num_lanes = choose_shape(spec.budget, spec.budget.concurrency, [MACHINE])
+    feature_settings(spec, home)
+    pricing = Pricing(spec, space, materials, "cpu")
+    bases = base_trials(spec, data.config, networks, {})
+    phase = SearchPhase(
+        spec, space, pricing, bases, home, record=_ignore, progress=Progress(quiet=True), has_epochs=lambda: False
+    )  # fmt: skip
+    phase._scheduler([])
+    phase._patience([])
+    pool: Any = SimpleNamespace(name="lanes", namespace="thaw", num_lanes=num_lanes)
+    searcher = StudySearcher(
+        space,
+        metric=spec.metric,
+        mode=spec.mode,
+        num_trials=spec.most_trials,
+        max_concurrent=_MOST_PROPOSALS,
+        seed=spec.seed,
+        make_config=phase._config_maker(pool, []),
+        first_points=None,
+        pricing=pricing,
+        cooling=phase._cooling(pool) if spec.search.cost_aware else None,
+        sampler=spec.search.sampler,
+    )
+    proposals = [searcher.suggest(str(number)) for number in range(_MOST_PROPOSALS)]
+    return [TrialConfig.model_validate(each["job"]["config"]) for each in proposals if isinstance(each, dict)]
+
+
+def is_ours(spec: SweepSpec) -> bool:
+    """Whether all pictures are those of the fuzz: a spec may well name the whole disk."""
+    sources = [spec.data.source, *(recipe.data.source for recipe in spec.pretrain_specs().values())]
+    return all(source == "digits" or source.startswith(f"folder:{tempfile.gettempdir()}/") for source in sources)
+
+
+def _ignore(*_: object, **__: object) -> None:
+    """Takes what a start tells of itself."""
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """No weights are downloaded; that they cannot be had is then said as it would be."""
+    with mock.patch("torch.hub.load_state_dict_from_url", side_effect=OSError("no network here")):
+        yield
+
+
+def run_examples(trying: Trying, num_specs: int, source: str, *, most_changes: int, seed: int | None = None) -> None:
+    """Tries so many specs, by default the same ones each time."""
+
+    @settings(
+        max_examples=num_specs,
+        derandomize=seed is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(spec_values(source).specs(bases(source), most_changes=most_changes))
+    def any_spec_runs_or_is_refused(raw: Any) -> None:
+        trying.try_spec(raw)
+
+    run: Callable[[], None] = any_spec_runs_or_is_refused
+    if seed is not None:
+        from hypothesis import seed as seeded
+
+        run = seeded(seed)(any_spec_runs_or_is_refused)
+    with offline():
+        run()
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--specs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        trying = Trying(Path(folder) / "home")
+        print(f"seed {chosen.seed}")
+        source = tiny_pictures(Path(folder) / "pictures")
+        run_examples(trying, chosen.specs, source, most_changes=6, seed=chosen.seed)
+        print(trying)
+
+
+if __name__ == "__main__":
+    _main()

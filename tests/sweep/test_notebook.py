@@ -1,0 +1,87 @@
+"""Progress and results in a real notebook kernel."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+from tuner.notebook import as_html, is_notebook
+
+PROGRESS = """
+from tuner.progress import Progress, shown
+
+with shown(None) as progress:
+    progress.phase("starting lanes")
+    progress.state.num_trials = 2
+    progress.see({"event": "trial", "number": 0})
+    progress.see({"event": "epoch", "number": 0, "epoch": 1, "metrics": {"val/accuracy": 0.75}})
+    progress.note("set aside: a.txt")
+    progress.see({"event": "end", "number": 0, "outcome": "completed", "metrics": {"time/trial_s": 2.0}})
+"""
+RESULT = """
+from tuner.journal import TrialRecord
+from tuner.paths import HomePaths
+from tuner.result import SweepResult
+
+trial = TrialRecord(0, {"lr": 0.125}, ({"val/accuracy": 0.75, "val/loss": 0.5, "epoch": 1},), "completed")
+home = HomePaths.resolve(HOME)
+SweepResult("parts", home, "sqlite:///none", "val/accuracy", "max", (trial,), None, is_finished=False)
+"""
+
+
+def executed(*cells: str) -> list[list[dict[str, Any]]]:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    return [cell["outputs"] for cell in notebook.cells]
+
+
+def test_a_panel_follows_the_sweep_and_the_result_is_a_table(tmp_path: Path) -> None:
+    progress, result = executed(PROGRESS, RESULT.replace("HOME", repr(str(tmp_path))))
+    (panel,) = (output for output in progress if output["output_type"] == "display_data")
+    html = panel["data"]["text/html"]
+    assert "1/2 done (1 completed)" in html
+    assert "0.7500 (trial 0)" in html
+    assert "".join(output["text"] for output in progress if output["output_type"] == "stream") == "set aside: a.txt\n"
+    html = result[0]["data"]["text/html"]
+    assert "Best of 1 trials of sweep parts" in html
+    assert "thaw resume parts" in html
+
+
+def test_a_test_is_no_notebook_and_html_has_its_own_styles() -> None:
+    assert not is_notebook()
+    html = as_html("[bold]<b>[/bold]")
+    assert html.startswith("<pre")
+    assert "<b>" not in html
+    assert "font-weight: bold" in html
+
+
+def test_frequent_changes_are_left_out(monkeypatch: Any) -> None:
+    """A sweep of thousands of epochs must not fill its notebook."""
+    from tuner import notebook
+
+    made: list[str] = []
+    monkeypatch.setattr(notebook, "as_html", lambda shown: made.append(str(shown)) or "")
+    monkeypatch.setattr(notebook.importlib, "import_module", lambda _: _Display())
+    panel = notebook.CellPanel()
+    deadline = time.monotonic() + 0.1
+    while time.monotonic() < deadline:
+        panel.show("again")
+    panel.show("last", at_once=True)
+    assert len(made) <= 3
+    assert made[-1] == "last"
+
+
+class _Display:
+    def HTML(self, text: str) -> str:  # noqa: N802  (IPython's name)
+        return text
+
+    def display(self, content: str, display_id: bool) -> _Display:
+        assert display_id
+        return self
+
+    def update(self, content: str) -> None:
+        pass

@@ -1,0 +1,118 @@
+"""Intervals against published examples, against each other where they must agree, and against repeated samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainables.auroc import auroc
+from tuner.intervals import (
+    auroc_interval,
+    mean_cost_interval,
+    mean_recall_interval,
+    metric_intervals,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [
+        # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_of_published_examples(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_wilson_interval_holds_the_share_and_mirrors(case: tuple[int, int]) -> None:
+    correct, total = case
+    low, high = wilson_interval(correct, total)
+    assert 0 <= low <= correct / total <= high <= 1
+    mirrored = wilson_interval(total - correct, total)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 0), (3, 2), (-1, 5)])
+def test_an_impossible_count_has_no_interval(correct: int, total: int) -> None:
+    with pytest.raises(ValueError, match="there is no interval"):
+        wilson_interval(correct, total)
+
+
+def standard_error(area: float, num_positive: int, num_negative: int) -> float:
+    """Of an area under the ROC curve by Hanley and McNeil (1982), equation 2."""
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (num_positive - 1) * (q1 - area**2) + (num_negative - 1) * (q2 - area**2)
+    return math.sqrt(variance / (num_positive * num_negative))
+
+
+@pytest.mark.parametrize("area", [0.5, 0.8932, 1.0])
+def test_the_ends_of_an_area_are_where_its_own_spread_just_reaches_it(area: float) -> None:
+    """With as many positive pictures as negative ones, Newcombe's spread is Hanley and McNeil's."""
+    low, high = auroc_interval(area, (40, 40))
+    assert area - low == pytest.approx(1.959964 * standard_error(low, 40, 40), abs=1e-6)
+    assert high - area == pytest.approx(1.959964 * standard_error(high, 40, 40), abs=1e-6)
+    assert 0 < low < area <= high <= 1
+
+
+def test_an_area_of_one_of_few_pictures_is_not_sure() -> None:
+    assert auroc_interval(1.0, (10, 10))[0] < 0.9
+    assert auroc_interval(1.0, (1000, 1000))[0] > 0.99
+    assert auroc_interval(0.9, (30, 20))[::-1] == pytest.approx([1 - end for end in auroc_interval(0.1, (30, 20))])
+    assert auroc_interval(0.9, (20, 20, 20, 0)) == auroc_interval(0.9, (20, 20, 20))
+
+
+def test_nineteen_intervals_of_twenty_hold_the_true_area() -> None:
+    """Two normal classes, 25 and 15 pictures; and three, whose mean area is taken from a large sample."""
+    rng = np.random.default_rng(0)
+    truth = 0.5 * (1 + math.erf(2.0 / 2))  # of normal scores whose means are two standard deviations apart
+
+    def sample(sizes: tuple[int, ...], means: np.ndarray) -> float:
+        labels = np.repeat(np.arange(len(sizes)), sizes)
+        scores = torch.from_numpy(rng.normal(means[labels]))
+        area = auroc(scores, torch.from_numpy(labels))
+        assert area is not None
+        return area
+
+    def coverage(sizes: tuple[int, ...], means: np.ndarray, true_area: float) -> float:
+        intervals = [auroc_interval(sample(sizes, means), sizes) for _ in range(400)]
+        return float(np.mean([low <= true_area <= high for low, high in intervals]))
+
+    two = np.array([[0.0, 0.0], [-math.sqrt(2), math.sqrt(2)]])  # the margin's deviation is the root of two
+    assert 0.93 <= coverage((25, 15), two, truth) <= 0.995
+    three = 1.5 * np.eye(3)
+    assert coverage((12, 12, 12), three, sample((4000, 4000, 4000), three)) >= 0.94
+
+
+def test_mean_recall_of_one_class_is_its_wilson_interval() -> None:
+    assert mean_recall_interval([[8, 2], [0, 0]]) == pytest.approx(wilson_interval(8, 10))
+    low, high = mean_recall_interval([[80, 20], [1, 9]])
+    assert 0 < low < 0.85 < high < 1
+    # The rare class decides how sure the mean is.
+    assert high - low > wilson_interval(9, 10)[1] / 2 - wilson_interval(9, 10)[0] / 2
+
+
+def test_equal_costs_give_the_error_rates_interval() -> None:
+    assert mean_cost_interval(0.2, [[0, 1], [1, 0]], 50) == pytest.approx(wilson_interval(10, 50))
+    assert mean_cost_interval(1.0, [[0, 5], [5, 0]], 50) == pytest.approx([5 * end for end in wilson_interval(10, 50)])
+    # Nothing was seen to go wrong in 50 pictures; a mistake of 100 in every 20th would not surprise.
+    assert mean_cost_interval(0.0, [[0, 1], [100, 0]], 50)[1] > 5
+
+
+def test_every_interval_holds_its_figure() -> None:
+    metrics = {"balanced_accuracy": 0.85, "auroc": 0.93, "cost": 0.4, "accuracy": 0.81}
+    found = metric_intervals(metrics, [[80, 20], [1, 9]], [[0, 1], [8, 0]])
+    for name in ("balanced_accuracy", "auroc", "cost"):
+        assert found.pop(f"{name}_low") < metrics[name] < found.pop(f"{name}_high")
+    assert not found
+    assert set(metric_intervals({}, [[1, 0], [0, 0]], None)) == {"balanced_accuracy_low", "balanced_accuracy_high"}

@@ -1,0 +1,104 @@
+"""The files of a folder that may be pictures, in a few bytes each: 100,000 take 10 MB and not 100.
+
+In: names, sizes and times, one after another. Out: a sequence of `Picture`s that are made when somebody looks at one,
+and what tells one version of the files from another. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from trainables.config import SPLIT_NAMES, SplitName
+from trainables.data.picture import Picture
+
+_NO_SIDE = -1
+
+
+class Candidate(NamedTuple):
+    """A file below a class folder.
+
+    Attributes:
+        name: Its place below the root, as the bytes that the storage has for it.
+        class_name: The class whose folder it is in.
+        side: The side whose folder that is in; None without any.
+        size_bytes: Its size.
+        times_ns: When it was written, and when its entry was changed (0 where the storage does not say).
+    """
+
+    name: bytes
+    class_name: str
+    side: SplitName | None
+    size_bytes: int
+    times_ns: tuple[int, int]
+
+
+class Candidates(Sequence[Picture]):
+    """Candidates as pictures, sorted by name.
+
+    Args:
+        found: In any order; read once.
+        reader: From a name's bytes and the file's size to a function that returns its content.
+    """
+
+    def __init__(self, found: Iterable[Candidate], reader: Callable[[bytes, int], Callable[[], bytes]]) -> None:
+        self._reader = reader
+        labels: dict[str, int] = {}
+        names: list[bytes] = []
+        facts = array("q")
+        for name, class_name, side, size_bytes, times_ns in found:
+            names.append(name)
+            side_code = _NO_SIDE if side is None else SPLIT_NAMES.index(side)
+            facts.extend((labels.setdefault(class_name, len(labels)), side_code, size_bytes, *times_ns))
+        if not names:
+            facts.extend([0] * 5)  # NumPy takes no empty buffer
+        order = sorted(range(len(names)), key=lambda number: _sorting_key(names[number]))
+        self.class_names = tuple(labels)
+        self.sides = {None if code == _NO_SIDE else SPLIT_NAMES[code] for code in set(facts[1::5][: len(names)])}
+        self._facts = np.frombuffer(facts, dtype=np.int64).reshape(-1, 5)[order]
+        self._ends = np.cumsum([len(names[number]) for number in order], dtype=np.int64)
+        self._text = b"".join(names[number] for number in order)
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, place: int) -> Picture: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Picture]: ...
+    def __getitem__(self, place: int | slice) -> Picture | Sequence[Picture]:
+        """One picture, or some."""
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        name = self._name(number)
+        label, side_code, size_bytes = self._facts[number, :3].tolist()
+        side = None if side_code == _NO_SIDE else SPLIT_NAMES[side_code]
+        return Picture(shown(name), self.class_names[label], side, self._reader(name, size_bytes))
+
+    def digest(self, place: bytes) -> str:
+        """SHA-256 over a place and every candidate's name, size and times."""
+        digest = hashlib.sha256(place)
+        for number in range(len(self)):
+            size_bytes, written_ns, changed_ns = self._facts[number, 2:].tolist()
+            digest.update(f"\0{shown(self._name(number))}\0{size_bytes}\0{written_ns}\0{changed_ns}".encode())
+        return digest.hexdigest()
+
+    def _name(self, number: int) -> bytes:
+        start = int(self._ends[number - 1]) if number else 0
+        return self._text[start : int(self._ends[number])]
+
+
+def shown(name: bytes) -> str:
+    """A name as valid Unicode: a file system may hold bytes that are not."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _sorting_key(name: bytes) -> bytes:
+    """Of the shown name: UTF-8 sorts as its characters do, and most names are shown as they are."""
+    return name if name.isascii() else shown(name).encode()
