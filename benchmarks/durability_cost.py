@@ -73,7 +73,9 @@ def main() -> int:
     options = parse_options(__doc__, repeats=6, num_pictures=640, precisions=("bf16",))
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    precision = options.precisions[0]
+    if len(options.precisions) > 1:
+        sys.exit("durability_cost: --precisions takes one here, the one that a sweep would train with")
+    (precision,) = options.precisions
     rows = []
     with tempfile.TemporaryDirectory(prefix="thaw-durability-") as name:
         folder = Path(name)

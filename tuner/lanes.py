@@ -126,10 +126,13 @@ class LanePool:
         return int(ray.get(self._board.num_lanes.remote()))
 
     def take_back(self, client_prefix: str) -> None:
-        """Takes back what a dead client held."""
+        """Takes back what a dead client held, or one that is kept for later."""
         import ray
 
-        ray.get(self._board.give_back_all.remote(client_prefix))
+        if self.lost is None:
+            # A switchboard that died lends nothing; `lost` says so as soon as a lane's thread hears of it.
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                ray.get(self._board.give_back_all.remote(client_prefix))
 
     def run(self, job: AnyJob) -> Iterator[Message]:
         """Runs a job of the driver's own on the next free lane and yields its messages.

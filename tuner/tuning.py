@@ -172,8 +172,7 @@ class JournalCallback(_NotKept, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's actor died or lost its lane; it goes on in another one."""
-        if self._pool.lost is None:
-            self._pool.take_back(client_prefix(trial.config["number"]))
+        self._pool.take_back(client_prefix(trial.config["number"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's actors died, or lost their lanes, too often; or there is no lane any more."""
