@@ -196,7 +196,9 @@ def ui(
     options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if location := home.artifact_location(uri):
         options += ["--default-artifact-root", location]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    # MLflow's runner of jobs judges language models: eight processes that nothing here uses.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)
 
 
