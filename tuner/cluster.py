@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainables.config import FeatureSettings
-from trainables.errors import InputError
+from trainables.errors import InputError, first_line
 from tuner.capacity import Machine, find_capacity
 from tuner.lanes import LanePool, LaneShape, await_machines, quicken_ray_train
+from tuner.outcomes import SweepFailedError
 from tuner.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def start_ray() -> bool:
 
     Returns:
         Whether the cluster was started here, so that what it has is all there will be.
+
+    Raises:
+        SweepFailedError: Ray does not start, or the cluster does not answer.
     """
     quicken_ray_train()
     # A trial that diverges in its first epoch has no validation metric to report.
@@ -41,14 +45,27 @@ def start_ray() -> bool:
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"namespace": "thaw", "log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _init(f"the cluster at RAY_ADDRESS={address} does not answer", options)
         return False
     # The only machine gives no notice of its end, and the watcher's process would start when workers need the cores.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init("local", include_dashboard=False, **options)
+    _init("Ray did not start on this machine", {"address": "local", "include_dashboard": False, **options})
     _start_coordinator()
     return True
+
+
+def _init(failure: str, options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises its base class where a process of its own is late
+        ray.shutdown()
+        raise SweepFailedError(
+            f"{failure}: {first_line(error)}; nothing is lost: try again when the machine is less busy; `thaw doctor` "
+            "looks at Ray"
+        ) from error
 
 
 def _start_coordinator() -> None:

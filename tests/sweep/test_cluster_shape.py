@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from search_spaces.spec import BudgetSpec
 from trainables.errors import InputError
-from tuner.cluster import choose_shape
+from tuner.cluster import choose_shape, start_ray
+from tuner.outcomes import SweepFailedError
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,23 @@ def test_too_little_is_said_with_both_numbers(budget: dict, cluster: dict, words
     with pytest.raises(InputError) as caught:
         choose_shape(spec, spec.concurrency, [cluster])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [(None, "Ray did not start on this machine"), ("10.9.9.9:6379", "RAY_ADDRESS=10.9.9.9:6379 does")],
+)
+def test_ray_that_does_not_start_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, line: str
+) -> None:
+    import ray
+
+    def fail(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    monkeypatch.setattr(os, "environ", environment | ({"RAY_ADDRESS": address} if address else {}))
+    with pytest.raises(SweepFailedError, match=rf"{line}.*timed out during startup\.; nothing is lost: try again"):
+        start_ray()
