@@ -31,10 +31,10 @@ docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 fast-tests: $(INSTALLED)
-	$(BIN)/pytest -n $(PROCESSES) -m 'not slow and not ray and not gpu'
+	$(BIN)/pytest -n $(PROCESSES) -m 'not slow and not ray and not gpu and not fuzz'
 
 test: fast-tests
-	$(BIN)/pytest -n $(PROCESSES) -m 'slow and not ray and not gpu'
+	$(BIN)/pytest -n $(PROCESSES) -m 'slow and not ray and not gpu and not fuzz'
 	$(BIN)/pytest -m 'ray and not gpu'
 
 # Random faults for so many minutes; not part of `make test`.
@@ -42,9 +42,10 @@ MINUTES ?= 10
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py --minutes $(MINUTES)
 
-# Specs of every kind, another set of them each time; not part of `make test`, which tries a few hundred.
+# Specs of every kind, another set of them each time; not part of `make test`.
 SPECS ?= 20000
 fuzz: $(INSTALLED)
+	$(BIN)/pytest -m fuzz
 	$(BIN)/python tests/fuzz.py --specs $(SPECS)
 
 clean:

@@ -34,9 +34,10 @@ from tuner.choosing import settle_backbones
 from tuner.cluster import choose_shape
 from tuner.networks import base_trials, prepare_networks, space_over
 from tuner.paths import HomePaths
-from tuner.preparing import check_batches, check_quickly, feature_settings, prepare_data
-from tuner.pricing import Material, Pricing
+from tuner.preparing import check_batches, check_metric, check_quickly, feature_settings, prepare_data, settle_fit
+from tuner.pricing import Pricing, material_of
 from tuner.progress import Progress
+from tuner.scheduling import Surroundings, build_scheduler
 from tuner.search_phase import SearchPhase
 from tuner.searching import StudySearcher
 
@@ -168,12 +169,14 @@ def first_trials(spec: SweepSpec, home: HomePaths) -> list[TrialConfig]:
     if not is_ours(spec):
         return []
     data = prepare_data(spec.data, home, _ignore)
+    check_metric(spec, data)
     check_batches(spec, data.size("train"))
+    spec = settle_fit(spec, data, _ignore)
     spec = settle_backbones(spec, home, _ignore)
     networks = prepare_networks(spec, data.config, home, home.tracking_uri(spec.tracking.uri), _ignore)
     space = space_over(spec, networks)
     check_sampler(spec, space)
-    materials = {name: Material.of(each.cuts, data, spec.compute.prefix_precision) for name, each in networks.items()}
+    materials = {name: material_of(spec, name, each.cuts, data) for name, each in networks.items()}
     _, num_lanes = choose_shape(spec.budget, spec.budget.concurrency, [MACHINE])
     feature_settings(spec, home)
     pricing = Pricing(spec, space, materials, "cpu")
@@ -181,7 +184,7 @@ def first_trials(spec: SweepSpec, home: HomePaths) -> list[TrialConfig]:
     phase = SearchPhase(
         spec, space, pricing, bases, home, record=_ignore, progress=Progress(quiet=True), has_epochs=lambda: False
     )  # fmt: skip
-    phase._scheduler([])
+    build_scheduler(spec, space, [], Surroundings(num_lanes=num_lanes))
     phase._patience([])
     pool: Any = SimpleNamespace(name="lanes", namespace="thaw", num_lanes=num_lanes)
     searcher = StudySearcher(

@@ -63,7 +63,8 @@ class SpecValues:
 
     def allowed(self, path: Path) -> st.SearchStrategy[Json]:
         """Values of a field that its schema allows."""
-        return self._usual.get(path) or self._values(self._at(path))
+        usual = self._usual.get(path)
+        return self._values(self._at(path)) if usual is None else usual
 
     def _change(self, raw: dict[str, Json]) -> st.SearchStrategy[None]:
         @st.composite

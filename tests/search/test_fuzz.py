@@ -36,7 +36,7 @@ def trying(tmp_path_factory: pytest.TempPathFactory) -> Trying:
     return Trying(tmp_path_factory.mktemp("home"))
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_any_spec_runs_or_is_refused_in_clear_lines(trying: Trying, source: str) -> None:
     run_examples(trying, FEW, source, most_changes=4)
     print(trying)
@@ -98,7 +98,7 @@ def test_a_newer_format_is_one_line_whatever_else_is_in_it() -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_what_is_accepted_trains(trying: Trying, source: str) -> None:
     """One epoch of the first trial of specs that were accepted; a step that diverges is an outcome, not a fault."""
     trained: list[TrialConfig] = []
