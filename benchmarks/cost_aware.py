@@ -27,9 +27,10 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from tuner.cluster import import_torch, start_ray
 from tuner.journal import read_records
+from tuner.material import Material
 from tuner.paths import HomePaths
 from tuner.preparing import build_cuts, prepare_data
-from tuner.pricing import Material, Pricing
+from tuner.pricing import Pricing
 from tuner.sweep import run_sweep
 
 BAR = 1.0

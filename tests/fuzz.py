@@ -25,17 +25,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from spec_values import SpecValues
 
-from search_spaces.listing import check_sampler
 from search_spaces.loading import dump_spec, read_spec, spec_schema
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from tuner.choosing import settle_backbones
 from tuner.cluster import choose_shape
-from tuner.networks import base_trials, prepare_networks, space_over
+from tuner.material import materials_of
+from tuner.networks import base_trials
 from tuner.paths import HomePaths
-from tuner.preparing import check_batches, check_metric, check_quickly, feature_settings, prepare_data, settle_fit
-from tuner.pricing import Pricing, material_of
+from tuner.planning import plan_sweep
+from tuner.preparing import check_quickly, feature_settings
+from tuner.pricing import Pricing
 from tuner.progress import Progress
 from tuner.scheduling import Surroundings, build_scheduler
 from tuner.search_phase import SearchPhase
@@ -168,15 +168,8 @@ def first_trials(spec: SweepSpec, home: HomePaths) -> list[TrialConfig]:
     check_quickly(spec, home)
     if not is_ours(spec):
         return []
-    data = prepare_data(spec.data, home, _ignore)
-    check_metric(spec, data)
-    check_batches(spec, data.size("train"))
-    spec = settle_fit(spec, data, _ignore)
-    spec = settle_backbones(spec, home, _ignore)
-    networks = prepare_networks(spec, data.config, home, home.tracking_uri(spec.tracking.uri), _ignore)
-    space = space_over(spec, networks)
-    check_sampler(spec, space)
-    materials = {name: material_of(spec, name, each.cuts, data) for name, each in networks.items()}
+    spec, data, networks, space = plan_sweep(spec, home, Progress(quiet=True))
+    materials = materials_of(spec, networks, data)
     _, num_lanes = choose_shape(spec.budget, spec.budget.concurrency, [MACHINE])
     feature_settings(spec, home)
     pricing = Pricing(spec, space, materials, "cpu")

@@ -289,34 +289,26 @@ def _complain(message: str, code: int) -> None:
 
 
 def _show_plan(spec: SweepSpec) -> None:
-    from search_spaces.listing import check_sampler, trials_in_all
+    from search_spaces.listing import trials_in_all
     from search_spaces.loading import dump_spec
     from tuner.access import check_access
-    from tuner.choosing import settle_backbones
-    from tuner.networks import prepare_networks, space_over
+    from tuner.material import materials_of
     from tuner.output import show_plan
     from tuner.paths import HomePaths
-    from tuner.preparing import check_batches, check_metric, check_quickly, prepare_data, settle_fit
-    from tuner.pricing import Pricing, material_of
+    from tuner.planning import plan_sweep
+    from tuner.preparing import check_quickly
+    from tuner.pricing import Pricing
     from tuner.progress import Progress
     from tuner.running_cli import output_console
 
     home = HomePaths.from_env()
     check_quickly(spec, home)
     with Progress() as progress:
-        data = prepare_data(spec.data, home, progress.counted)
-        check_metric(spec, data)
-        check_batches(spec, data.size("train"))
-        spec = settle_fit(spec, data, progress.note)
-        spec = settle_backbones(spec, home, progress.note)
-        uri = home.tracking_uri(spec.tracking.uri)
-        networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=False, note=progress.note)
-        check_access(uri)
+        spec, data, networks, space = plan_sweep(spec, home, progress, pretrains=False)
+        check_access(home.tracking_uri(spec.tracking.uri))
     cuts = {name: network.cuts for name, network in networks.items()}
-    space = space_over(spec, networks)
-    check_sampler(spec, space)
     # What is measured is not known before lanes are up; features of the default precision are the larger ones.
-    materials = {name: material_of(spec, name, each, data) for name, each in cuts.items()}
+    materials = materials_of(spec, networks, data)
     device: Literal["cpu", "cuda"] = "cuda" if spec.budget.device == "cuda" else "cpu"
     pricing = Pricing(spec, space, materials, device)
     show_plan(data, cuts, dump_spec(spec), pricing, output_console())

@@ -137,10 +137,14 @@ class ResumableASHA(ASHAScheduler):
         return bool(action == TrialScheduler.STOP)
 
     def _is_news(self, trial: Numbered, result: Mapping[str, Any]) -> bool:
-        has_value = finite(result.get(self._metric)) is not None and EPOCH in result
-        return has_value and result[EPOCH] > self._judged.get(trial.trial_id, 0)
+        return has_value(result, self._metric) and result[EPOCH] > self._judged.get(trial.trial_id, 0)
 
 
 def by_number(trial: Any) -> Numbered:
     """Tune's trial by its number."""
     return Numbered(str(trial.config[NUMBER]))
+
+
+def has_value(result: Mapping[str, Any], metric: str) -> bool:
+    """Whether a result is an epoch's and has a finite metric: anything else decides nothing."""
+    return finite(result.get(metric)) is not None and EPOCH in result

@@ -19,6 +19,7 @@ from ray.tune.schedulers import TrialScheduler, hyperband
 from ray.tune.schedulers.hb_bohb import HyperBandForBOHB
 
 from trainables.trial import EPOCH
+from tuner.halving import has_value
 from tuner.journal import Record
 from tuner.searching import NUMBER, Mode, finite
 
@@ -133,7 +134,7 @@ class ResumableHyperBand(HyperBandForBOHB):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """Decides whether the trial goes on, waits or ends; an epoch that is older than its last decides nothing."""
         known = self._known.get(trial.config[NUMBER])
-        if known is None or finite(result.get(self._metric)) is None or EPOCH not in result:
+        if known is None or not has_value(result, self._metric):
             return str(TrialScheduler.CONTINUE)
         if known.last is not None and result[EPOCH] < known.last[EPOCH]:
             return str(TrialScheduler.CONTINUE)

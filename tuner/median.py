@@ -12,9 +12,9 @@ from typing import Any
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
 from trainables.trial import EPOCH
-from tuner.halving import Numbered, by_number
+from tuner.halving import Numbered, by_number, has_value
 from tuner.journal import Record
-from tuner.searching import Mode, finite
+from tuner.searching import Mode
 
 
 class ResumableMedian(MedianStoppingRule):
@@ -66,8 +66,7 @@ class ResumableMedian(MedianStoppingRule):
         return decision
 
     def _is_news(self, trial: Numbered, result: Mapping[str, Any]) -> bool:
-        has_value = finite(result.get(self._metric)) is not None and EPOCH in result
-        return has_value and result[EPOCH] > self._judged.get(trial.trial_id, 0)
+        return has_value(result, self._metric) and result[EPOCH] > self._judged.get(trial.trial_id, 0)
 
     def _replay(self, records: Sequence[Record]) -> tuple[int, ...]:
         exempt: dict[int, bool] = {}

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from search_spaces.listing import check_sampler
 from search_spaces.loading import dump_spec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
@@ -23,26 +22,23 @@ from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.storage import make_durable, write_bytes
 from tuner.access import check_access
-from tuner.choosing import settle_backbones
 from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LaneError, LanePool, LanesLostError
+from tuner.material import materials_of
 from tuner.measuring import settle_compute
-from tuner.networks import Network, base_trials, prepare_networks, space_over
+from tuner.networks import Network, base_trials
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
+from tuner.planning import Plan, plan_sweep
 from tuner.preparing import (
     PreparedData,
-    check_batches,
-    check_metric,
     check_quickly,
     feature_settings,
-    prepare_data,
-    settle_fit,
 )
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
-from tuner.pricing import Pricing, material_of
+from tuner.pricing import Pricing
 from tuner.progress import Progress, shown
 from tuner.result import Champion, Standing, SweepResult
 from tuner.resuming import Left, describe_left, find_left, is_finished
@@ -150,15 +146,6 @@ _MOST_LANES = 1024
 """Lanes of a sweep that only its budget ends, where the cluster has room for so many."""
 
 
-class Prepared(NamedTuple):
-    """What a sweep knows before its lanes are up; the spec is the one it began with, its backbones named."""
-
-    spec: SweepSpec
-    data: PreparedData
-    networks: dict[str, Network]
-    space: SearchSpace
-
-
 class _Sweep:
     """One run of one sweep; its methods are its phases, in order."""
 
@@ -225,7 +212,7 @@ class _Sweep:
             if network.pretraining is not None
         }
         bases = base_trials(self.spec, data.config, networks, trained)
-        materials = {name: material_of(self.spec, name, network.cuts, data) for name, network in networks.items()}
+        materials = materials_of(self.spec, networks, data)
         device: Literal["cpu", "cuda"] = "cuda" if pool.shape.gpus_per_worker else "cpu"
         interruption = self._search(space, Pricing(self.spec, space, materials, device), bases, pool)
         if interruption is not None:
@@ -234,27 +221,16 @@ class _Sweep:
 
     # --- before ----------------------------------------------------------------------------------------------
 
-    def _prepare(self, are_lanes_starting: threading.Event) -> Prepared:
-        """Packs pictures, checks weights and the space: all that needs no lane.
+    def _prepare(self, are_lanes_starting: threading.Event) -> Plan:
+        """All that needs no lane.
 
         What it takes to start lanes (torch) is imported first; what takes as long again and can be done while they
         come up (torchvision and its networks) waits for them.
         """
-        spec = self.spec
         import_torch()
-        data = prepare_data(spec.data, self.home, self.progress.counted)
-        check_metric(spec, data)
-        check_batches(spec, data.size("train"))
-        are_lanes_starting.wait()
-        spec = settle_fit(spec, data, self.progress.note)
-        spec = settle_backbones(spec, self.home, self.progress.note)
-        networks = prepare_networks(
-            spec, data.config, self.home, self.tracking_uri, self.progress.counted, note=self.progress.note
-        )
-        space = space_over(spec, networks)
-        check_sampler(spec, space)
+        plan = plan_sweep(self.spec, self.home, self.progress, before_networks=are_lanes_starting.wait)
         check_access(self.tracking_uri)
-        return Prepared(spec, data, networks, space)
+        return plan
 
     def _keep_spec(self, data: PreparedData) -> None:
         """Writes what a resume needs before the journal has anything to resume.

@@ -21,7 +21,8 @@ from search_spaces.spec import SweepSpec
 from trainables.trial import EPOCH, OUTCOME
 from tuner.halving import ResumableASHA
 from tuner.journal import TrialRecord
-from tuner.pricing import Material, Pricing
+from tuner.material import Material
+from tuner.pricing import Pricing
 from tuner.searching import NUMBER, StudySearcher
 
 METRIC = "val/accuracy"

@@ -1,0 +1,60 @@
+"""What a sweep knows before anything is trained: pictures, networks and the space over them, checked in this order.
+
+In: a spec. Out: a `Plan`, for `thaw sweep` as for ``--dry-run``. No lane is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from search_spaces.listing import check_sampler
+from search_spaces.space import SearchSpace
+from search_spaces.spec import SweepSpec
+from tuner.choosing import settle_backbones
+from tuner.networks import Network, prepare_networks, space_over
+from tuner.paths import HomePaths
+from tuner.preparing import PreparedData, check_batches, check_metric, prepare_data, settle_fit
+from tuner.progress import Progress
+
+
+class Plan(NamedTuple):
+    """What is to be searched; the spec is the one that a sweep begins with, its fit and its backbones named."""
+
+    spec: SweepSpec
+    data: PreparedData
+    networks: dict[str, Network]
+    space: SearchSpace
+
+
+def plan_sweep(
+    spec: SweepSpec,
+    home: HomePaths,
+    progress: Progress,
+    *,
+    pretrains: bool = True,
+    before_networks: Callable[[], object] = lambda: None,
+) -> Plan:
+    """Packs pictures, checks weights and the space.
+
+    Args:
+        spec: What to search; `check_quickly` found nothing wrong with it.
+        home: Where tables and weights are kept.
+        progress: Told what is done and what was chosen.
+        pretrains: See `prepare_networks`.
+        before_networks: Called between the pictures and the networks, whose import takes seconds.
+
+    Raises:
+        InputError: Something will not do.
+    """
+    data = prepare_data(spec.data, home, progress.counted)
+    check_metric(spec, data)
+    check_batches(spec, data.size("train"))
+    before_networks()
+    spec = settle_fit(spec, data, progress.note)
+    spec = settle_backbones(spec, home, progress.note)
+    uri = home.tracking_uri(spec.tracking.uri)
+    networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=pretrains, note=progress.note)
+    space = space_over(spec, networks)
+    check_sampler(spec, space)
+    return Plan(spec, data, networks, space)
