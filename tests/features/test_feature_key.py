@@ -12,7 +12,7 @@ import torch
 from store_support import make_key, script
 from torch import nn
 
-from trainables.backbones.graph import program_of
+from trainables.backbones.assembling import program_of
 from trainables.backbones.zoo import load_backbone
 from trainables.config import (
     AugmentationConfig,

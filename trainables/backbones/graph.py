@@ -10,21 +10,29 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import fx, nn
+from torch import nn
 
+from trainables.backbones.assembling import (
+    HOLDS_STATE,
+    assemble,
+    find_layer,
+    own_copy,
+    placed_copy,
+    program_of,
+    rebuild,
+)
 from trainables.backbones.heads import CosineHead, MlpHead
 from trainables.backbones.stages import Stage
 from trainables.backbones.tracing import CutPlan, plan_cuts, trace
 from trainables.backbones.weights import hash_tensors
 from trainables.errors import InputError
 
-__all__ = ["CutGraph", "Head", "Stage", "build_graph", "rebuild"]
+__all__ = ["CutGraph", "Head", "Stage", "build_graph"]
 
 # Sides that are tried, in order, when a picture turns out too small for a network.
 _USUAL_SIZES_PX = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224)
@@ -70,7 +78,7 @@ class CutGraph:
         self.head = _describe_head(plan.trace.head_name, head)
         self._plan = plan
         self._layers = {
-            str(node.target): _find(model, str(node.target)) for node in plan.nodes if node.op in _HOLDS_STATE
+            str(node.target): find_layer(model, str(node.target)) for node in plan.nodes if node.op in HOLDS_STATE
         }
         # Of the stages alone: the graphs that differ in the head only have them in common.
         self._modules: dict[tuple[int, torch.device, torch.memory_format], nn.Module] = {}
@@ -90,7 +98,7 @@ class CutGraph:
     @functools.cached_property
     def model(self) -> nn.Module:
         """The whole network, in eval mode; its tensors are shared with every prefix."""
-        return _assemble("WholeNetwork", self._plan, 0, len(self._plan.nodes), self._layers)
+        return assemble("WholeNetwork", self._plan, 0, len(self._plan.nodes), self._layers)
 
     def split(self, depth: int) -> tuple[nn.Module, nn.Module]:
         """Cuts the network behind its first ``depth`` stages.
@@ -109,7 +117,7 @@ class CutGraph:
             InputError: There is no such depth.
         """
         end = self._end(depth)
-        prefix = _assemble("Prefix", self._plan, 0, end, self._layers) if end else nn.Identity().eval()
+        prefix = assemble("Prefix", self._plan, 0, end, self._layers) if end else nn.Identity().eval()
         return prefix, self.tail(depth)
 
     def tail(self, depth: int) -> nn.Module:
@@ -119,8 +127,8 @@ class CutGraph:
             InputError: There is no such depth.
         """
         end, total = self._end(depth), len(self._plan.nodes)
-        copies = {name: _own_copy(self._layers[name]) for name in self._targets(end, total)}
-        return _assemble("Tail", self._plan, end, total, copies, keep_input=True)
+        copies = {name: own_copy(self._layers[name]) for name in self._targets(end, total)}
+        return assemble("Tail", self._plan, end, total, copies, keep_input=True)
 
     def with_head(self, head: nn.Module) -> CutGraph:
         """The same network with another head, which is taken over; all else is shared.
@@ -190,8 +198,8 @@ class CutGraph:
         if key not in self._modules:
             start, stop = self._plan.ends[index : index + 2]
             # From the network's own tensors each time: a layout leaves traces in tensors that have been in another.
-            layers = {name: _placed(self._layers[name], device, layout) for name in self._targets(start, stop)}
-            self._modules[key] = _assemble("Stage", self._plan, start, stop, layers, keep_input=True)
+            layers = {name: placed_copy(self._layers[name], device, layout) for name in self._targets(start, stop)}
+            self._modules[key] = assemble("Stage", self._plan, start, stop, layers, keep_input=True)
         return self._modules[key]
 
     def prefix_keys(self, depth: int) -> tuple[str, ...]:
@@ -230,7 +238,7 @@ class CutGraph:
         return self._plan.ends[depth]
 
     def _targets(self, start: int, stop: int) -> list[str]:
-        return list(dict.fromkeys(str(n.target) for n in self._plan.nodes[start:stop] if n.op in _HOLDS_STATE))
+        return list(dict.fromkeys(str(n.target) for n in self._plan.nodes[start:stop] if n.op in HOLDS_STATE))
 
     def _keys(self, start: int, stop: int) -> tuple[str, ...]:
         return tuple(self._tensors(start, stop))
@@ -283,58 +291,6 @@ def fitting_plan(plan: Callable[[int], CutPlan], name: str, input_size_px: int) 
         raise
 
 
-def rebuild(model: nn.Module, tensor_for: Callable[[str, torch.Tensor], torch.Tensor | None]) -> nn.Module:
-    """A copy of ``model`` in which ``tensor_for(name, tensor)`` stands for each parameter and buffer.
-
-    ``None`` from it stands for the tensor as it is. Unlike construction followed by loading, this draws no random
-    numbers and copies no tensor that is not kept.
-    """
-    memo: dict[int, object] = {}
-    for name, parameter in model.named_parameters():
-        value = tensor_for(name, parameter.detach())
-        if value is not None:
-            memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    for name, buffer in model.named_buffers():
-        value = tensor_for(name, buffer)
-        if value is not None:
-            memo[id(buffer)] = value
-    return copy.deepcopy(model, memo)
-
-
-_OUT_OF_PLACE: dict[object, Callable[..., object]] = {operator.iadd: operator.add, operator.imul: operator.mul}
-_HOLDS_STATE = ("call_module", "get_attr")
-
-
-def _find(model: nn.Module, target: str) -> nn.Module | torch.Tensor:
-    owner, _, attribute = target.rpartition(".")
-    found: nn.Module | torch.Tensor = getattr(model.get_submodule(owner), attribute)
-    return found
-
-
-def _own_copy(layer: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
-    """A deep copy that asks for gradients. Tensors are cloned one by one: the original's may be views of a file."""
-    if isinstance(layer, nn.Module):
-        return rebuild(layer, lambda _, tensor: tensor.clone()).requires_grad_(True)
-    return nn.Parameter(layer.detach().clone()) if isinstance(layer, nn.Parameter) else layer.clone()
-
-
-def _placed(
-    layer: nn.Module | torch.Tensor, device: torch.device, layout: torch.memory_format
-) -> nn.Module | torch.Tensor:
-    """A copy of a frozen layer for a device and a layout; tensors that lie so already are shared with it.
-
-    A copy even then, because the layer may have to do without writing into its input.
-    """
-
-    def place(_: str, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device, memory_format=layout) if tensor.dim() == len("OIHW") else tensor.to(device)
-
-    if isinstance(layer, nn.Module):
-        return rebuild(layer, place)
-    placed = place("", layer.detach())
-    return nn.Parameter(placed, requires_grad=False) if isinstance(layer, nn.Parameter) else placed
-
-
 def _describe_head(name: str, head: nn.Module) -> Head:
     if not isinstance(head, nn.Linear | MlpHead | CosineHead):
         raise TypeError(f"{name}: the head is a {type(head).__name__}, not a linear layer or another kind of head")
@@ -346,60 +302,3 @@ def _describe_head(name: str, head: nn.Module) -> Head:
         num_parameters=sum(parameter.numel() for parameter in parameters),
         flops=sum(2 * parameter.numel() for parameter in parameters if parameter.dim() > 1),
     )
-
-
-def program_of(module: nn.Module) -> str:
-    """SHA-256 of what a module does with its tensors."""
-    # The code names each operation, the representation each layer's settings (stride, eps, ...).
-    code = str(module.code) if isinstance(module, fx.GraphModule) else ""
-    return hashlib.sha256(f"{code}\n{module!r}".encode()).hexdigest()
-
-
-def _assemble(
-    class_name: str,
-    plan: CutPlan,
-    start: int,
-    stop: int,
-    layers: Mapping[str, nn.Module | torch.Tensor],
-    *,
-    keep_input: bool = False,
-) -> nn.Module:
-    """The operations start..stop (exclusive) of ``plan`` as a module over ``layers``.
-
-    Args:
-        class_name: Of the new module.
-        plan: Names the operations.
-        start: Its first one.
-        stop: The one behind its last.
-        layers: By qualified name; not copied.
-        keep_input: No operation may write into the module's input.
-    """
-    graph = fx.Graph()
-    source = plan.nodes[start - 1] if start else next(iter(plan.trace.graph.find_nodes(op="placeholder")))
-    copies = {source: graph.placeholder("features" if start else "images")}
-    may_be_input = {source}
-    for node in plan.nodes[start:stop]:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        if keep_input and may_be_input.intersection(node.all_input_nodes):
-            stateless = _forbid_in_place(copies[node], layers)
-            if stateless:
-                may_be_input.add(node)
-    graph.output(copies[plan.nodes[stop - 1]])
-    used = {str(node.target): layers[str(node.target)] for node in plan.nodes[start:stop] if node.op in _HOLDS_STATE}
-    return fx.GraphModule(used, graph, class_name).eval()
-
-
-def _forbid_in_place(node: fx.Node, layers: Mapping[str, nn.Module | torch.Tensor]) -> bool:
-    """Makes ``node`` write to a fresh tensor; returns whether its result may still be (a view of) its input.
-
-    Dropout in eval mode and flatten hand their input on, so what follows them is looked at too.
-    """
-    if node.op == "call_module":
-        layer = layers[str(node.target)]
-        if getattr(layer, "inplace", False):
-            layer.inplace = False  # type: ignore[union-attr]
-        return isinstance(layer, nn.Module) and not layer.state_dict()
-    node.target = _OUT_OF_PLACE.get(node.target, node.target)
-    if node.kwargs.get("inplace"):
-        node.kwargs = {**node.kwargs, "inplace": False}
-    return True

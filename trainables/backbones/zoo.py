@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from trainables.backbones.assembling import rebuild
 from trainables.backbones.families import backbone_names, build_model, check_name, normalisation, skeleton
-from trainables.backbones.graph import CutGraph, fitting_plan, rebuild
+from trainables.backbones.graph import CutGraph, fitting_plan
 from trainables.backbones.heads import fresh_head, part_seed
 from trainables.backbones.tracing import CutPlan, plan_cuts
 from trainables.backbones.weights import check_fit, load_tensors
