@@ -104,6 +104,10 @@ def lane_loop(settings: dict[str, Any]) -> None:
             line.fail(order, str(error), is_interrupted=True)
             if ranks.world_size > 1:
                 raise
+        except ray.exceptions.RayError:
+            # A wire that is cut says nothing of the trial: like dead workers', its successors ask for the same job.
+            logger.warning("job %s of lane %s lost its connection to the sweep", order.number, settings["lane"])
+            raise
         except Exception as error:
             logger.exception("job %s of lane %s failed", order.number, settings["lane"])
             line.fail(order, _explain(error))
@@ -160,7 +164,7 @@ class _Line:
             try:
                 asked = self._switchboard.next_job.remote(self._lane, self._last_number, self._node, self._group)
                 answer = ray.get(asked)
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.ActorDiedError:
                 # Without a switchboard nobody can want anything of this lane: it ends like one that is told to.
                 logger.warning("the switchboard is gone; lane %s ends", self._lane)
         order: Order | None = self._ranks.agree(answer)
@@ -201,7 +205,10 @@ class _Line:
             if time.monotonic() < next_look:
                 return False
             next_look = time.monotonic() + _LOOK_EVERY_S
-            return bool(ray.wait([dropped], timeout=0)[0])
+            if not ray.wait([dropped], timeout=0)[0]:
+                return False
+            ray.get(dropped)  # a question that got lost is not an answer
+            return True
 
         return is_dropped
 

@@ -114,7 +114,10 @@ class Sweep:
         return read_trials(self.paths.journal)
 
     def numbers(self) -> dict[int, tuple[object, ...]]:
-        """See `numbers_of`."""
+        """See `numbers_of`; what trials failed of is printed, for the one who wonders why they differ."""
+        for trial in self.trials():
+            if trial.outcome == "failed":
+                print(f"trial {trial.number} failed after {len(trial.epochs)} epochs: {trial.reason}")
         return numbers_of(self.trials())
 
     def await_record(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from training_support import CPU, train
 
 from trainables import lane
@@ -151,6 +152,36 @@ def test_a_lane_whose_machine_goes_away_leaves_between_epochs(
     alone = Board([TrainJob(config=config(epochs=1), directory=str(tmp_path / "alone"))], notice_after=0)
     play(alone)
     assert alone.looks == 0
+
+
+@pytest.mark.parametrize("call", ["next_job", "report", "wants_more", "dropped"])
+def test_a_lane_that_nobody_can_hear_blames_no_trial(
+    play: Callable[[Board], None],
+    config: Callable[..., TrialConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """It ends, having said nothing that would end the trial; the successor goes on from what is kept."""
+    lost = object()
+    job = TrainJob(config=config(epochs=3), directory=str(tmp_path))
+    board = Board([job], drop_after=4 if call == "dropped" else 10**9)  # in the second epoch
+    answer = getattr(board, f"on_{call}")
+    setattr(board, f"on_{call}", lambda *of: lost if call == "dropped" or any(board.heard) else answer(*of))
+
+    def get(given: Any) -> Any:
+        if given is lost:
+            raise ray.exceptions.ActorUnavailableError("the wire is cut", None)
+        return given
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(ray.exceptions.ActorUnavailableError):
+        play(board)
+    assert [message["epoch"] for message in board.heard[0]] == ([1, 2, 3] if call == "next_job" else [1])
+    successor = Board([job])
+    play(successor)
+    losses = [message["metrics"]["val/loss"] for message in successor.heard[0]]
+    assert losses == [epoch["val/loss"] for epoch in train(job.config)[0]]
 
 
 def test_a_trial_in_folds_goes_on_where_it_stopped_and_is_fitted_again(
