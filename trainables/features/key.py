@@ -17,7 +17,7 @@ from trainables.config import AugmentationConfig, Fit, PolicyName, Precision, Se
 
 # Raised whenever this project's own arithmetic gives other bits (views, normalisation, the prefix's batches), or the
 # files look different: what older versions stored is then never found again.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class ViewKey(Settings):

@@ -27,7 +27,7 @@ MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
 IN_USE_NAME = "in_use"
 MUTEX_NAME = "mutex"
-_SHARD_NAME = re.compile(r"(\d{6})-([0-9a-f]{64})\.arrow")
+_SHARD_NAME = re.compile(r"(\d{6})-([0-9a-f]{32})\.arrow")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LEAST_SHARD_ROWS = 64
 _USUAL_SHARDS = 64
@@ -91,11 +91,11 @@ class Plan(Settings):
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One shard on disk; its name says which one, and what its bytes hash to."""
+    """One shard on disk; its name says which one, and what its bytes hash to (128 bits of XXH3, in hexadecimal)."""
 
     name: str
     number: int
-    sha256: str
+    checksum: str
     num_bytes: int
 
     @classmethod
@@ -165,9 +165,9 @@ def shard_rows(num_rows: int, batch_size: int) -> int:
     return unit * min(max(1, -(-num_rows // (unit * _USUAL_SHARDS))), _MOST_BATCHES)
 
 
-def shard_name(number: int, sha256: str) -> str:
+def shard_name(number: int, checksum: str) -> str:
     """The name of a finished shard."""
-    return f"{number:06d}-{sha256}.arrow"
+    return f"{number:06d}-{checksum}.arrow"
 
 
 def lease_name(number: int) -> str:

@@ -10,7 +10,6 @@ R rows of a shard, D values of a row with the gap behind it.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import mmap
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from xxhash import xxh3_128
 
 from trainables.config import Precision
 from trainables.features.layout import DamagedError, Plan, ShardFile, shard_name
@@ -83,8 +83,8 @@ def write_shard(folder: Path, plan: Plan, number: int, words_RD: NDArray[Any]) -
     with _appearing(folder, number) as sink:
         with pa.PythonFile(sink, "w") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
             writer.write_batch(batch)
-        sha256 = sink.digest.hexdigest()
-        shard = ShardFile(shard_name(number, sha256), number, sha256, sink.num_bytes)
+        checksum = sink.digest.hexdigest()
+        shard = ShardFile(shard_name(number, checksum), number, checksum, sink.num_bytes)
         sink.finish(folder / shard.name)
     return shard
 
@@ -99,7 +99,7 @@ def copy_shard(folder: Path, shard: ShardFile, chunks: Iterable[bytes]) -> None:
     with _appearing(folder, shard.number) as sink:
         for chunk in chunks:
             sink.write(chunk)
-        if sink.digest.hexdigest() != shard.sha256:
+        if sink.digest.hexdigest() != shard.checksum:
             raise DamagedError(f"{shard.name}: its bytes were altered")
         sink.finish(folder / shard.name)
 
@@ -111,11 +111,11 @@ def verify(descriptor: int, shard: ShardFile, *, is_anew: bool = False) -> None:
         DamagedError: They differ.
     """
     state = os.fstat(descriptor)
-    if not is_anew and _identity(state, shard.sha256) in _verified:
+    if not is_anew and _identity(state, shard.checksum) in _verified:
         return
-    if _hash_file(descriptor) != shard.sha256:
+    if _hash_file(descriptor) != shard.checksum:
         raise DamagedError(f"{shard.name}: its bytes were altered")
-    _remember(state, shard.sha256)
+    _remember(state, shard.checksum)
 
 
 def verify_file(path: Path, shard: ShardFile) -> None:
@@ -132,7 +132,7 @@ def verify_file(path: Path, shard: ShardFile) -> None:
 
 
 def _hash_file(descriptor: int) -> str:
-    digest, offset = hashlib.sha256(), 0
+    digest, offset = xxh3_128(), 0
     buffer = bytearray(_CHUNK_BYTES)
     while count := os.preadv(descriptor, [buffer], offset):
         digest.update(memoryview(buffer)[:count])
@@ -140,13 +140,13 @@ def _hash_file(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def _identity(state: os.stat_result, sha256: str) -> tuple[int, int, int, int, str]:
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, sha256
+def _identity(state: os.stat_result, checksum: str) -> tuple[int, int, int, int, str]:
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, checksum
 
 
-def _remember(state: os.stat_result, sha256: str) -> None:
+def _remember(state: os.stat_result, checksum: str) -> None:
     with _verified_lock:
-        _verified.add(_identity(state, sha256))
+        _verified.add(_identity(state, checksum))
 
 
 class _HashingSink:
@@ -155,7 +155,7 @@ class _HashingSink:
     closed = False
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.digest, self.num_bytes = hashlib.sha256(), 0
+        self.digest, self.num_bytes = xxh3_128(), 0
         self._path, self._descriptor = path, descriptor
 
     def write(self, data: Any) -> int:
