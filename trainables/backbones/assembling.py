@@ -35,6 +35,10 @@ def rebuild(model: nn.Module, tensor_for: Callable[[str, torch.Tensor], torch.Te
 
 
 _OUT_OF_PLACE: dict[object, Callable[..., object]] = {operator.iadd: operator.add, operator.imul: operator.mul}
+_MAKE_TENSORS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.MaxPool2d, nn.AvgPool2d)
+"""Layers without state whose result is a new tensor, once they may not write into their input."""
+_KEEPING = "_keeping"
+"""Behind a layer's name: the same, but it does not write into its input."""
 HOLDS_STATE = ("call_module", "get_attr")
 
 
@@ -98,29 +102,50 @@ def assemble(
     graph = fx.Graph()
     source = plan.nodes[start - 1] if start else next(iter(plan.trace.graph.find_nodes(op="placeholder")))
     copies = {source: graph.placeholder("features" if start else "images")}
+    used: dict[str, nn.Module | torch.Tensor] = {}
     may_be_input = {source}
     for node in plan.nodes[start:stop]:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+        copied = copies[node] = graph.node_copy(node, copies.__getitem__)
+        layer = layers[str(node.target)] if node.op in HOLDS_STATE else None
         if keep_input and may_be_input.intersection(node.all_input_nodes):
-            stateless = _forbid_in_place(copies[node], layers)
-            if stateless:
+            layer = _forbid_in_place(copied, layer, is_changed=bool(node.args) and node.args[0] in may_be_input)
+            if _hands_on(copied, layer):
                 may_be_input.add(node)
+        if layer is not None:
+            used[str(copied.target)] = layer
     graph.output(copies[plan.nodes[stop - 1]])
-    used = {str(node.target): layers[str(node.target)] for node in plan.nodes[start:stop] if node.op in HOLDS_STATE}
     return fx.GraphModule(used, graph, class_name).eval()
 
 
-def _forbid_in_place(node: fx.Node, layers: Mapping[str, nn.Module | torch.Tensor]) -> bool:
-    """Makes ``node`` write to a fresh tensor; returns whether its result may still be (a view of) its input.
+def _forbid_in_place(
+    node: fx.Node, layer: nn.Module | torch.Tensor | None, *, is_changed: bool
+) -> nn.Module | torch.Tensor | None:
+    """Makes ``node`` write to a fresh tensor; returns its layer, one of its own where the shared one writes in place.
 
-    Dropout in eval mode and flatten hand their input on, so what follows them is looked at too.
+    Args:
+        node: Of the graph that is made.
+        layer: Its layer.
+        is_changed: Whether an operation that changes a tensor changes one that must stay: it changes its first input.
     """
-    if node.op == "call_module":
-        layer = layers[str(node.target)]
+    if isinstance(layer, nn.Module):
         if getattr(layer, "inplace", False):
-            layer.inplace = False  # type: ignore[union-attr]
-        return isinstance(layer, nn.Module) and not layer.state_dict()
-    node.target = _OUT_OF_PLACE.get(node.target, node.target)
+            layer = copy.copy(layer)
+            layer.inplace = False  # type: ignore[assignment]
+            node.target = f"{node.target}{_KEEPING}"
+        return layer
+    if is_changed:
+        node.target = _OUT_OF_PLACE.get(node.target, node.target)
     if node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
-    return True
+    return layer
+
+
+def _hands_on(node: fx.Node, layer: nn.Module | torch.Tensor | None) -> bool:
+    """Whether the result of ``node`` may be (a view of) its input.
+
+    Dropout in eval mode and flatten hand their input on, so what follows them is looked at too. Whatever is not known
+    to make a tensor may do so.
+    """
+    if isinstance(layer, nn.Module):
+        return not layer.state_dict() and not isinstance(layer, _MAKE_TENSORS)
+    return node.target not in _OUT_OF_PLACE and node.target not in _OUT_OF_PLACE.values()
