@@ -41,6 +41,7 @@ from trainables.features.key import FeatureKey, FrozenPart, Machine, ViewKey
 from trainables.features.reading import Features
 from trainables.features.source import StoredFeatures, visit
 from trainables.features.store import FeatureStore
+from trainables.memory import keep_freed_memory
 from trainables.ranks import Ranks
 from trainables.workbench import Workbench
 
@@ -244,6 +245,7 @@ def main() -> int:
     )
     wanted.add_argument("--px", type=int, default=SIZE_PX, help="side of their pictures (default %(default)s)")
     options = wanted.parse_args()
+    keep_freed_memory()  # as a lane's worker does
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, dtype, shape, count in CASES:
