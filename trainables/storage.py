@@ -37,8 +37,8 @@ def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return filesystem, name
 
 
-def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a file that appears whole or not at all.
+def write_bytes(uri: str, *pieces: bytes) -> None:
+    """Writes a file that appears whole or not at all, of one piece of content or of several.
 
     A local file is written beside its place and moved there; an object store's put is atomic by itself.
     """
@@ -47,7 +47,8 @@ def write_bytes(uri: str, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.writelines(pieces)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -56,7 +57,8 @@ def write_bytes(uri: str, content: bytes) -> None:
 
     def write(place: str) -> None:
         with filesystem.open_output_stream(place) as stream:
-            stream.write(content)
+            for piece in pieces:
+                stream.write(piece)
 
     _write_whole(filesystem, name, write)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,16 +66,14 @@ def test_a_new_checkpoint_replaces_the_old_one_and_leaves_nothing_beside_it(save
     assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:50])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(str(saved), Checkpoint("new", TENSORS))
-    monkeypatch.undo()
+def test_a_write_that_fails_leaves_the_old_checkpoint(saved: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # the system takes no more of a file than that
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(str(saved), Checkpoint("new", TENSORS))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_checkpoint(str(saved)).prefix_hash == "abc"
     assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
 
@@ -172,10 +172,25 @@ def test_where_nothing_is_frozen_another_network_is_refused_by_its_names_and_sha
 
 
 def test_the_header_is_json_and_nothing_in_the_file_is_code(saved: Path) -> None:
-    payload = saved.read_bytes()[len(b"thaw-delta-1\n") + 32 :]
+    payload = saved.read_bytes()[len(b"thaw-delta-2\n") + 16 :]
     size = int.from_bytes(payload[:8], "little")
     header = json.loads(payload[8 : 8 + size])
     assert header["__metadata__"]["prefix_hash"] == "abc"
     assert set(header) == {
         "__metadata__", "tail/head.weight", "tail/norm.num_batches_tracked", "optimizer/0/momentum_buffer",
     }  # fmt: skip
+
+
+def test_files_of_the_first_format_are_read_and_verified(saved: Path) -> None:
+    """Their checksum was a SHA-256."""
+    now = load_checkpoint(str(saved))
+    payload = saved.read_bytes()[len(b"thaw-delta-2\n") + 16 :]
+    first = b"thaw-delta-1\n" + hashlib.sha256(payload).digest() + payload
+    saved.write_bytes(first)
+    before = load_checkpoint(str(saved))
+    assert before.meta == now.meta
+    assert before.tail.keys() == now.tail.keys()
+    assert all(torch.equal(before.tail[name], tensor) for name, tensor in now.tail.items())
+    saved.write_bytes(first[:-1] + bytes([first[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(str(saved))
