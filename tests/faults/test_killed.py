@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from contextlib import suppress
@@ -32,32 +31,6 @@ def test_every_process_of_a_running_trial(sweep: Sweep, undisturbed: Sweep) -> N
     assert "models:/faulty/1" in out
     for title, since in struck.items():
         sweep.note_recovery(f"kill -9 of the {title}", since)
-    sweep.assert_nothing_is_left()
-
-
-def test_the_driver_at_random_moments(sweep: Sweep, undisturbed: Sweep) -> None:
-    seed = random.randrange(1 << 30)
-    moments = random.Random(seed)
-    arguments: tuple[str, ...] = ()
-    for _ in range(2):
-        process = sweep.start(*arguments)
-        sweep.await_record(lambda record: record["event"] == "sweep", process)
-        known = len(sweep.records())
-        progress = known + moments.randrange(2, 12)
-        sweep.await_record(lambda _, wanted=progress: len(sweep.records()) >= wanted, process)
-        kill(process.pid)
-        process.communicate(timeout=60)
-        arguments = ("resume", "faulty")
-        if any(record["event"] == "finished" for record in sweep.records()):
-            break
-    resumed_at = time.time()
-    out = sweep.finish("resume", "faulty")
-    if sweep.records()[-1]["time"] > resumed_at:
-        sweep.note_recovery("kill -9 of the driver, from `thaw resume` on", resumed_at)
-    assert "found:" in out, f"seed {seed}"
-    assert sweep.numbers() == undisturbed.numbers(), f"seed {seed}"
-    ends = [record["number"] for record in sweep.records() if record["event"] == "end"]
-    assert sorted(ends) == sorted(set(ends)), f"seed {seed}: a trial ended twice"
     sweep.assert_nothing_is_left()
 
 
