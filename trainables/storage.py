@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
+import sys
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.fs
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 """Filesystems whose files appear when they are complete; elsewhere a file is written beside its place and moved."""
+_LARGE_BYTES = 1 << 20
+"""From here on it matters how a local file's blocks come to the disk."""
 
 
 def is_local(uri: str) -> bool:
@@ -40,16 +46,25 @@ def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def write_bytes(uri: str, *pieces: bytes) -> None:
     """Writes a file that appears whole or not at all, of one piece of content or of several.
 
-    A local file is written beside its place and moved there; an object store's put is atomic by itself.
+    A local file is written beside its place and moved there; an object store's put is atomic by itself. A large file
+    goes to the disk while the caller goes on: ext4 has whoever moves one over another wait for that, unless its blocks
+    are there already (mount option ``auto_da_alloc``).
     """
     if is_local(uri):
         path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        num_bytes = sum(map(len, pieces))
         try:
             with temporary.open("wb") as file:
+                if num_bytes >= _LARGE_BYTES:
+                    _reserve(file.fileno(), num_bytes)
                 file.writelines(pieces)
-            temporary.replace(path)
+                file.flush()
+                if num_bytes >= _LARGE_BYTES:
+                    _behind().move(temporary, path, file.fileno())
+                else:
+                    temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         return
@@ -61,6 +76,68 @@ def write_bytes(uri: str, *pieces: bytes) -> None:
                 stream.write(piece)
 
     _write_whole(filesystem, name, write)
+
+
+def _reserve(descriptor: int, num_bytes: int) -> None:
+    """Gives a new file its blocks, where the filesystem can do that without writing them."""
+    fallocate = _fallocate()
+    if fallocate is not None:
+        fallocate(descriptor, 0, 0, num_bytes)  # whatever is wrong with it, writing will say so
+
+
+@functools.cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """The system call itself: where it is missing, ``os.posix_fallocate`` would write every block instead."""
+    if not sys.platform.startswith("linux"):
+        return None
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return call
+
+
+class _Behind:
+    """Moves large files to their places; what the disk has to do for that is left to a thread.
+
+    That is forcing the new file out and freeing the one that was in its place. What comes while the thread is busy is
+    left to the system.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._last: Future[None] | None = None
+
+    def move(self, temporary: Path, path: Path, descriptor: int) -> None:
+        """Moves the file, open under ``descriptor``, which the caller may close, and returns at once."""
+        if self._last is not None and not self._last.done():
+            temporary.replace(path)
+            return
+        before: int | None = None
+        with contextlib.suppress(OSError):
+            before = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # freed when the last who has it open closes it
+        try:
+            temporary.replace(path)
+        except BaseException:
+            _close(before)
+            raise
+        self._last = self._thread.submit(self._settle, os.dup(descriptor), before)
+
+    @staticmethod
+    def _settle(descriptor: int, before: int | None) -> None:
+        _close(before)
+        # A disk that does not take it says so to whoever asks for durability.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+@functools.cache
+def _behind() -> _Behind:
+    return _Behind()
 
 
 def make_durable(uri: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs
@@ -113,7 +114,7 @@ class Puts:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def open_output_stream(self, name: str) -> Iterator[io.BytesIO]:
         stream = io.BytesIO()
         yield stream
@@ -142,3 +143,25 @@ def test_a_file_is_fetched_to_a_path(table: Path, bucket_uri: str, tmp_path: Pat
     assert (tmp_path / "copy").read_bytes() == (table / "images.arrow").read_bytes()
     with pytest.raises(FileNotFoundError):
         fetch_file(join(bucket_uri, "nothing"), tmp_path / "other")
+
+
+def test_large_files_replace_each_other_whole_and_leave_nothing_open(tmp_path: Path) -> None:
+    """What the disk has to do for them is done in a thread, for one file at a time."""
+    path = tmp_path / "large"
+    for number in range(20):
+        content = bytes([number]) * (3 << 20)
+        write_bytes(str(path), content[:100], content[100:])
+        assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == ["large"]
+    deadline = time.monotonic() + 30
+    while any(str(tmp_path) in target for target in _open_files()):
+        assert time.monotonic() < deadline, "a file stays open"
+        time.sleep(0.02)
+
+
+def _open_files() -> list[str]:
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(link.readlink()))
+    return found
