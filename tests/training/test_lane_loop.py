@@ -91,6 +91,9 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Board], None]]:
 
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
+    # Asking Ray itself would start one.
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(lane.logger, "disabled", True)  # pytest keeps what is logged, tracebacks and their frames too
     yield run_lane
     gc.unfreeze()
