@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 STORE = "--object-store-memory=100000000"
 CUT_S = 30
+NOTICED_S = 20
+"""Ray Train looks for notices every five seconds, and once more than twelve were too few."""
 DRAIN = """
 import sys, time, ray
 from ray._raylet import GcsClient
@@ -50,8 +52,8 @@ def test_a_node_that_has_had_notice_and_one_that_dies(patient_sweep: Sweep, undi
         drained = of_worker(sweep, nodes)
         drain = [sys.executable, "-c", DRAIN, head.gcs, drained.name]
         subprocess.run(drain, env=head.environ, check=True, capture_output=True, timeout=60)
-        drained_at = time.time() + 12
-        time.sleep(12)  # Ray Train looks for notices every five seconds
+        drained_at = time.time() + NOTICED_S
+        time.sleep(NOTICED_S)
         sweep.go_on()
         sweep.await_pause(process)
         moved = of_worker(sweep, nodes)
