@@ -67,9 +67,9 @@ def save_checkpoint(uri: str, checkpoint: Checkpoint) -> int:
     tensors |= {f"average/{name}": tensor for name, tensor in checkpoint.average.items()}
     header = {"prefix_hash": checkpoint.prefix_hash, "meta": json.dumps(dict(checkpoint.meta))}
     payload = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
-    checksum = xxh3_128(payload).digest()
-    write_bytes(uri, _MAGIC, checksum, payload)
-    return len(_MAGIC) + len(checksum) + len(payload)
+    pieces = (_MAGIC, xxh3_128(payload).digest(), payload)
+    write_bytes(uri, *pieces)
+    return sum(map(len, pieces))
 
 
 def load_checkpoint(uri: str) -> Checkpoint:

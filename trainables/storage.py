@@ -111,28 +111,20 @@ class _Behind:
         if self._last is not None and not self._last.done():
             temporary.replace(path)
             return
-        before: int | None = None
-        with contextlib.suppress(OSError):
-            before = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # freed when the last who has it open closes it
-        try:
+        with contextlib.ExitStack() as opened:
+            with contextlib.suppress(OSError):
+                # Freed when the last who has it open closes it.
+                opened.callback(os.close, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             temporary.replace(path)
-        except BaseException:
-            _close(before)
-            raise
-        self._last = self._thread.submit(self._settle, os.dup(descriptor), before)
+            moved = os.dup(descriptor)
+            opened.callback(os.close, moved)
+            self._last = self._thread.submit(self._settle, moved, opened.pop_all())
 
     @staticmethod
-    def _settle(descriptor: int, before: int | None) -> None:
-        _close(before)
+    def _settle(descriptor: int, opened: contextlib.ExitStack) -> None:
         # A disk that does not take it says so to whoever asks for durability.
-        with contextlib.suppress(OSError):
+        with opened, contextlib.suppress(OSError):
             os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
 
 
 @functools.cache
