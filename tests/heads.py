@@ -23,6 +23,8 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120
+STORE = "--object-store-memory=100000000"
+"""An option of heads and nodes: enough for what a small sweep puts there."""
 
 
 @dataclass(frozen=True)

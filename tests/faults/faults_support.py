@@ -115,10 +115,11 @@ class Sweep:
 
     def numbers(self) -> dict[int, tuple[object, ...]]:
         """See `numbers_of`; what trials failed of is printed, for the one who wonders why they differ."""
-        for trial in self.trials():
+        trials = self.trials()
+        for trial in trials:
             if trial.outcome == "failed":
                 print(f"trial {trial.number} failed after {len(trial.epochs)} epochs: {trial.reason}")
-        return numbers_of(self.trials())
+        return numbers_of(trials)
 
     def await_record(
         self, is_wanted: Callable[[Record], Any], process: subprocess.Popen[str], timeout_s: float = 120

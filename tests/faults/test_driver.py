@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 from faults_support import NAME, SPEC, Sweep, kill
-from heads import running_head
+from heads import STORE, running_head
 from servers import reported, rows, told
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
-STORE = "--object-store-memory=100000000"
 NUM_MOMENTS = int(os.environ.get("THAW_DRIVER_KILLS", "12"))
 NUM_SWEEPS = 2
 PATIENT = SPEC.replace("trial_timeout_s: 6", "trial_timeout_s: 300, cpus_per_worker: 1")
@@ -91,9 +90,8 @@ def check(sweep: Sweep, undisturbed: Sweep) -> None:
     assert set(ends.values()) == {1}, "a trial ended twice"
     database = sweep.home.mlflow_db
     assert reported(sweep.trials()) == {n: points for n, points in told(database).items() if n.startswith("trial")}
-    assert len(rows(database, "SELECT name FROM runs")) == len(
-        {name for (name,) in rows(database, "SELECT name FROM runs")}
-    )
+    names = rows(database, "SELECT name FROM runs")
+    assert len(names) == len(set(names))
     assert rows(database, "SELECT name, version FROM model_versions") == [(NAME, 1)]
 
 

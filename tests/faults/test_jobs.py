@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 from faults_support import NAME, TITLES, Sweep
-from heads import RayHead, running_head
+from heads import STORE, RayHead, running_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
-
-STORE = "--object-store-memory=100000000"
 
 
 def ask(head: RayHead, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 from faults_support import TITLES, Sweep
-from heads import RayNode, running_head, running_node
+from heads import STORE, RayNode, running_head, running_node
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
-STORE = "--object-store-memory=100000000"
 CUT_S = 30
 NOTICED_S = 20
 """Ray Train looks for notices every five seconds, and once more than twelve were too few."""
