@@ -34,6 +34,8 @@ class DataFacts:
         short_side_px: The shorter side of a picture in the middle of all.
         has_gpu: Whether this machine has a CUDA GPU.
         is_grey: Whether no picture that was looked at has a colour.
+        label_separator: Between the labels of a picture that may have several; None: each has one class.
+        num_files: Pictures, where they may have several labels and the classes' do not add up.
     """
 
     source: str
@@ -42,11 +44,13 @@ class DataFacts:
     short_side_px: int
     has_gpu: bool
     is_grey: bool = False
+    label_separator: str | None = None
+    num_files: int | None = None
 
     @property
     def num_pictures(self) -> int:
         """Of all classes."""
-        return sum(self.class_counts.values())
+        return sum(self.class_counts.values()) if self.num_files is None else self.num_files
 
     @property
     def unevenness(self) -> float:
@@ -69,6 +73,9 @@ def choose(facts: DataFacts) -> Iterator[Choice]:
     yield Choice("version", "1")
     yield Choice("name", _quoted(name_for(facts.source)))
     yield Choice("data.source", _quoted(facts.source))
+    if facts.label_separator is not None:
+        yield Choice("data.labels", "multi", "a picture may have several labels, or none")
+        yield Choice("data.label_separator", _quoted(facts.label_separator))
     size = max((px for px in _SIZES_PX if px <= min(most_px, facts.short_side_px)), default=_SIZES_PX[0])
     yield Choice(
         "data.image_size_px",
@@ -85,21 +92,28 @@ def choose(facts: DataFacts) -> Iterator[Choice]:
     if facts.is_grey:
         reason = "grey pictures, of digits or parts say: mirrored or cut ones may be of another class"
         yield Choice("search.augmentation", "[none, industrial]", reason)
-    if facts.unevenness > _UNEVEN:
+    uneven = facts.label_separator is None and facts.unevenness > _UNEVEN
+    if uneven:
         yield Choice(
             "search.class_balance",
             "[none, weighted]",
             f"the largest class has {facts.unevenness:.0f} times as many pictures as the smallest",
         )
+    if count < _FEW:
+        yield Choice("search.num_trials", "24", "few pictures: trials are short")
+    else:
+        yield Choice("search.num_trials", "16" if count < _MANY else "8", f"{count} pictures: trials take their time")
     epochs = 12 if count < _FEW else 8 if count < _MANY else 4
     yield Choice("budget.epochs", str(epochs), f"{count} pictures are {'few' if count < _FEW else 'enough'} an epoch")
     yield Choice(
         "compute.precision", "auto", "fp32 or bf16, whichever trains faster here: measured before the first trial"
     )
     yield Choice("compute.prefix_precision", "auto", "the same of the frozen part")
-    uneven = facts.unevenness > _UNEVEN
-    metric = "val/balanced_accuracy" if uneven else "val/accuracy"
-    yield Choice("metric", metric, "each class counts the same" if uneven else "classes are about even")
+    if facts.label_separator is not None:
+        yield Choice("metric", "val/map", "mean average precision: each label counts the same")
+    else:
+        metric = "val/balanced_accuracy" if uneven else "val/accuracy"
+        yield Choice("metric", metric, "each class counts the same" if uneven else "classes are about even")
     is_pretrained = facts.has_gpu or facts.short_side_px > _TINY_PX
     baselines = "[head_only, full_finetune]" if is_pretrained else "[]"
     yield Choice("baselines", baselines, "what the champion is compared with" if is_pretrained else "it is one itself")

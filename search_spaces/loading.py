@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from search_spaces.mistakes import fields_at, format_errors, nearest, shorten
 from search_spaces.spec import PretrainSpec, SweepSpec
 from trainables.errors import InputError
+from trainables.typed_path import expand
 
 _PRESETS = "search_spaces.presets"
 _SWEEP_ONLY = frozenset({"model", "search", "budget", "early_stopping", "metric", "baselines"})
@@ -98,9 +99,7 @@ def read_spec(text: str, overrides: Sequence[str], place: str) -> SweepSpec:
 
 
 def _parse_sweep(raw: dict[str, Any], overrides: Sequence[str], place: str) -> SweepSpec:
-    for override in overrides:
-        _override(raw, override, SweepSpec)
-    return parse_spec(raw, SweepSpec, place)
+    return parse_spec(raw, SweepSpec, place, overrides)
 
 
 def load_pretrain_spec(path: str | Path, overrides: Sequence[str] = ()) -> PretrainSpec:
@@ -111,9 +110,7 @@ def load_pretrain_spec(path: str | Path, overrides: Sequence[str] = ()) -> Pretr
     """
     raw = _read(path)
     if not _SWEEP_ONLY & raw.keys():
-        for override in overrides:
-            _override(raw, override, PretrainSpec)
-        return parse_spec(raw, PretrainSpec, str(path))
+        return parse_spec(raw, PretrainSpec, str(path), overrides)
     specs = load_spec(path, overrides).pretrain_specs()
     if not specs:
         raise InputError(f"{path}: model.weights: nothing is pretrained here; give it {{pretrain: ...}}")
@@ -123,17 +120,35 @@ def load_pretrain_spec(path: str | Path, overrides: Sequence[str] = ()) -> Pretr
     return next(iter(specs.values()))
 
 
-def parse_spec(raw: Any, model: type[Spec], place: str) -> Spec:
+def overridden(overrides: Sequence[str], field: str) -> Any:
+    """What overrides make of a field of a sweep's spec, before anything is checked; None where they leave it alone.
+
+    Raises:
+        InputError: One is not of the form ``field.path=VALUE``.
+    """
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _override(raw, override, SweepSpec)
+    value: Any = raw
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def parse_spec(raw: Any, model: type[Spec], place: str, overrides: Sequence[str] = ()) -> Spec:
     """Checks a mapping.
 
     Args:
         raw: What a spec file holds.
-        model: `SweepSpec` or `PretrainSpec`.
+        model: `SweepSpec`, `PretrainSpec`, or a part of one.
         place: Where it came from, for messages.
+        overrides: ``field.path=VALUE`` each, within ``raw``.
 
     Raises:
         InputError: One line per mistake.
     """
+    for override in overrides:
+        _override(raw, override, model)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -182,7 +197,7 @@ def _mapping(text: str, path: str | Path) -> dict[str, Any]:
 def _text(path: str | Path) -> str:
     name = str(path)
     try:
-        file = Path(path).expanduser()
+        file = expand(path)
         if file.is_dir() and name not in preset_names():
             raise InputError(f"{path}: this is a folder, not a spec; for pictures, write folder:{path}")
         if not file.is_file() and name in preset_names():

@@ -137,7 +137,10 @@ class SearchSpec(SpecPart):
         MagnitudeRange(low=3, high=15),
         description="Strength of color, industrial, randaugment and augmix, of 30; only with them.",
     )
-    num_views: CountOrUnlimited = Field(4, description="Epoch e trains on view e modulo this number.")
+    num_views: Searched[CountOrUnlimited, CountRange] = Field(
+        4,
+        description="Epoch e trains on view e modulo this number; what is behind frozen layers of them can be stored.",
+    )
     start_size: Searched[StartSize, StartSizeRange] = Field(
         1.0,
         description="Share of the image size that training begins with: a third of the epochs at it, a third half-way, "

@@ -41,6 +41,8 @@ def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSp
         | {
             "name": name,
             "model": _model_of(spec, point),
+            # What the sweep might spend would cut this trial off on a slower machine, or where nothing is stored.
+            "budget": spec.budget.model_copy(update={"time_s": None, "flops": None}).model_dump(),
             "search": {**settled, "num_trials": 1, "repeats": search.repeats, "probe": "off"},
             "early_stopping": EarlyStoppingSpec(scheduler="none", patience=spec.early_stopping.patience).model_dump(),
             "baselines": (),

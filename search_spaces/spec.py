@@ -99,6 +99,11 @@ class TrackingSpec(SpecPart):
     )
     model_name: str | None = Field(None, description="Name of the registered model; none: the spec's name.")
 
+    @field_validator("model_name")
+    @classmethod
+    def _is_name(cls, name: str | None) -> str | None:
+        return None if name is None else check_name(name)
+
 
 class PretrainSpec(PretrainRecipe):
     """A backbone to train on a source data set: what `thaw pretrain` takes."""

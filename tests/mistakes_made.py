@@ -283,8 +283,11 @@ MISTAKES = (
     Mistake("A preset misspelt", lambda _: ["sweep", "quikc", "--dry-run"]),
     Mistake("A backbone misspelt", _with("model.backbone=resnet81")),
     Mistake("Two fields that contradict each other", _with("model.backbones=[resnet18]")),
+    Mistake("Mixed pictures, where each may have several labels", _with("data.labels=multi", "search.mixup_alpha=0.2")),
     Mistake("Mixing pictures in batches of one", _with("search.mixup_alpha=0.2", "search.batch_size=1")),
     Mistake("A folder that is not there", lambda work: plan(work, f"folder:{work / 'prats'}")),
+    Mistake("A home of nobody's", lambda work: plan(work, "folder:~nobody-here/parts")),
+    Mistake("A name that no registered model may have", _with("tracking.model_name=parts/v2")),
     Mistake("A folder of records as MLflow's address", _with("tracking.uri=./mlruns")),
 )
 """Those that need nothing but a folder; the tests know some more, which need a disk, a server or Ray."""

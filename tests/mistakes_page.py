@@ -32,7 +32,7 @@ TAIL = """
 | MLflow's server does not take the user or the password | refused: `` {locked} `` |
 | MLflow's server is not there when the sweep starts | the sweep goes on: {away} |
 | The working directory cannot be written to | nothing: nothing is ever written there |
-| Thaw's home cannot be written to | refused before Ray starts |
+| Thaw's home cannot be written to | refused, before Ray starts: `` {read_only} `` |
 
 ## Specs of every kind
 
@@ -43,6 +43,10 @@ proposed, priced and handed out) or be refused in lines that name the field and 
 DISK_FULL = (
     "PATH/home/tables/...: no room for the packed pictures (No space left on device): free some, or name a folder on a "
     "larger disk by THAW_HOME"
+)
+READ_ONLY = (
+    "THAW_HOME: PATH/home cannot be written to (Read-only file system); name another folder by THAW_HOME, or see that "
+    "you may write there"
 )
 LOCKED = (
     "tracking.uri: MLflow at http://127.0.0.1:5000 does not take this user and password (it answers 401); correct them "
@@ -66,7 +70,7 @@ def _main() -> None:
     for mistake in MISTAKES:
         with tempfile.TemporaryDirectory() as folder:
             print(row(mistake, lines_of(mistake, Path(folder))[1]))
-    print(TAIL.format(disk_full=DISK_FULL, locked=LOCKED, away=AWAY, fuzz=FUZZ), end="")
+    print(TAIL.format(disk_full=DISK_FULL, locked=LOCKED, read_only=READ_ONLY, away=AWAY, fuzz=FUZZ), end="")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ _MAGIC = b"thaw-delta-2\n"
 _HASHES: Mapping[bytes, Callable[[], Any]] = {b"thaw-delta-1\n": hashlib.sha256, _MAGIC: xxh3_128}
 """What a file's checksum is, by how the file begins."""
 
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""What safetensors calls them."""
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: damaged, or made for another network."""
@@ -66,8 +72,11 @@ def save_checkpoint(uri: str, checkpoint: Checkpoint) -> int:
     tensors |= {f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer.items()}
     tensors |= {f"average/{name}": tensor for name, tensor in checkpoint.average.items()}
     header = {"prefix_hash": checkpoint.prefix_hash, "meta": json.dumps(dict(checkpoint.meta))}
-    payload = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header)
-    pieces = (_MAGIC, xxh3_128(payload).digest(), payload)
+    payload = _safetensors(tensors, header)
+    checksum = xxh3_128()
+    for piece in payload:
+        checksum.update(piece)
+    pieces = (_MAGIC, checksum.digest(), *payload)
     write_bytes(uri, *pieces)
     return sum(map(len, pieces))
 
@@ -129,6 +138,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
             moment = tensor
         state.setdefault(int(number), {})[name] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """A safetensors file in pieces that are the tensors' own memory: the library would copy a large network twice."""
+    # Wide elements first, so that each begins at a multiple of its size.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    pieces, offset = [], 0
+    for name, tensor in ordered:
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        place = [offset, offset := offset + content.nbytes]
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        pieces.append(content.data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *pieces]
 
 
 def _verified(uri: str) -> bytes:

@@ -8,7 +8,6 @@ complete.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import math
@@ -38,6 +37,7 @@ from trainables.jobs import (
 from trainables.loop import DivergedError, StoppedError, TrialRun
 from trainables.measuring import run_measure
 from trainables.memory import give_back_freed_memory, keep_freed_memory
+from trainables.outages import StorageAwayError, patiently
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
 from trainables.replicas import ReplicatedRun
@@ -48,22 +48,11 @@ from trainables.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
-STORAGE_PATIENCE_S = 30.0
-"""How long a lane tries to write a checkpoint to a storage that is full or away."""
-
-_MAY_PASS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
-    errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH,
-)  # fmt: skip
 _LOOK_EVERY_S = 0.05
 """How often, at most, a lane looks whether its job is still wanted."""
 
 
 AnyRun = TrialRun | ReplicatedRun
-
-
-class StorageAwayError(RuntimeError):
-    """What a trial is to be kept on takes nothing."""
 
 
 class _NodeDrainedError(RuntimeError):
@@ -250,7 +239,7 @@ def _train(run: AnyRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line, 
         history.append(message)
         if ranks.is_first:
             with watchdog.waiting():
-                _keep_patiently(run, job, history)
+                patiently(partial(_keep, run, job, history), "checkpoints")
         if not line.report(order, message):
             return
         _leave_drained_nodes()
@@ -269,28 +258,6 @@ def _leave_drained_nodes() -> None:
     notice = ray.train.get_preemption_info()
     if notice is not None:
         raise _NodeDrainedError(f"leaving machines that are about to be taken away: {notice}")
-
-
-def _keep_patiently(run: AnyRun, job: TrainJob, history: list[Message]) -> None:
-    """Writes the epoch's checkpoints; a storage that is full or away is asked again for a while.
-
-    Raises:
-        StorageAwayError: It stays so.
-    """
-    deadline = time.monotonic() + STORAGE_PATIENCE_S
-    while True:
-        try:
-            _keep(run, job, history)
-            return
-        except OSError as error:
-            if error.errno is not None and error.errno not in _MAY_PASS:
-                raise
-            if time.monotonic() > deadline:
-                raise StorageAwayError(
-                    f"checkpoints cannot be written ({error}); make room or bring the storage back, then resume"
-                ) from error
-            logger.warning("checkpoints cannot be written to %s, trying again: %s", job.directory, error)
-            time.sleep(1)
 
 
 def _keep(run: AnyRun, job: TrainJob, history: list[Message]) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.errors import InputError
+from trainables.typed_path import expand
 
 
 def cache_root(environ: Mapping[str, str] | None = None) -> Path:
@@ -26,7 +27,7 @@ def cache_root(environ: Mapping[str, str] | None = None) -> Path:
     """
     environ = os.environ if environ is None else environ
     if named := environ.get("THAW_CACHE"):
-        root = Path(named).expanduser().absolute()
+        root = expand(named).absolute()
         root.mkdir(parents=True, exist_ok=True)
         return root
     root = Path(tempfile.gettempdir()) / f"thaw-cache-{os.getuid()}"

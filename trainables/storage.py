@@ -43,7 +43,7 @@ def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return filesystem, name
 
 
-def write_bytes(uri: str, *pieces: bytes) -> None:
+def write_bytes(uri: str, *pieces: bytes | memoryview) -> None:
     """Writes a file that appears whole or not at all, of one piece of content or of several.
 
     A local file is written beside its place and moved there; an object store's put is atomic by itself. A large file

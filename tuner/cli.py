@@ -14,7 +14,7 @@ from tuner import completing
 from tuner.archive_cli import export_sweep, import_sweep
 from tuner.backbones_cli import backbones
 from tuner.cache_cli import cache_app
-from tuner.data_cli import augment_app, data_app
+from tuner.data_cli import LABEL_SEPARATOR, LABELS, augment_app, data_app, separator_of
 from tuner.doctor_cli import doctor
 from tuner.rank_cli import rank
 from tuner.trial_cli import best, show, train
@@ -77,7 +77,9 @@ def sweep(
     new: Annotated[bool, typer.Option("--new", help="Where the name is in use, take the next free one.")] = False,
 ) -> None:
     """Searches, trains, tests and registers the best classifier for a folder of pictures."""
-    loaded = _load_or_fit(spec, overrides or [])
+    from tuner.given import load_or_fit
+
+    loaded = load_or_fit(spec, overrides or [])
     if dry_run:
         _show_plan(loaded)
         return
@@ -222,12 +224,14 @@ def spec_reference() -> None:
 def spec_new(
     source: Annotated[str, typer.Argument(help="A folder of class folders, or a source as in a spec.")],
     out: Annotated[Path | None, typer.Option(help="The file to write; by default standard output.")] = None,
+    labels: Annotated[str, typer.Option(help=LABELS)] = "single",
+    label_separator: Annotated[str, typer.Option(help=LABEL_SEPARATOR)] = "|",
 ) -> None:
     """Writes a spec that is fitted to a set of pictures, with the reason for each choice."""
     from search_spaces.fitting import spec_text
     from tuner.facts import facts_of
 
-    text = spec_text(facts_of(source))
+    text = spec_text(facts_of(source, separator_of(labels, label_separator)))
     if out is None:
         sys.stdout.write(text)
         return
@@ -265,22 +269,6 @@ def main() -> None:
         if not isinstance(error, SweepFailedError | LaneError | LanesLostError):
             raise
         _complain(str(error), 1)
-
-
-def _load_or_fit(spec: str, overrides: list[str]) -> SweepSpec:
-    """A spec file, a preset, or, for a source of pictures, a spec that is fitted to them."""
-    from search_spaces.loading import load_spec, preset_names, read_spec
-    from trainables.data.sources import SCHEMES
-
-    scheme, colon, _ = spec.partition(":")
-    if spec in preset_names() or not colon or scheme not in SCHEMES:
-        return load_spec(spec, overrides)
-    from search_spaces.fitting import spec_text
-    from tuner.facts import facts_of
-
-    text = spec_text(facts_of(spec))
-    typer.echo(f"A spec for these pictures (`thaw spec new {spec}` writes it to change it):\n\n{text}", err=True)
-    return read_spec(text, overrides, spec)
 
 
 def _complain(message: str, code: int) -> None:

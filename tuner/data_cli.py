@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Pictures: what a set of them is like.", no_args_is_help=True)
 augment_app = typer.Typer(help="Augmentation: what the network is shown.", no_args_is_help=True)
 
+LABELS = "single, or multi where a picture may have several labels."
+LABEL_SEPARATOR = "Between the labels of one picture, where they are text."
 _MOST_PAIRS = 5
 _OUT = "Also writes a contact sheet there, as PNG."
 
@@ -28,6 +30,12 @@ def inspect_command(
         str | None, typer.Option(help="Regular expression on file names; see data.group_pattern of a spec.")
     ] = None,
     image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side that the network sees, in pixels.")] = 224,
+    labels: Annotated[str, typer.Option(help=LABELS)] = "single",
+    label_separator: Annotated[str, typer.Option(help=LABEL_SEPARATOR)] = "|",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of a spec's data: --set split.test=0.2"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
     format_: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
 ) -> None:
@@ -46,8 +54,15 @@ def inspect_command(
     if format_ not in ("table", "json"):
         raise InputError(f"--format: {format_!r} is neither table nor json")
     _check_out(out)
-    asked = {"source": as_source(source), "group_pattern": group_pattern, "image_size_px": image_size}
-    spec = parse_spec(asked, DataSpec, "data inspect")
+    separator_of(labels, label_separator)
+    asked = {
+        "source": as_source(source),
+        "group_pattern": group_pattern,
+        "image_size_px": image_size,
+        "labels": labels,
+        "label_separator": label_separator,
+    }
+    spec = parse_spec(asked, DataSpec, "data inspect", overrides or [])
     with Progress() as progress:
         dealt = deal_data(spec, HomePaths.from_env(), progress.counted)
         found = inspect_data(spec, dealt, progress.counted)
@@ -63,25 +78,36 @@ def inspect_command(
 
 @augment_app.command()
 def preview(
-    spec: Annotated[str, typer.Argument(help="A spec file, or the name of a preset.")],
+    spec: Annotated[str, typer.Argument(help="A spec file, the name of a preset, or pictures (folder:PATH).")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field of the spec.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the contact sheet goes, as PNG.")] = Path("augmentation.png"),
 ) -> None:
     """Writes a contact sheet of what the network will see: each policy of the spec, at each end of its magnitudes."""
-    from search_spaces.loading import load_spec
+    from tuner.given import load_or_fit
     from tuner.paths import HomePaths
     from tuner.preparing import deal_data
     from tuner.progress import Progress
     from tuner.sheets import sheet_of_policies
 
     _check_out(out)
-    loaded = load_spec(spec, overrides or [])
+    loaded = load_or_fit(spec, overrides or [])
     with Progress() as progress:
         dealt = deal_data(loaded.data, HomePaths.from_env(), progress.counted)
     sheet_of_policies(loaded, dealt).save(out)
     typer.echo(f"Contact sheet: {out}")
+
+
+def separator_of(labels: str, label_separator: str) -> str | None:
+    """What stands between a picture's labels; None where it has one.
+
+    Raises:
+        InputError: `labels` is neither ``single`` nor ``multi``.
+    """
+    if labels not in ("single", "multi"):
+        raise InputError(f"--labels: {labels!r} is neither single nor multi")
+    return label_separator if labels == "multi" else None
 
 
 def _check_out(out: Path | None) -> None:

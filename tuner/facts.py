@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,18 +22,22 @@ _FAINT_COLOUR = 4.0
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-def facts_of(source: str) -> DataFacts:
+def facts_of(source: str, label_separator: str | None = None) -> DataFacts:
     """Counts the classes, looks at the sizes of some pictures, and whether this machine has a GPU.
 
     Args:
         source: As a spec names it.
+        label_separator: Between the labels of a picture that may have several; None: each has one class.
 
     Raises:
         InputError: There is no such source, or no picture of it can be opened.
     """
-    opened = open_source(source)
+    opened = open_source(source, label_separator)
     pictures = opened.pictures()
-    counts = Counter(picture.class_name for picture in pictures)
+    names: Iterable[str] = (picture.class_name for picture in pictures)
+    if label_separator is not None:
+        names = (label for name in names for label in name.split(label_separator) if label)
+    counts = Counter(names)
     sides = {picture.side for picture in pictures}
     return DataFacts(
         source=opened.uri,
@@ -42,6 +46,8 @@ def facts_of(source: str) -> DataFacts:
         short_side_px=_short_side(pictures, source),
         has_gpu=_has_gpu(),
         is_grey=_is_grey(pictures),
+        label_separator=label_separator,
+        num_files=None if label_separator is None else len(pictures),
     )
 
 

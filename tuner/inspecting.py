@@ -23,6 +23,7 @@ from trainables.data.decoding import size_of
 from trainables.data.fit import FitChoice, lost_by_crop
 from trainables.data.packing import BadFile
 from trainables.data.sources import Source, open_source
+from trainables.data.splits import dealt_as
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from tuner.preparing import DealtData
@@ -36,6 +37,7 @@ _UNEVEN = 10.0
 _NEARLY_BLACK = 8.0
 _MOST_IN_A_BUCKET = 300
 _MOST_LOOK_ALIKES = 1000
+_MOST_BAD_FILES = 20
 
 
 @dataclass(frozen=True)
@@ -83,32 +85,31 @@ class Inspection:
 
     Attributes:
         source: Where.
-        classes: In label order.
+        num_pictures: Usable ones.
+        classes: In label order; a picture with several labels counts for each.
         num_groups: Groups of pictures that stay together; 0 without any.
         num_copies: Pictures whose file is, byte for byte, another one's too; they always share a side.
         sizes_px: Width and height of each file as it is, [M, 2].
         cut_off: Share of each picture's area that a square from its middle leaves out, [N].
         fit: How `data.fit` brings them to a square, and why so.
+        num_on_two_sides: Pictures, or groups of them, that the source itself has on several sides.
         look_alikes: Across sides; at most 1,000.
         bad_files: What was set aside.
         refusal: Why a sweep would refuse these pictures; empty if it would not.
     """
 
     source: str
+    num_pictures: int
     classes: tuple[ClassFacts, ...]
     num_groups: int
     num_copies: int
     sizes_px: NDArray[np.int64]
     cut_off: NDArray[np.float64]
     fit: FitChoice
+    num_on_two_sides: int
     look_alikes: tuple[LookAlike, ...]
     bad_files: tuple[BadFile, ...]
     refusal: str
-
-    @property
-    def num_pictures(self) -> int:
-        """Usable ones."""
-        return sum(each.total for each in self.classes)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -136,6 +137,7 @@ class Inspection:
             ],
             "num_groups": self.num_groups,
             "num_copies": self.num_copies,
+            "num_on_two_sides": self.num_on_two_sides,
             "cut_off": {"mean": _mean(self.cut_off), "worst": float(self.cut_off.max(initial=0))},
             "fit": asdict(self.fit),
             "look_alikes": [asdict(pair) for pair in self.look_alikes],
@@ -153,19 +155,19 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         dealt: What `deal_data` made of it.
         counted: Told what is being done, how much of it, of how much.
     """
-    table, rows, labels, sides = dealt.table, dealt.rows, dealt.labels, dealt.sides
+    table, rows, sides, has_NK = dealt.table, dealt.rows, dealt.sides, dealt.has_labels()
     looks = _look(table, rows, lambda done: counted("looking at pictures", done, len(rows)))
     counts = dealt.counts()
     classes = tuple(
         ClassFacts(
             name,
             {side: counts[side][name] for side in SPLIT_NAMES},
-            _mean(looks.brightness[labels == label]),
-            _mean(looks.contrast[labels == label]),
+            _mean(looks.brightness[has_NK[:, label]]),
+            _mean(looks.contrast[has_NK[:, label]]),
         )
         for label, name in enumerate(dealt.config.class_names)
     )
-    groups = {group for group in table.groups_of(rows, spec.group_pattern) if group}
+    groups = table.groups_of(rows, spec.group_pattern)
     refusal = ""
     try:
         dealt.check()
@@ -173,10 +175,12 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         refusal = str(error)
     return Inspection(
         source=spec.source,
+        num_pictures=len(rows),
         classes=classes,
-        num_groups=len(groups),
+        num_groups=len({*groups} - {""}),
         num_copies=len(rows) - len(np.unique(table.ids[rows])),
-        sizes_px=_sizes(open_source(spec.source), set(table.names)),
+        num_on_two_sides=_num_on_two_sides(dealt_as(table.ids[rows], groups), table.sides[rows].tolist()),
+        sizes_px=_sizes(open_source(spec.source, dealt.config.label_separator), set(table.names)),
         cut_off=lost_by_crop(*table.sizes_of(rows)),
         fit=dealt.fit,
         look_alikes=tuple(
@@ -210,6 +214,15 @@ def _look(table: ImageTable, rows: NDArray[np.int64], done: Callable[[int], None
         hashes[position] = difference_hash(grey)
         done(position + 1)
     return _Looks(brightness, contrast, hashes)
+
+
+def _num_on_two_sides(keys: Sequence[str], stated: Sequence[SplitName | None]) -> int:
+    """How many things that stay together the source itself has on several sides."""
+    seen: dict[str, set[SplitName]] = defaultdict(set)
+    for key, side in zip(keys, stated, strict=True):
+        if side is not None:
+            seen[key].add(side)
+    return sum(len(each) > 1 for each in seen.values())
 
 
 def _sizes(source: Source, names: set[str]) -> NDArray[np.int64]:
@@ -281,5 +294,15 @@ def _remarks(found: Inspection) -> Iterator[str]:
         )
     if found.num_copies:
         yield f"{found.num_copies} files are copies of others, byte for byte; copies always share a side."
+    if found.num_on_two_sides:
+        what = "groups of pictures" if found.num_groups else "pictures"
+        yield (
+            f"{found.num_on_two_sides} {what} stand on several sides of the source, which would judge by what was "
+            "trained on: each is moved to the side that is held out longer, test before val."
+        )
     if found.bad_files:
-        yield f"{len(found.bad_files)} files cannot be used, such as {found.bad_files[0].name}."
+        yield f"{len(found.bad_files)} files cannot be used:"
+        for bad in found.bad_files[:_MOST_BAD_FILES]:
+            yield f"  {bad.name}: {bad.reason}"
+        if len(found.bad_files) > _MOST_BAD_FILES:
+            yield f"  and {len(found.bad_files) - _MOST_BAD_FILES} more; --format json lists all."

@@ -34,10 +34,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from trainables.errors import InputError
+from trainables.outages import StorageAwayError, patiently
 
 Event = Literal[
     "sweep",
@@ -113,6 +115,7 @@ class Journal:
         self.path = path
         self._file = file
         self._clock = clock
+        self._lost: StorageAwayError | None = None
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Journal:
@@ -135,21 +138,29 @@ class Journal:
         """Writes one record and returns it as a reader will see it.
 
         The line goes out in one ``write``. Everything but epochs is also forced to the disk: an epoch that a power cut
-        takes is trained again, an outcome is not.
+        takes is trained again, an outcome is not. A disk that is full or away is waited for.
 
         Raises:
             ValueError: Unknown event or outcome.
             TypeError: A value that JSON cannot carry.
+            StorageAwayError: The disk stayed full or away. The journal takes nothing more: later records without this
+                one would tell another story.
         """
+        if self._lost is not None:
+            raise self._lost
         if event not in _EVENTS:
             raise ValueError(f"event: {event!r} is none of {', '.join(_EVENTS)}")
         if event == "end" and fields.get("outcome") not in _OUTCOMES:
             raise ValueError(f"outcome: {fields.get('outcome')!r} is none of {', '.join(_OUTCOMES)}")
         record = {"event": event, "time": self._clock(), **fields}
         line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":"))
-        _write_all(self._file, line.encode() + b"\n")
-        if event != "epoch":
-            os.fsync(self._file.fileno())
+        try:
+            patiently(partial(_write_all, self._file, line.encode() + b"\n"), str(self.path))
+            if event != "epoch":
+                patiently(partial(os.fsync, self._file.fileno()), str(self.path))
+        except StorageAwayError as error:
+            self._lost = error
+            raise
         return json.loads(line)
 
     def records(self) -> list[Record]:
@@ -308,7 +319,7 @@ def _write_all(file: IO[bytes], content: bytes) -> None:
     size = os.fstat(file.fileno()).st_size
     if file.write(content) != len(content):
         file.truncate(size)
-        raise OSError(errno.ENOSPC, "the journal's disk took only part of a record", str(file.name))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trainables.errors import InputError
@@ -76,12 +77,12 @@ def write_rows(rows: Sequence[Mapping[str, Any]], format_: Format, console: Cons
 def build_table(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
     """A table whose numbers are short and stand right."""
     rows = list(rows)
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=title and escape(title), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
         numeric = all(isinstance(row[position], int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_shown(value) for value in row))
+        table.add_row(*(escape(_shown(value)) for value in row))
     return table
 
 
@@ -112,7 +113,7 @@ def show_result(result: SweepResult, console: Console) -> None:
         console.print("Nothing was tested: the pictures have no test side, so its figure above is that which chose it.")
     meant = explanation(champion.config)
     for line in [*([meant] if meant else []), *_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     console.print()
     if champion.model_uri is None:
         console.print(
@@ -144,7 +145,7 @@ def show_plan(
     rows.append(["all", *(sum(side.values()) for side in counts.values()), sum(data.size(side) for side in counts)])
     console.print(build_table(["class", *names, "all"], rows, title="Pictures"))
     for bad in data.report.bad_files:
-        console.print(f"set aside: {bad.name}: {bad.reason}", highlight=False)
+        console.print(f"set aside: {bad.name}: {bad.reason}", highlight=False, markup=False)
     for name, each in cuts.items():
         place = f" of {name}" if len(cuts) > 1 else ""
         console.print(_build_stages_table(each, place))

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from trainables.errors import InputError
 from trainables.storage import is_local, join
+from trainables.typed_path import expand
 
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks", "databricks-uc")
@@ -117,11 +118,11 @@ class HomePaths:
         if text.startswith("file://"):
             text = unquote(urlsplit(text).path)
         if is_local(text):
-            local = Path(text).expanduser().absolute()
+            local = expand(text).absolute()
             return cls(root=str(local), local=local)
         text = text.rstrip("/")
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return cls(root=text, local=Path("~/.thaw").expanduser() / "remote" / digest)
+        return cls(root=text, local=expand("~/.thaw") / "remote" / digest)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> HomePaths:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainables.data.candidates import shown
 from trainables.data.decoding import UnreadablePictureError, decode_picture
 from trainables.errors import InputError
 
@@ -91,7 +93,7 @@ def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterato
         probabilities = dict(zip(images, classifier.probabilities(list(images.values())), strict=True))
         for path in chunk:
             if path in problems:
-                yield Prediction(str(path), problem=problems[path])
+                yield Prediction(shown(os.fsencode(path)), problem=problems[path])
                 continue
             values_K = probabilities[path]
             if costs is None:
@@ -100,7 +102,7 @@ def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterato
                 costs_K = expected_costs(values_K.unsqueeze(0), torch.tensor(costs))[0]
                 order = costs_K.argsort(stable=True)[:top_k]
             yield Prediction(
-                str(path),
+                shown(os.fsencode(path)),
                 tuple((names[label], values_K[label].item()) for label in order.tolist()),
                 () if costs_K is None else tuple(costs_K[order].tolist()),
                 () if classifier.card.labels == "single" else tuple((values_K[order] >= _GIVEN_FROM).tolist()),

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from trainables.data.sources import LimitedSource, open_source
 from trainables.data.splits import check_sides, dealt_as, labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
+from trainables.typed_path import expand
 from tuner.paths import HomePaths
 from tuner.shared_home import check_home
 
@@ -270,17 +270,19 @@ def prepare_weights(
 
 
 def check_batches(spec: SweepSpec, num_train: int) -> None:
-    """Refuses batches of which even the smallest holds more than there is to learn from.
+    """Refuses batches that hold more than there is to learn from.
 
     Raises:
-        InputError: An epoch would be one step, whatever the batch size.
+        InputError: An epoch would be one step, and all larger batches alike.
     """
     sizes = spec.search.batch_size
-    smallest = sizes.low if isinstance(sizes, CountRange) else min(listed(sizes))
-    if smallest > num_train:
+    largest = sizes.high if isinstance(sizes, CountRange) else max(listed(sizes))
+    folds = spec.data.folds
+    most = num_train * (folds - 1) // folds if folds else num_train
+    if largest > most:
         raise InputError(
-            f"search.batch_size: {smallest} is more than the {num_train} pictures on the train side, so that an epoch "
-            f"would be a single step; use at most {num_train}, better {max(1, num_train // 4)} or fewer"
+            f"search.batch_size: {largest} is more than the {most} pictures on the train side, so that an epoch "
+            f"would be a single step; use at most {most}, better {max(1, most // 4)} or fewer"
         )
 
 
@@ -343,12 +345,14 @@ def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
     """What can be wrong and costs no time to see: runs before Ray is started.
 
     Raises:
-        InputError: The source of pictures or the file of weights is not there, or MLflow's address is none.
+        InputError: The source of pictures or the file of weights is not there, MLflow's address is none, or the home
+            cannot be written to.
     """
+    check_home(home)
     home.tracking_uri(spec.tracking.uri)
     open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
     for choice in spec.model.choices:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
         is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))
-        if is_file and not Path(str(weights)).expanduser().is_file():
+        if is_file and not expand(str(weights)).is_file():
             raise InputError(f"{place}: there is no file {weights!r}; give the path of an existing file")

@@ -108,7 +108,7 @@ class Pricing:
             self._epochs, spec.grace_period, spec.early_stopping.reduction_factor if stops else None
         )
         self._mean_epochs = sum(self._shares)
-        self._num_views = space.fixed.get("num_views", "unlimited")
+        self._num_views = _most_storable(space.values_of("num_views"))
         self._kept: dict[tuple[str, ViewCount, int, str], CutsToKeep] = {}
         share = 1.0 / len(space.backbones)
         self._expected = {name: expected_trials(space.alone(name), share) for name in space.backbones}
@@ -332,6 +332,12 @@ class Pricing:
             "num_views": self._num_views,
         }
         return {BACKBONE: backbone, **point} if self._space.is_joint else point
+
+
+def _most_storable(choices: Iterable[Any]) -> ViewCount:
+    """The largest number of views that a trial may have; view 3 of 8 is view 3 of 4, so the others' are among them."""
+    numbers = [int(choice) for choice in choices if choice != "unlimited"]
+    return max(numbers) if numbers else "unlimited"
 
 
 def _up_to(depth: int, depths: Iterable[int]) -> tuple[int, ...]:

@@ -163,7 +163,7 @@ class Progress:
 
     def note(self, text: str, style: str = "") -> None:
         """A line that stays."""
-        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def see(self, record: Record) -> None:
         """Takes one record of the journal into account."""
@@ -195,7 +195,7 @@ class Progress:
         return f"trial {number} {outcome}{reached}{reason}: {state.described()}{best}{estimate}{untold}"
 
     def _line(self, text: str) -> None:
-        self.note(f"[{_clock(time.monotonic() - self._started)}] {text}".replace("[", "\\[", 1))
+        self.note(f"[{_clock(time.monotonic() - self._started)}] {text}")
 
     def _render(self) -> RenderableType:
         state = self.state
@@ -216,7 +216,7 @@ class Progress:
         running = [
             f"trial {number}: epoch {epoch}/{state.max_epochs}" for number, epoch in sorted(state.running.items())
         ]
-        grid.add_row("   ".join(running) or self._phase)
+        grid.add_row("   ".join(running) or Text(self._phase))
         if num_untold := self.num_untold():
             grid.add_row(_untold(num_untold))
         return grid

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.errors import InputError
+from trainables.typed_path import expand
 from tuner.mlflow_client import ensure_experiment, gist, log_values, open_client, outages
 from tuner.paths import HomePaths, sqlite_file
 from tuner.projection import MetricPoint, RunUpdate, as_param
@@ -201,8 +202,8 @@ def resolve_model(text: str, home: HomePaths, tracking_uri: str | None = None) -
     Raises:
         InputError: There is no such model, or several; the message lists what there is.
     """
-    if (Path(text).expanduser() / "MLmodel").is_file():
-        return str(Path(text).expanduser())
+    if (expand(text) / "MLmodel").is_file():
+        return str(expand(text))
     uri = tracking_uri or home.tracking_uri()
     if _is_empty(uri):
         raise InputError(f"model: no {text!r}: there are no models yet; run a sweep first (thaw sweep SPEC)")

@@ -18,6 +18,7 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.jobs import TrainJob
+from trainables.outages import StorageAwayError
 from tuner.cost_aware import Cooling
 from tuner.exchanging import Exchange
 from tuner.interrupts import first_interrupt_calls
@@ -85,7 +86,6 @@ class SearchPhase:
             return None
         first_points = self._begin(records)
         make_config = self._config_maker(pool, history)
-        exchange = self._exchange()
         searcher = StudySearcher(
             self._space,
             metric=spec.metric,
@@ -101,6 +101,8 @@ class SearchPhase:
             cooling=self._cooling(pool) if spec.search.cost_aware else None,
             num_drawn=num_trials if spec.is_population else None,
         )
+        record = self._recorder(switch, searcher)
+        exchange = self._exchange(record)
         state = self._progress.state
         state.metric, state.mode = spec.metric, spec.mode
         state.num_trials, state.max_epochs = num_trials, spec.budget.epochs
@@ -126,7 +128,7 @@ class SearchPhase:
                 scheduler=self._scheduler(Surroundings(lambda: bool(switch), pool.num_lanes, exchange, make_config)),
                 pool=pool,
                 switch=switch,
-                record=self._record,
+                record=record,
                 storage=self._home.uri_of(self._paths.ray),
                 patience=self._patience(history),
                 history=history,
@@ -183,14 +185,28 @@ class SearchPhase:
     def _directory_of(self, number: int) -> str:
         return self._home.uri_of(self._paths.trial(number).root)
 
-    def _exchange(self) -> Exchange:
+    def _recorder(self, switch: StopSwitch, searcher: StudySearcher) -> Callable[..., bool]:
+        """Writes the journal from within Tune; where that cannot be written any more, the search ends."""
+
+        def record(event: Any, **fields: Any) -> bool:
+            try:
+                self._record(event, **fields)
+            except StorageAwayError as error:  # Tune would take it for a failure of the trial
+                switch.interrupt(str(error))
+                searcher.stop()
+                return False
+            return True
+
+        return record
+
+    def _exchange(self, record: Callable[..., object]) -> Exchange:
         """What moves weights between the trials of a population."""
         space, bases = self._space, self._bases
 
         def config_of(params: Mapping[str, Any]) -> TrialConfig:
             return space.trial_config(params, bases[space.backbone_of(params)])
 
-        return Exchange(self._directory_of, config_of, self._record)
+        return Exchange(self._directory_of, config_of, record)
 
     def _patience(self, history: Sequence[TrialRecord]) -> Patience:
         return Patience(self._spec.early_stopping.patience, self._spec.metric, self._spec.mode, history)
@@ -198,7 +214,7 @@ class SearchPhase:
     def _close_overdue(self, spent: str | None) -> None:
         """Ends what an interruption left open though its last epoch had decided it, or though the budget is spent."""
         history = self._history()
-        scheduler = self._scheduler(Surroundings(exchange=self._exchange()))
+        scheduler = self._scheduler(Surroundings(exchange=self._exchange(self._record)))
         overdue = {*getattr(scheduler, "overdue", ()), *self._patience(history).overdue}
         for trial in history:
             if trial.outcome is None and len(trial.epochs) >= self._spec.budget.epochs:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from trainables.errors import InputError
 from trainables.storage import join, list_folder, read_bytes, write_bytes
@@ -24,7 +25,7 @@ PUSH_EVERY_S = 30.0
 
 
 def check_home(home: HomePaths) -> None:
-    """Writes to shared storage once, so that what is wrong with it is seen before anything expensive.
+    """Writes to the home once, so that what is wrong with it is seen before anything expensive.
 
     Raises:
         InputError: It cannot be written to.
@@ -32,6 +33,15 @@ def check_home(home: HomePaths) -> None:
     if home.is_shared:
         with _reaching(home):
             write_bytes(join(home.root, "home.json"), b'{"version": 1}\n')
+    try:
+        home.local.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=home.local):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"THAW_HOME: {home.local} cannot be written to ({error.strerror}); name another folder by THAW_HOME, or "
+            "see that you may write there"
+        ) from error
 
 
 def pull_sweeps(home: HomePaths) -> None:

@@ -20,16 +20,20 @@ from tuner.contact_sheet import SheetRow, contact_sheet
 from tuner.preparing import DealtData
 
 _COLUMNS = 8
+_MOST_CLASSES = 200
 
 
 def sheet_of_classes(dealt: DealtData) -> Image.Image:
-    """Some pictures of each class, as they are packed."""
+    """Some pictures of each class, as they are packed; of very many classes the first."""
     rows = []
-    for label, name in enumerate(dealt.config.class_names):
-        some = dealt.rows[dealt.labels == label]
+    names, has_NK = dealt.config.class_names, dealt.has_labels()
+    for label, name in enumerate(names[:_MOST_CLASSES]):
+        some = dealt.rows[has_NK[:, label]]
         chosen = some[np.linspace(0, len(some) - 1, min(_COLUMNS, len(some))).round().astype(int)]
         pictures = [dealt.table.image(row).permute(1, 2, 0).numpy() for row in chosen.tolist()]
         rows.append(SheetRow(f"{name}: {len(some)}", pictures))
+    if len(names) > _MOST_CLASSES:
+        rows.append(SheetRow(f"and {len(names) - _MOST_CLASSES} classes more", []))
     return contact_sheet(rows)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
+from trainables.outages import StorageAwayError, may_pass
 from trainables.storage import make_durable, write_bytes
 from tuner.access import check_access
 from tuner.cluster import import_ray, import_torch, open_lanes
@@ -142,6 +143,7 @@ def _refuse_used_name(name: str, home: HomePaths) -> None:
     raise InputError(f"name: sweep {name!r} exists and is unfinished; `thaw resume {name}`, or give another name")
 
 
+_MOST_BAD_FILES = 5
 _MOST_LANES = 1024
 """Lanes of a sweep that only its budget ends, where the cluster has room for so many."""
 
@@ -196,6 +198,12 @@ class _Sweep:
                 return self._train(data, networks, space, pool)
             except (LaneError, LanesLostError) as error:
                 raise self._stranded(error) from error
+            except StorageAwayError as error:
+                return self._interrupted(str(error))
+            except OSError as error:
+                if error.errno is None or not may_pass(error):
+                    raise
+                return self._interrupted(f"{error}; make room or bring the storage back, then resume")
 
     def _train(
         self, data: PreparedData, networks: dict[str, Network], space: SearchSpace, pool: LanePool
@@ -258,8 +266,12 @@ class _Sweep:
             make_durable(str(path))
 
     def _begin(self, data: PreparedData) -> None:
-        for bad in data.report.bad_files[:5]:
+        bad_files = data.report.bad_files
+        for bad in bad_files[:_MOST_BAD_FILES]:
             self.progress.note(f"set aside: {bad.name}: {bad.reason}", style="yellow")
+        if len(bad_files) > _MOST_BAD_FILES:
+            more = f"set aside: {len(bad_files) - _MOST_BAD_FILES} more; `thaw data inspect` lists them"
+            self.progress.note(more, style="yellow")
         self.record("sweep", name=self.spec.name, params=summary(self.spec, data), tags={}, note="")
         if self.left is not None and self.left.changes:
             # The journal first: who is killed between the two finds the change there.
@@ -323,7 +335,8 @@ class _Sweep:
 
     def _interrupted(self, reason: str) -> SweepResult:
         self.progress.note(reason, style="yellow")
-        self.record("interrupted", reason=reason)
+        with suppress(StorageAwayError):  # a journal that ends without it is a killed sweep's, which goes on just so
+            self.record("interrupted", reason=reason)
         untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)
 

@@ -6,6 +6,7 @@ truth; Tune's own experiment state is not used to resume.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,8 @@ from tuner.patience import Patience
 from tuner.searching import COST, NUMBER, StudySearcher
 from tuner.spending import Spending
 
-Record = Callable[..., object]
+Record = Callable[..., bool]
+"""Writes the journal; False where it can no longer be written."""
 _MOST_DEATHS = 3
 """How often a trial's actor may die, or its lane be lost, without one more epoch before the trial is given up."""
 METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
@@ -84,7 +86,7 @@ class JournalCallback(_NotKept, tune.Callback):
     """Writes what happens to trials into the journal, and takes lanes back from dead trials.
 
     Args:
-        record: ``Journal.append`` or a wrapper of it.
+        record: Writes the journal; where it cannot, it has turned the switch.
         pool: The lanes.
         switch: Tells a trial that ASHA stopped from one that the sweep's end stopped.
         stop: Ends the proposals.
@@ -190,8 +192,10 @@ class JournalCallback(_NotKept, tune.Callback):
         seconds = self._seconds.pop(trial.trial_id, 0.0)
         epochs = self._epochs.pop(number, [])
         totals = totals_of(epochs, self._metric, self._mode)
-        self._record("end", number=number, outcome=outcome, reason=reason, metrics={"time/trial_s": seconds, **totals})
-        if outcome != "interrupted":
+        totals = {"time/trial_s": seconds, **totals}
+        is_known = self._record("end", number=number, outcome=outcome, reason=reason, metrics=totals)
+        # Of an end that the journal does not know nothing may be cleared away: the trial goes on when the sweep does.
+        if is_known and outcome != "interrupted":
             self._on_end(TrialRecord(number, trial.config["params"], tuple(epochs), outcome, reason))
 
 
@@ -216,7 +220,7 @@ def run_tune(
         scheduler: Stops trials early.
         pool: As many trials run at once as it has lanes.
         switch: Ends the search in an orderly way.
-        record: Where to write what happens.
+        record: Where to write what happens; where it cannot, it has turned the switch.
         storage: Path or URI for Tune's own files.
         patience: Stops trials that no longer become better.
         history: What earlier runs of the sweep know.
@@ -229,6 +233,8 @@ def run_tune(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     # A traceback for each actor that died would hide what matters; the journal has every cause.
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+    # Nor is it news that a snapshot which nobody reads finds no room.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     callback = JournalCallback(
         record,
         pool,

@@ -17,6 +17,7 @@ from tuner.contact_sheet import SheetRow, contact_sheet
 from tuner.inspecting import Inspection, difference_hash, inspect_data
 from tuner.paths import HomePaths
 from tuner.preparing import deal_data
+from tuner.sheets import sheet_of_classes
 
 Folder = Callable[..., Path]
 Photo = Callable[..., Image.Image]
@@ -74,9 +75,44 @@ def test_what_is_wrong_is_remarked_upon(folder: Folder, photo: Photo, home: Home
     assert "'many' has 16 times as many pictures as 'few'" in remarks
     assert "data.fit: auto takes squash: a centre crop would lose 21% of the pictures' area, of one 67%" in remarks
     assert "1 files are copies" in remarks
-    assert "1 files cannot be used, such as many/text.png" in remarks
+    assert "1 files cannot be used:\n  many/text.png: " in remarks
     assert found.classes[0].total + found.classes[1].total == 34
     assert "Sizes from 20 x 16 to 90 x 30 px" in next(found.lines())
+
+
+def test_what_stands_on_several_sides_of_the_source_is_counted(folder: Folder, photo: Photo, home: HomePaths) -> None:
+    place = folder("sided", **{"train/a": 8, "train/b": 8, "test/a": 4, "test/b": 4})
+    for side in ("train", "test"):
+        photo(30, 30, seed=77).save(place / side / "a" / "both.png")
+    found = inspected(place, home)
+    assert found.num_on_two_sides == 1
+    assert any(remark.startswith("1 pictures stand on several sides of the source") for remark in found.remarks)
+
+
+def test_pictures_with_several_labels_count_for_each(photo: Photo, tmp_path: Path) -> None:
+    lines = ["file,label"]
+    for number in range(30):
+        photo(20, 20, seed=number).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{'scratch|dent' if number % 2 else 'scratch'}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    command = ["data", "inspect", f"csv:{tmp_path / 'list.csv'}", "--image-size", "16", "--format", "json"]
+    sheet = tmp_path / "sheet.png"
+    run = CliRunner().invoke(
+        app, [*command, "--labels", "multi", "--set", "split.train=0.6", "--set", "split.val=0.3", "--out", str(sheet)]
+    )
+    assert run.exit_code == 0, run.exception
+    counts = {each["name"]: each["train"] + each["val"] + each["test"] for each in json.loads(run.stdout)["classes"]}
+    assert counts == {"dent": 15, "scratch": 30}
+    assert sheet.is_file()
+
+
+def test_a_sheet_of_very_many_classes_shows_the_first(
+    folder: Folder, home: HomePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.sheets._MOST_CLASSES", 2)
+    spec = DataSpec.model_validate({"source": f"folder:{folder(a=6, b=6, c=6, d=6)}", "image_size_px": 16})
+    sheet = sheet_of_classes(deal_data(spec, home, lambda *_: None))
+    assert sheet.height == contact_sheet([SheetRow("", [np.zeros((4, 4, 3), np.uint8)])] * 3).height
 
 
 def test_a_class_without_a_usable_picture_is_said_and_no_crash(folder: Folder, home: HomePaths) -> None:

@@ -67,6 +67,7 @@ def test_tabs_and_a_byte_order_mark(folder: Folder) -> None:
         ("file,label\na.png,x\nb.png\n", "line 3: no label"),
         ("file,label\n,x\n", "line 2: no file"),
         ("file,label\na.png,x\na.png,y\n", "line 3: a.png stands on line 2 already"),
+        ("file,label\na\0b.png,x\n", r"line 2: 'a\\x00b\.png': no file's name holds a NUL character"),
         ("file,label,split\na.png,x,dev\n", "line 2: split is 'dev': use train, val or test"),
     ],
 )
@@ -175,3 +176,30 @@ def test_a_limit_takes_the_same_pictures_of_each_class_whatever_is_added(folder:
     assert (
         len({*names, *(each.name for each in LimitedSource(open_source(str(place)), 5).pictures())}) == len(names) + 1
     )
+
+
+def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
+    columns: dict[str, object] = {"image": pa.array([], pa.binary()), "label": pa.array([], pa.string())}
+    with pytest.raises(InputError, match=r"empty\.parquet: no row in it"):
+        open_source(write_parquet(tmp_path / "empty.parquet", columns)).pictures()
+
+
+def test_labels_of_every_type_are_text_or_missing(tmp_path: Path) -> None:
+    """Whole numbers with a gap come as floats, text as bytes; Hugging Face says -1 where there is no label."""
+
+    def names(labels: pa.Array, metadata: dict[bytes, bytes] | None = None) -> list[str]:
+        columns: dict[str, object] = {"image": [b"1", b"2"], "label": labels}
+        uri = write_parquet(tmp_path / "list.parquet", columns, metadata)
+        return [each.class_name for each in open_source(uri).pictures()]
+
+    assert names(pa.array([b"cat", "hündin".encode()])) == ["cat", "hündin"]
+    assert names(pa.array([1.0, 2.5])) == ["1", "2.5"]
+    features = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    named = {b"huggingface": json.dumps(features).encode()}
+    assert names(pa.array([1, 0]), named) == ["dog", "cat"]
+    for missing in (pa.array([1.0, float("nan")]), pa.array([1, None])):
+        with pytest.raises(InputError, match="row 1: no label"):
+            names(missing)
+    for missing in (pa.array([1, -1]), pa.array([1, 2])):
+        with pytest.raises(InputError, match="row 1: no label"):
+            names(missing, named)

@@ -168,3 +168,11 @@ def test_addresses_need_no_scheme_on_the_command_line() -> None:
     assert as_source("photos/parts") == "folder:photos/parts"
     assert as_source("digits") == "digits"
     assert as_source("csv:list.csv") == "csv:list.csv"
+
+
+def test_an_empty_folder_of_a_side_is_refused_as_a_local_one_is(folder: Folder) -> None:
+    place = folder("sided", **{"train/a": 3, "train/b": 3})
+    (place / "val").mkdir()
+    for uri in (f"folder:{place}", f"folder:{place.as_uri()}"):
+        with pytest.raises(InputError, match="its folder for the val side holds no pictures"):
+            open_source(uri).pictures()

@@ -281,3 +281,16 @@ def test_reading_and_packing_import_neither_torch_nor_pandas_nor_scikit_learn(tm
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "uri", ["folder:~nobody-here/parts", "~nobody-here/parts", "csv:~nobody-here", "torchvision:MNIST:~nobody-here"]
+)
+def test_a_home_of_nobody_is_refused_with_the_remedy(uri: str) -> None:
+    with pytest.raises(InputError, match="a user called 'nobody-here', whom this machine does not know; write ~/"):
+        open_source(uri)
+
+
+def test_a_nul_character_is_refused() -> None:
+    with pytest.raises(InputError, match="no path holds a NUL character"):
+        open_source("folder:a\0b")

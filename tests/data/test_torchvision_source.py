@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from PIL import Image
 
 from trainables.data.decoding import decode_picture
 from trainables.data.sources import open_source
+from trainables.data.torchvision_source import SETS
 from trainables.errors import InputError
 
 Folder = Callable[..., Path]
@@ -125,3 +127,51 @@ def test_real_files(name: str, folder: str, shared_data: Path) -> None:
     assert set(Counter(picture.class_name for picture in pictures if picture.side == "test").values()) <= set(
         range(800, 1200)
     )
+
+
+def test_every_set_takes_what_it_is_given() -> None:
+    import torchvision.datasets
+
+    for name, parts in SETS.items():
+        for options, side in parts:
+            inspect.signature(getattr(torchvision.datasets, name)).bind("root", **options)
+            assert side in (None, "train", "val", "test")
+
+
+def test_letters_are_read_by_torchvision(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "made", num_train=6, num_test=2)
+    raw = tmp_path / "set" / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for side, prefix in (("train", "train"), ("test", "t10k")):
+        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+            content = gzip.decompress((tmp_path / "made" / f"{prefix}-{kind}.gz").read_bytes())
+            (raw / f"emnist-balanced-{side}-{kind}").write_bytes(content)
+    pictures = open_source(f"torchvision:EMNIST:{tmp_path / 'set'}").pictures()
+    assert Counter(picture.side for picture in pictures) == {"train": 6, "test": 2}
+    assert {picture.class_name for picture in pictures} <= set("0123456789")
+
+
+def test_what_is_not_read_says_why() -> None:
+    with pytest.raises(InputError, match="CelebA is not read from torchvision: its labels are forty attributes"):
+        open_source("torchvision:CelebA")
+
+
+def test_other_pictures_under_the_same_labels_are_another_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    class Patterns:
+        classes = ("plain", "striped")
+
+        def __init__(self, root: str, **_: object) -> None:
+            self.targets = [0, 1, 0]
+
+        def __len__(self) -> int:
+            return len(self.targets)
+
+    monkeypatch.setattr(torchvision.datasets, "DTD", Patterns)
+    (tmp_path / "data.bin").write_bytes(b"1")
+    source = open_source(f"torchvision:DTD:{tmp_path}")
+    before = source.signature()
+    assert source.signature() == before
+    (tmp_path / "data.bin").write_bytes(b"22")
+    assert source.signature() != before

@@ -16,6 +16,7 @@ from search_spaces.loading import load_spec, read_spec
 from trainables.errors import InputError
 from tuner.cli import app
 from tuner.facts import facts_of
+from tuner.given import load_or_fit
 
 FACTS: dict[str, Any] = {
     "source": "folder:/data/parts", "class_counts": {"bad": 40, "good": 400}, "has_sides": False,
@@ -63,6 +64,16 @@ def test_choices_follow_the_facts() -> None:
     assert "search.augmentation" not in chosen()
 
 
+def test_pictures_with_several_labels_are_judged_as_such() -> None:
+    multi = {"label_separator": "|", "num_files": 400, "class_counts": {"dent": 40, "scratch": 390}}
+    fitted = chosen(**multi)
+    assert (fitted["data.labels"], fitted["metric"]) == ("multi", "val/map")
+    assert "search.class_balance" not in fitted
+    assert read_spec(spec_text(DataFacts(**{**FACTS, **multi})), [], "fitted").data.labels == "multi"
+    assert chosen(class_counts={"a": 50})["search.num_trials"] == "24"
+    assert chosen(class_counts={"a": 50_000})["search.num_trials"] == "8"
+
+
 def test_tiny_pictures_get_a_small_network_on_a_cpu() -> None:
     assert (chosen()["model.backbone"], chosen(short_side_px=28)["model.backbone"]) == ("mobilenet_v2", "lenet")
     assert (chosen(short_side_px=28)["model.weights"], chosen(short_side_px=28)["baselines"]) == ("none", "[]")
@@ -101,6 +112,21 @@ def test_a_look_at_pictures(tmp_path: Path) -> None:
         path.write_text("no picture")
     with pytest.raises(InputError, match="none of 5 files is a picture"):
         facts_of(f"folder:{tmp_path / 'insects'}")
+
+
+def test_labels_of_one_picture_are_counted_one_by_one(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("L", (40, 40), 60 * number).save(tmp_path / f"{number}.png")
+    (tmp_path / "list.csv").write_text("file,label\n0.png,dent|scratch\n1.png,\n2.png,dent\n")
+    facts = facts_of(f"csv:{tmp_path / 'list.csv'}", "|")
+    assert (facts.class_counts, facts.num_pictures) == ({"dent": 2, "scratch": 1}, 3)
+    source = f"csv:{tmp_path / 'list.csv'}"
+    fitted = load_or_fit(source, ["data.labels=multi", "search.num_trials=3"])
+    assert (fitted.metric, fitted.search.num_trials) == ("val/map", 3)
+    printed = CliRunner().invoke(app, ["spec", "new", source, "--labels", "multi"])
+    assert "labels: multi" in printed.stdout
+    wrong = CliRunner().invoke(app, ["spec", "new", source, "--labels", "many"])
+    assert "'many' is neither single nor multi" in str(wrong.exception)
 
 
 def test_spec_new_writes_what_sweep_would_take(tmp_path: Path) -> None:

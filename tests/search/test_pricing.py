@@ -118,6 +118,15 @@ def test_nothing_is_stored_without_a_store_and_no_view_that_never_comes_again() 
     assert once == {"train": (), "val": ()}, "what one epoch looks at once is worth nothing"
 
 
+def test_searched_numbers_of_views_share_the_views_that_they_have_in_common() -> None:
+    searched = pricing(search={"num_views": [2, 4, "unlimited"]})
+    assert searched.cuts_to_keep(point(3, num_views=2))["train"]
+    assert not searched.cuts_to_keep(point(3, num_views="unlimited"))["train"]
+    after_two = searched.cost(point(3), [Looked(point(3, num_views=2), 8)])
+    assert searched.cost(point(3)).fill_flops > after_two.fill_flops > 0, "two views of four are there"
+    assert pricing(search={"num_views": {"low": 1, "high": 6}}).usual_policy
+
+
 def test_trials_are_told_apart_by_what_they_read() -> None:
     rates = pricing()
     assert rates.affinity(point(0)) is None

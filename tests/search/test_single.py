@@ -36,6 +36,13 @@ def test_the_space_of_one_trial_is_its_point() -> None:
     assert dump_spec(single)
 
 
+def test_what_the_sweep_might_spend_does_not_cut_its_champion_off() -> None:
+    budget = {"time_s": 240, "flops": 1e15, "epochs": 6}
+    searched = SweepSpec.model_validate(spec_with().model_dump() | {"budget": budget})
+    single = single_spec(searched, POINT, "parts-best")
+    assert (single.budget.time_s, single.budget.flops, single.budget.epochs) == (None, None, 6)
+
+
 def test_folds_and_seeds_are_kept() -> None:
     searched = spec_with(repeats=3)
     searched = searched.model_copy(update={"data": searched.data.model_copy(update={"folds": 4})})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -21,6 +22,7 @@ from search_spaces.loading import (
     spec_schema_text,
 )
 from search_spaces.reference import reference_text
+from search_spaces.search_spec import SearchSpec
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 
@@ -124,7 +126,7 @@ def test_a_file_that_is_no_spec_is_refused_with_its_place(write, text, line):
 def test_a_missing_file_a_folder_and_a_picture_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no such file; did you mean the preset `digits`"):
         load_spec("digit")
-    with pytest.raises(InputError, match="there is no such file; presets are backbones, digits, quick"):
+    with pytest.raises(InputError, match="there is no such file; presets are backbones, digits, industrial, quick"):
         load_spec(tmp_path / "absent.yaml")
     with pytest.raises(InputError, match=r"this is a folder, not a spec; for pictures, write folder:"):
         load_spec(tmp_path)
@@ -170,6 +172,14 @@ def test_the_page_of_all_fields_is_up_to_date():
     assert page == reference_text(), "write it anew with `thaw spec reference`"
     assert "| `search`" not in page
     assert all(f"`{name}` |" in page for name in ("freeze_depth", "layer_decay", "patience", "group_pattern"))
+
+
+def test_the_page_of_the_space_has_every_field_of_it():
+    page = (Path(__file__).parents[2] / "docs" / "space.md").read_text(encoding="utf-8")
+    told = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(?:\w+\.)*(\w+)`", line)
+    }
+    assert set(SearchSpec.model_fields) - told == set()
 
 
 def test_the_schema_states_the_bounds_that_the_spec_checks():

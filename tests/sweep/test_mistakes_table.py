@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mistakes_made import MISTAKES, Mistake, classes, lines_of, locked_mlflow, plan_of, run_thaw
-from mistakes_page import DISK_FULL, LOCKED, row
+from mistakes_page import DISK_FULL, LOCKED, READ_ONLY, row
 from PIL import Image
 
 from trainables.errors import InputError
@@ -54,6 +54,13 @@ def test_a_working_directory_that_cannot_be_written_to(mount: Disk, tmp_path: Pa
         code, out, err = run_thaw(arguments, tmp_path)
     assert code == 0, err
     assert "bolt" in out
+
+
+def test_a_home_that_cannot_be_written_to(mount: Disk, tmp_path: Path) -> None:
+    root = classes(tmp_path / "parts", "bolt", "nut")
+    mount(tmp_path / "home", "ro")
+    assert lines_of(Mistake("read-only", lambda _: plan_of(root)), tmp_path) == (2, [READ_ONLY])
+    assert READ_ONLY in PAGE
 
 
 def test_a_wrong_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

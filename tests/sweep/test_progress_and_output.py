@@ -198,3 +198,13 @@ def test_the_picture_of_folds_shows_their_spread() -> None:
         (0.9 - 1.96 * 0.02, 0.9 + 1.96 * 0.02), abs=1e-4
     )
     assert draw(picture).startswith(b"\x89PNG")
+
+
+def test_brackets_in_names_are_shown_as_they_are() -> None:
+    shown, out = console()
+    write_rows([{"class": "[good] part", "file": "x[/y].png"}], Format.table, shown)
+    assert "[good] part" in out.getvalue()
+    assert "x[/y].png" in out.getvalue()
+    shown, out = console()
+    Progress(console=shown).note("set aside: bolt/notes[final].txt: [/] is no picture")
+    assert out.getvalue() == "set aside: bolt/notes[final].txt: [/] is no picture\n"

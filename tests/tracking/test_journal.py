@@ -7,12 +7,16 @@ import json
 import math
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trainables.errors import InputError
+from trainables.outages import StorageAwayError
 from tuner.journal import Journal, iterate_from, read_records, read_trials
 
 
@@ -152,3 +156,43 @@ def test_an_interrupted_trial_is_open_again_and_its_later_report_counts(tmp_path
     (trial,) = read_trials(path)
     assert trial.outcome == "stopped_early"
     assert [epoch["val/accuracy"] for epoch in trial.epochs] == [0.5, 0.7, 0.8]
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path, mount: Callable[[Path, str], None]) -> None:
+    mount(tmp_path, "size=64k")
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        journal.append("sweep", name="s")
+        filler = tmp_path / "filler"
+        _fill(filler)
+        freeing = threading.Timer(0.5, filler.unlink)
+        freeing.start()
+        journal.append("finished", reason="x" * 5000)
+        freeing.join()
+        assert [record["event"] for record in journal.records()] == ["sweep", "finished"]
+
+
+def test_a_disk_that_stays_full_ends_the_journal(
+    tmp_path: Path, mount: Callable[[Path, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after a lost record is refused too, also when there is room again: it would tell another story."""
+    mount(tmp_path, "size=64k")
+    monkeypatch.setattr("trainables.outages.PATIENCE_S", 0.0)
+    path = tmp_path / "journal.jsonl"
+    with Journal.open(path) as journal:
+        journal.append("sweep", name="s")
+        before = path.read_bytes()
+        _fill(tmp_path / "filler")
+        for _ in range(2):
+            with pytest.raises(StorageAwayError, match=r"journal\.jsonl cannot be written .*No space.*make room"):
+                journal.append("finished", reason="x" * 5000)
+            assert path.read_bytes() == before
+            (tmp_path / "filler").unlink(missing_ok=True)
+    with Journal.open(path) as journal:
+        journal.append("finished", reason="")
+        assert [record["event"] for record in journal.records()] == ["sweep", "finished"]
+
+
+def _fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as stream, suppress(OSError):
+        while True:
+            stream.write(bytes(4096))

@@ -28,6 +28,7 @@ from trainables.config import WeightsFile
 from trainables.errors import InputError
 from trainables.node_cache import fetch_once
 from trainables.storage import fetch_file, is_local, join, read_bytes, write_bytes
+from trainables.typed_path import expand
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _PLACE = "model.weights"
@@ -65,7 +66,7 @@ def resolve_weights(
     if spec.startswith("models:"):
         raise InputError(f"{_PLACE}: {spec} is a registered model; its state dict goes through `store_weights`")
     if "/" in spec or Path(spec).suffix:
-        path = Path(spec).expanduser()
+        path = expand(spec)
         return store_weights(_read_file(path), backbone, root, place=f"{_PLACE}: {path}", note=note)
     return store_weights(_download(spec, backbone), backbone, root, place=f"{_PLACE}: {spec}")
 

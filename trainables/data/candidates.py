@@ -1,4 +1,4 @@
-"""The files of a folder that may be pictures, in a few bytes each: 100,000 take 10 MB and not 100.
+"""What may be pictures, files of a folder or rows of a list, in a few bytes each: 100,000 take 10 MB and not 100.
 
 In: names, sizes and times, one after another. Out: a sequence of `Picture`s that are made when somebody looks at one,
 and what tells one version of the files from another. No torch.
@@ -17,24 +17,27 @@ from trainables.config import SPLIT_NAMES, SplitName
 from trainables.data.picture import Picture
 
 _NO_SIDE = -1
+_NUM_FACTS = 6
 
 
 class Candidate(NamedTuple):
-    """A file below a class folder.
+    """A file below a class folder, or a row of a list.
 
     Attributes:
-        name: Its place below the root, as the bytes that the storage has for it.
-        class_name: The class whose folder it is in.
-        side: The side whose folder that is in; None without any.
-        size_bytes: Its size.
-        times_ns: When it was written, and when its entry was changed (0 where the storage does not say).
+        name: Its place in the source, as the bytes that the storage has for it.
+        class_name: The class whose folder it is in, or that the list says.
+        side: The side whose folder that is in, or that the list says; None without any.
+        size_bytes: Its size; of a row whatever its reader finds it by.
+        times_ns: When it was written, and when its entry was changed (0 where nobody says).
+        group: See `Picture.group`.
     """
 
     name: bytes
     class_name: str
     side: SplitName | None
     size_bytes: int
-    times_ns: tuple[int, int]
+    times_ns: tuple[int, int] = (0, 0)
+    group: str = ""
 
 
 class Candidates(Sequence[Picture]):
@@ -42,24 +45,27 @@ class Candidates(Sequence[Picture]):
 
     Args:
         found: In any order; read once.
-        reader: From a name's bytes and the file's size to a function that returns its content.
+        reader: From a name's bytes and `size_bytes` to a function that returns its content.
     """
 
     def __init__(self, found: Iterable[Candidate], reader: Callable[[bytes, int], Callable[[], bytes]]) -> None:
         self._reader = reader
         labels: dict[str, int] = {}
+        groups: dict[str, int] = {"": 0}
         names: list[bytes] = []
         facts = array("q")
-        for name, class_name, side, size_bytes, times_ns in found:
+        for name, class_name, side, size_bytes, times_ns, group in found:
             names.append(name)
             side_code = _NO_SIDE if side is None else SPLIT_NAMES.index(side)
-            facts.extend((labels.setdefault(class_name, len(labels)), side_code, size_bytes, *times_ns))
+            label, group_code = labels.setdefault(class_name, len(labels)), groups.setdefault(group, len(groups))
+            facts.extend((label, side_code, group_code, size_bytes, *times_ns))
         if not names:
-            facts.extend([0] * 5)  # NumPy takes no empty buffer
+            facts.extend([0] * _NUM_FACTS)  # NumPy takes no empty buffer
         order = sorted(range(len(names)), key=lambda number: _sorting_key(names[number]))
-        self.class_names = tuple(labels)
-        self.sides = {None if code == _NO_SIDE else SPLIT_NAMES[code] for code in set(facts[1::5][: len(names)])}
-        self._facts = np.frombuffer(facts, dtype=np.int64).reshape(-1, 5)[order]
+        self.class_names, self._groups = tuple(labels), tuple(groups)
+        codes = set(facts[1::_NUM_FACTS][: len(names)])
+        self.sides = {None if code == _NO_SIDE else SPLIT_NAMES[code] for code in codes}
+        self._facts = np.frombuffer(facts, dtype=np.int64).reshape(-1, _NUM_FACTS)[order]
         self._ends = np.cumsum([len(names[number]) for number in order], dtype=np.int64)
         self._text = b"".join(names[number] for number in order)
 
@@ -77,15 +83,16 @@ class Candidates(Sequence[Picture]):
             return [self[number] for number in range(*place.indices(len(self)))]
         number = range(len(self))[place]
         name = self._name(number)
-        label, side_code, size_bytes = self._facts[number, :3].tolist()
+        label, side_code, group_code, size_bytes = self._facts[number, :4].tolist()
         side = None if side_code == _NO_SIDE else SPLIT_NAMES[side_code]
-        return Picture(shown(name), self.class_names[label], side, self._reader(name, size_bytes))
+        read = self._reader(name, size_bytes)
+        return Picture(shown(name), self.class_names[label], side, read, self._groups[group_code])
 
     def digest(self, place: bytes) -> str:
         """SHA-256 over a place and every candidate's name, size and times."""
         digest = hashlib.sha256(place)
         for number in range(len(self)):
-            size_bytes, written_ns, changed_ns = self._facts[number, 2:].tolist()
+            size_bytes, written_ns, changed_ns = self._facts[number, 3:].tolist()
             digest.update(f"\0{shown(self._name(number))}\0{size_bytes}\0{written_ns}\0{changed_ns}".encode())
         return digest.hexdigest()
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -21,11 +20,14 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from trainables.config import SplitName
+from trainables.data.candidates import Candidate, Candidates
 from trainables.data.label_sets import set_name
+from trainables.data.parquet_rows import ParquetPlace, open_parquet, read_image
 from trainables.data.picture import Picture
 from trainables.data.sources import SIDE_OF_FOLDER, read_file
 from trainables.errors import InputError
 from trainables.storage import is_local, open_filesystem
+from trainables.typed_path import expand
 
 Column = Literal["file", "image", "label", "split", "group"]
 _NAMES: dict[Column, tuple[str, ...]] = {
@@ -35,8 +37,7 @@ _NAMES: dict[Column, tuple[str, ...]] = {
     "split": ("split", "side", "set"),
     "group": ("group", "group_id"),
 }
-_ROW_GROUPS_IN_MEMORY = 4
-_reading = threading.Lock()
+_ROWS_AT_ONCE = 4096
 
 
 class CsvSource:
@@ -44,7 +45,7 @@ class CsvSource:
 
     def __init__(self, place: str, separator: str | None = None) -> None:
         self._separator = separator
-        self._path = Path(place).expanduser().resolve()
+        self._path = expand(place).resolve()
         if not place or not self._path.is_file():
             raise InputError(
                 f"data source 'csv:{place}': no such file: give a CSV file with the columns file and label"
@@ -65,20 +66,27 @@ class CsvSource:
         Raises:
             InputError: A column is missing, a line has no label or an unknown side, or a file is listed twice.
         """
-        found: dict[str, tuple[int, Picture]] = {}
+        found = Candidates(self._listed(), self._reader)
+        if not found:
+            raise InputError(f"{self.uri}: no line below the header: list some pictures")
+        return found
+
+    def _reader(self, name: bytes, _: int) -> Callable[[], bytes]:
+        return partial(read_file, self._path.parent / name.decode())
+
+    def _listed(self) -> Iterator[Candidate]:
+        lines: dict[str, int] = {}
         for number, row in self._rows():
             where = f"{self.uri}, line {number}"
             name = row["file"]
             if not name:
                 raise InputError(f"{where}: no file: name one, or remove the line")
-            if name in found:
-                raise InputError(f"{where}: {name} stands on line {found[name][0]} already: remove one of them")
-            read = partial(read_file, self._path.parent / name)
+            if "\0" in name:
+                raise InputError(f"{where}: {name!r}: no file's name holds a NUL character: save the list anew")
+            if (earlier := lines.setdefault(name, number)) != number:
+                raise InputError(f"{where}: {name} stands on line {earlier} already: remove one of them")
             facts = _facts(row, where, self._separator)
-            found[name] = number, Picture(name, facts.class_name, facts.side, read, facts.group)
-        if not found:
-            raise InputError(f"{self.uri}: no line below the header: list some pictures")
-        return [found[name][1] for name in sorted(found)]
+            yield Candidate(name.encode(), facts.class_name, facts.side, 0, group=facts.group)
 
     def signature(self) -> str:
         """SHA-256 over the list itself and the size and times of every file on it."""
@@ -110,7 +118,7 @@ class ParquetSource:
 
     def __init__(self, place: str, separator: str | None = None) -> None:
         self._separator = separator
-        self._place = place if not is_local(place) else str(Path(place).expanduser().resolve())
+        self._place = place if not is_local(place) else str(expand(place).resolve())
         try:
             self._filesystem, self._root = open_filesystem(self._place)
             self._infos = sorted(_parquet_files(self._filesystem, self._root), key=lambda info: info.path)
@@ -136,8 +144,12 @@ class ParquetSource:
         Raises:
             InputError: A column is missing, or a row has no label or an unknown side.
         """
-        found = [picture for info in self._infos for picture in self._pictures_of(info)]
-        return sorted(found, key=lambda picture: picture.name)
+        files: list[tuple[ParquetPlace, str]] = []
+        listed = (row for info in self._infos for row in self._rows_of(info, files))
+        found = Candidates(listed, partial(_reader, files))
+        if not found:
+            raise InputError(f"{self.uri}: no row in it: list some pictures")
+        return found
 
     def signature(self) -> str:
         """SHA-256 over the place and the name, size and time of every file."""
@@ -147,42 +159,37 @@ class ParquetSource:
             digest.update(f"\0{info.path}\0{info.size}\0{info.mtime_ns}".encode())
         return digest.hexdigest()
 
-    def _pictures_of(self, info: pyarrow.fs.FileInfo) -> Iterator[Picture]:
+    def _rows_of(self, info: pyarrow.fs.FileInfo, files: list[tuple[ParquetPlace, str]]) -> Iterator[Candidate]:
+        """The rows of one file, which is added to those that readers look into."""
         name = info.path.removeprefix(self._root).strip("/") or info.base_name
         where = f"{self.uri}, {name}"
-        place = _File(self._place, info.path, info.mtime_ns or 0)
+        place = ParquetPlace(self._place, info.path, info.mtime_ns or 0)
         try:
-            with _open(self._filesystem, info.path) as file:
+            with open_parquet(self._filesystem, info.path) as file:
                 columns = _find_columns(file.schema_arrow.names, ("image", "label"), where)
                 others = [column for key, column in columns.items() if key != "image"]
                 class_names = _class_names(file.schema_arrow, columns["label"])
+                files.append((place, columns["image"]))
                 number = 0
                 for row_group in range(file.num_row_groups):
-                    texts = file.read_row_group(row_group, columns=others).to_pydict()
-                    for position in range(file.metadata.row_group(row_group).num_rows):
-                        row = {key: texts[column][position] for key, column in columns.items() if key != "image"}
-                        here = f"{where}, row {number}"
-                        texts_of_row: dict[Column, str] = {
-                            key: _labels_text(value, class_names, self._separator, here)
-                            if key == "label"
-                            else _text(value, ())
-                            for key, value in row.items()
-                        }
-                        facts = _facts(texts_of_row, here, self._separator)
-                        read = partial(_read_image, place, row_group, columns["image"], position)
-                        yield Picture(f"{name}#{number:08d}", facts.class_name, facts.side, read, facts.group)
-                        number += 1
+                    start = number
+                    for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[row_group], columns=others):
+                        for row in batch.to_pylist():
+                            here = f"{where}, row {number}"
+                            texts: dict[Column, str] = {
+                                key: _labels_text(row[column], class_names, self._separator, here)
+                                if key == "label"
+                                else _text(row[column], ())
+                                for key, column in columns.items()
+                                if key != "image"
+                            }
+                            facts = _facts(texts, here, self._separator)
+                            found_by = _packed(len(files) - 1, row_group, number - start)
+                            key = f"{name}#{number:08d}".encode()
+                            yield Candidate(key, facts.class_name, facts.side, found_by, group=facts.group)
+                            number += 1
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{where}: cannot be read as Parquet ({error}): write it anew") from error
-
-
-@dataclass(frozen=True)
-class _File:
-    """One version of a Parquet file: where its filesystem is found, its path there, and its time."""
-
-    place: str
-    path: str
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -230,10 +237,6 @@ def _parquet_files(filesystem: pyarrow.fs.FileSystem, root: str) -> list[pyarrow
     return [info for info in below if info.type == pyarrow.fs.FileType.File and info.extension == "parquet"]
 
 
-def _open(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.parquet.ParquetFile:
-    return pyarrow.parquet.ParquetFile(filesystem.open_input_file(path))
-
-
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
     """The names that Hugging Face's datasets keep for numbered labels; none where there are none."""
     try:
@@ -258,25 +261,31 @@ def _labels_text(value: Any, names: Sequence[str], separator: str | None, where:
 
 
 def _text(value: Any, names: Sequence[str]) -> str:
+    """A value as text, and empty where there is none: nothing, NaN, or a number that stands for no name."""
     if value is None:
         return ""
-    if isinstance(value, int) and 0 <= value < len(names):
-        return names[value]
+    if isinstance(value, float):  # as which a column of whole numbers comes where it has a gap
+        if math.isnan(value):
+            return ""
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, int) and names:
+        return names[value] if 0 <= value < len(names) else ""  # Hugging Face numbers what has no label -1
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
     return str(value).strip()
 
 
-def _read_image(file: _File, row_group: int, column: str, position: int) -> bytes:
-    with _reading:  # else every thread would read the row group that all are waiting for
-        images = _images(file, row_group, column)
-    value = images[position].as_py()
-    content = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(content, bytes):
-        raise InputError("the row holds no picture")
-    return content
+_POSITION_BITS, _GROUP_BITS = 32, 16
 
 
-@lru_cache(_ROW_GROUPS_IN_MEMORY)
-def _images(file: _File, row_group: int, column: str) -> pa.ChunkedArray:
-    filesystem, _ = open_filesystem(file.place)
-    with _open(filesystem, file.path) as opened:
-        return opened.read_row_group(row_group, columns=[column]).column(0)
+def _packed(file: int, row_group: int, position: int) -> int:
+    """Where a picture is, as one number of 63 bits; a file with more row groups, or rows in one, is split first."""
+    if row_group >> _GROUP_BITS or position >> _POSITION_BITS:
+        raise InputError("more row groups than are read, or more rows in one: write the file anew, in several")
+    return file << (_POSITION_BITS + _GROUP_BITS) | row_group << _POSITION_BITS | position
+
+
+def _reader(files: Sequence[tuple[ParquetPlace, str]], _: bytes, packed: int) -> Callable[[], bytes]:
+    place, column = files[packed >> (_POSITION_BITS + _GROUP_BITS)]
+    row_group = packed >> _POSITION_BITS & (1 << _GROUP_BITS) - 1
+    return partial(read_image, place, row_group, column, packed & (1 << _POSITION_BITS) - 1)

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from trainables.config import SplitName
 from trainables.data.candidates import Candidate, Candidates, shown
 from trainables.data.picture import Picture
 from trainables.errors import InputError
+from trainables.typed_path import expand
 
 LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 SIDE_OF_FOLDER: dict[str, SplitName] = {
@@ -90,7 +91,7 @@ def _open_source(uri: str) -> Source:
     scheme, colon, place = uri.partition(":")
     if scheme in SCHEMES:
         return SCHEMES[scheme](place)
-    if Path(uri).expanduser().is_dir():
+    if expand(uri).is_dir():
         return FolderSource(uri)
     known = ", ".join(SCHEMES)
     nearest = difflib.get_close_matches(scheme, SCHEMES, n=1)
@@ -121,7 +122,7 @@ class FolderSource:
     """
 
     def __init__(self, place: str) -> None:
-        self._root = Path(place).expanduser().resolve()
+        self._root = expand(place).resolve()
         if not place or not self._root.is_dir():
             what = "is a file, not a folder" if self._root.is_file() and place else "no such folder"
             raise InputError(f"data source 'folder:{place}': {what}: give a folder that holds one folder per class")
@@ -135,7 +136,7 @@ class FolderSource:
         """All candidates, sorted by name; see `Source.pictures`."""
         found = self._candidates()
         self._check_classes(set(found.class_names))
-        self._check_sides(found.sides)
+        check_sides(self.uri, {side for _, _, side in self._class_folders()} | self._empty_sides(), found.sides)
         return found
 
     def signature(self) -> str:
@@ -181,14 +182,6 @@ class FolderSource:
             raise InputError(f"{self.uri}: its class folders hold no pictures: add some or give another folder")
         if empty := sorted(every - with_pictures):
             raise InputError(f"{self.uri}: class folder {empty[0]!r} is empty: add pictures or remove the folder")
-
-    def _check_sides(self, with_pictures: set[SplitName | None]) -> None:
-        every = {side for _, _, side in self._class_folders()} | self._empty_sides()
-        if empty := sorted(str(side) for side in every - with_pictures):
-            raise InputError(
-                f"{self.uri}: its folder for the {empty[0]} side holds no pictures: add some, or remove the folder, "
-                "and then that side is dealt out of the others"
-            )
 
     def _empty_sides(self) -> set[SplitName]:
         """Sides whose folders stand beside others and hold no class folder."""
@@ -308,6 +301,19 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 def pgm(pixels: bytes, height: int, width: int) -> bytes:
     """Grey pixels as a PGM file."""
     return b"P5 %d %d 255\n" % (width, height) + pixels
+
+
+def check_sides(uri: str, every: Collection[SplitName | None], with_pictures: Collection[SplitName | None]) -> None:
+    """Refuses a folder of a side that holds no pictures.
+
+    Raises:
+        InputError: There is one.
+    """
+    if empty := sorted(str(side) for side in set(every) - set(with_pictures)):
+        raise InputError(
+            f"{uri}: its folder for the {empty[0]} side holds no pictures: add some, or remove the folder, "
+            "and then that side is dealt out of the others"
+        )
 
 
 def is_hidden(name: str) -> bool:

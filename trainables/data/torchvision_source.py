@@ -26,6 +26,7 @@ from trainables.data.picture import Picture
 from trainables.data.sources import pgm
 from trainables.errors import InputError, first_line
 from trainables.node_cache import cache_root
+from trainables.typed_path import expand
 
 _Parts = tuple[tuple[Mapping[str, Any], SplitName | None], ...]
 
@@ -40,14 +41,26 @@ _THREE = _split(train="train", val="val", test="test")
 _WHOLE: _Parts = (({}, None),)
 SETS: dict[str, _Parts] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"), _BY_FLAG),
-    **dict.fromkeys(("Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _TWO),
+    **dict.fromkeys(("Food101", "GTSRB", "LFWPeople", "STL10", "StanfordCars", "SVHN"), _TWO),
     **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _THREE),
     "Country211": _split(train="train", valid="val", test="test"),
-    "Imagenette": _split(train="train", val="val"),
+    **dict.fromkeys(("CLEVRClassification", "ImageNet", "Imagenette"), _split(train="train", val="val")),
+    "EMNIST": tuple(({"split": "balanced", **options}, side) for options, side in _BY_FLAG),
+    "FER2013": _split(train="train"),
     "OxfordIIITPet": _split(trainval="train", test="test"),
     **dict.fromkeys(("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"), _WHOLE),
 }
 """Each set's parts: what torchvision's class is given, and the side that this is."""
+_NOT_READ = {
+    "CelebA": "its labels are forty attributes: list its pictures in a csv: source, with data.labels multi",
+    "INaturalist": "it has several versions and levels of classes: unpack one, and give its folder of class folders",
+    "Kinetics": "it holds films",
+    "LSUN": "it comes as databases: unpack them into class folders",
+    "Omniglot": "its two halves have no class in common: give one of them as a folder of class folders",
+    "QMNIST": "it is MNIST with more to test on: take MNIST",
+    "Places365": "its files are of several sizes and depths: unpack them, and give their folder of class folders",
+}
+"""Sets with classes that torchvision knows and that are not read, and why, or what to do instead."""
 
 _FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _IDX_CLASSES: dict[str, tuple[str, ...]] = {
@@ -70,10 +83,14 @@ class TorchvisionSource:
         name, colon, folder = place.partition(":")
         if name not in SETS:
             nearest = difflib.get_close_matches(name, SETS, n=1, cutoff=0.4)
+            if name in _NOT_READ:
+                raise InputError(
+                    f"data source 'torchvision:{place}': {name} is not read from torchvision: {_NOT_READ[name]}"
+                )
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(sorted(SETS))}"
             raise InputError(f"data source 'torchvision:{place}': no classification set is called {name!r}: {hint}")
         self._name = name
-        self._folder = Path(folder).expanduser().resolve() if colon else Path(cache_root()) / "torchvision"
+        self._folder = expand(folder).resolve() if colon else Path(cache_root()) / "torchvision"
         if colon and not self._folder.is_dir():
             raise InputError(f"data source 'torchvision:{place}': no such folder: give the one that holds the set")
 
@@ -104,6 +121,11 @@ class TorchvisionSource:
         else:
             for picture in self.pictures():
                 digest.update(f"\0{picture.name}\0{picture.class_name}".encode())
+            # Other pictures under the same labels are another set. Sets keep files of their own below the folder, or in
+            # it; what belongs to another set there only has this one read once more.
+            for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
+                stat = path.stat()
+                digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
         return digest.hexdigest()
 
     def _idx_folder(self) -> Path | None:

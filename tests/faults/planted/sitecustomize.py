@@ -8,7 +8,7 @@ Kinds: ``raise``, ``memory``, ``nan``, ``kill`` (the worker), ``hang``, ``pause`
 the file ``paused``).
 
 ``THAW_PLANTED_CLOCK`` names a file that holds by how many seconds the wall clock is wrong.
-``THAW_PLANTED_PATIENCE_S`` is how long a lane waits for a storage that takes nothing.
+``THAW_PLANTED_PATIENCE_S`` is how long what is to be kept waits for a storage that takes nothing.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def _strike(run, kind):
 
 
 def _plant_patience(module):
-    module.STORAGE_PATIENCE_S = float(os.environ["THAW_PLANTED_PATIENCE_S"])
+    module.PATIENCE_S = float(os.environ["THAW_PLANTED_PATIENCE_S"])
 
 
 def _plant_faults(module):
@@ -114,6 +114,6 @@ def _wrong_time_ns():
 if _FOLDER:
     sys.meta_path.insert(0, _Planter("trainables.loop", _plant_faults))
 if "THAW_PLANTED_PATIENCE_S" in os.environ:
-    sys.meta_path.insert(0, _Planter("trainables.lane", _plant_patience))
+    sys.meta_path.insert(0, _Planter("trainables.outages", _plant_patience))
 if "THAW_PLANTED_CLOCK" in os.environ:
     time.time, time.time_ns = _wrong_time, _wrong_time_ns

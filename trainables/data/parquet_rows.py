@@ -1,0 +1,85 @@
+"""The pictures in a Parquet file, a few rows at a time: a row group may hold a whole set.
+
+In: a file, a row group, a column. Out: what stands in its rows, for readers that go through them nearly in order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet
+
+from trainables.errors import InputError
+from trainables.storage import open_filesystem
+
+_ROWS_AT_ONCE, _BATCHES_KEPT = 32, 4
+_BUFFER_BYTES = 1 << 20
+_ROW_GROUPS_OPEN = 4
+_reading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ParquetPlace:
+    """One version of a Parquet file: where its filesystem is found, its path there, and its time."""
+
+    place: str
+    path: str
+    mtime_ns: int
+
+
+def open_parquet(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.parquet.ParquetFile:
+    """A file that is read page by page rather than a row group at once."""
+    return pyarrow.parquet.ParquetFile(filesystem.open_input_file(path), buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def read_image(file: ParquetPlace, row_group: int, column: str, position: int) -> bytes:
+    """The bytes of the picture in one row.
+
+    Raises:
+        InputError: There are none.
+    """
+    with _reading:  # each row group is read once, for all threads
+        value = _rows_of(file, row_group, column).value(position)
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        raise InputError("the row holds no picture")
+    return content
+
+
+class _Rows:
+    """One column of a row group, from its first row on; the last rows are kept, for whoever is a little behind."""
+
+    def __init__(self, opened: pyarrow.parquet.ParquetFile, row_group: int, column: str) -> None:
+        self._opened, self._row_group, self._column = opened, row_group, column
+        self._begin()
+
+    def value(self, position: int) -> Any:
+        """What stands in a row; who goes back further than what is kept makes it begin again."""
+        if self._kept and position < self._kept[0][0]:
+            self._begin()
+        while position >= self._next:
+            column = next(self._batches).column(0)
+            self._kept.append((self._next, column))
+            self._next += len(column)
+        start, column = next(batch for batch in reversed(self._kept) if batch[0] <= position)
+        return column[position - start].as_py()
+
+    def _begin(self) -> None:
+        self._kept: deque[tuple[int, pa.Array]] = deque(maxlen=_BATCHES_KEPT)
+        self._next = 0
+        self._batches: Iterator[pa.RecordBatch] = self._opened.iter_batches(
+            _ROWS_AT_ONCE, row_groups=[self._row_group], columns=[self._column], use_threads=False
+        )
+
+
+@lru_cache(_ROW_GROUPS_OPEN)
+def _rows_of(file: ParquetPlace, row_group: int, column: str) -> _Rows:
+    filesystem, _ = open_filesystem(file.place)
+    return _Rows(open_parquet(filesystem, file.path), row_group, column)

@@ -1,0 +1,53 @@
+"""Storage that is full or away for a while: what is to be kept there waits for it, and then gives up."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 30.0
+"""How long what is to be kept waits for a storage that is full or away."""
+_MAY_PASS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
+    errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH,
+)  # fmt: skip
+
+
+class StorageAwayError(RuntimeError):
+    """What is to be kept finds no place; the message is one line, with the remedy."""
+
+
+def patiently(keep: Callable[[], object], what: str) -> None:
+    """Calls ``keep``; where the storage takes nothing, again each second for `PATIENCE_S`.
+
+    Args:
+        keep: Writes something, whole or not at all.
+        what: What it writes, for the messages: ``checkpoints``.
+
+    Raises:
+        StorageAwayError: The storage takes nothing for that long.
+        OSError: Something else is wrong, that waiting does not mend.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            keep()
+            return
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            if time.monotonic() > deadline:
+                raise StorageAwayError(
+                    f"{what} cannot be written ({error}); make room or bring the storage back, then resume"
+                ) from error
+            logger.warning("%s cannot be written, trying again: %s", what, error)
+            time.sleep(1)
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether it is the storage that takes nothing at present, rather than a mistake."""
+    return error.errno is None or error.errno in _MAY_PASS
