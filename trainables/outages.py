@@ -6,7 +6,9 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
+_Kept = TypeVar("_Kept")
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 30.0
@@ -21,8 +23,8 @@ class StorageAwayError(RuntimeError):
     """What is to be kept finds no place; the message is one line, with the remedy."""
 
 
-def patiently(keep: Callable[[], object], what: str) -> None:
-    """Calls ``keep``; where the storage takes nothing, again each second for `PATIENCE_S`.
+def patiently(keep: Callable[[], _Kept], what: str) -> _Kept:
+    """Calls ``keep`` and returns its result; where the storage takes nothing, again each second for `PATIENCE_S`.
 
     Args:
         keep: Writes something, whole or not at all.
@@ -35,8 +37,7 @@ def patiently(keep: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            keep()
-            return
+            return keep()
         except OSError as error:
             if not may_pass(error):
                 raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ray
 from ray import tune
 
 from trainables.jobs import Message
+from trainables.outages import patiently
 
 EPOCH = "thaw/epoch"
 OUTCOME = "thaw/outcome"
@@ -79,6 +81,14 @@ class LaneTrial(tune.Trainable):
         self._release()
         self._take(new_config)
         return True
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Tune's own; a storage that is full or away is waited for.
+
+        Raises:
+            StorageAwayError: It stays so.
+        """
+        return patiently(partial(super().save, checkpoint_dir), "Tune's notes")
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Names the directory in which the lane keeps this trial's checkpoints, and gives the lane to others.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from trainables.errors import InputError
 from tuner import completing
@@ -22,8 +23,23 @@ from tuner.trial_cli import best, show, train
 if TYPE_CHECKING:
     from search_spaces.spec import SweepSpec
 
+
+class _Commands(TyperGroup):
+    """Commands whose ends Typer leaves to `main`: it would turn each into a bare exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _complain("interrupted at once; `thaw resume NAME` goes on with the sweep", 130)
+        except EOFError as error:  # a mistake of ours: it is to be seen where
+            raise RuntimeError("a file or a connection ended too early") from error
+
+
 app = typer.Typer(
     name="thaw",
+    cls=_Commands,
     help="Which pretrained CNN, frozen how deep, learning how fast, augmented how hard, classifies my images best?",
     no_args_is_help=True,
     add_completion=True,
@@ -256,8 +272,6 @@ def main() -> None:
         app(prog_name="thaw")
     except InputError as error:
         _complain(str(error), 2)
-    except KeyboardInterrupt:
-        _complain("interrupted at once; `thaw resume NAME` goes on with the sweep", 130)
     except OSError as error:
         if error.filename is None:
             raise
@@ -271,7 +285,7 @@ def main() -> None:
         _complain(str(error), 1)
 
 
-def _complain(message: str, code: int) -> None:
+def _complain(message: str, code: int) -> NoReturn:
     typer.echo(f"thaw: {message}", err=True)
     sys.exit(code)
 

@@ -6,12 +6,16 @@ and not before, because that takes seconds. Nothing here uses MLflow's global st
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import sys
+import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from tuner.paths import sqlite_file
@@ -19,6 +23,7 @@ from tuner.projection import RunUpdate
 
 # MLflow takes 1000 entities per call in all, and 100 parameters and 100 tags.
 _METRICS_PER_CALL, _SETTINGS_PER_CALL = 800, 90
+_NO_LINKS_HERE = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 # A run that people deleted, or a value that MLflow refuses: no later attempt can mend these.
 HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
@@ -30,9 +35,32 @@ def open_client(tracking_uri: str) -> Any:
 
     _quieten()
     database = sqlite_file(tracking_uri)
-    if database is not None:
+    if database is not None and not database.exists():
         database.parent.mkdir(parents=True, exist_ok=True)
+        _create_whole(database)
     return mlflow.MlflowClient(tracking_uri=tracking_uri)
+
+
+def _create_whole(database: Path) -> None:
+    """Has MLflow make its tables under another name and moves them to their place.
+
+    A database in which some are missing, because the disk was full or the process was killed, it refuses for ever.
+    """
+    import mlflow
+
+    temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # somebody else was faster
+            try:
+                os.link(temporary, database)
+            except OSError as error:
+                if error.errno not in _NO_LINKS_HERE:
+                    raise
+                temporary.rename(database)
+    finally:
+        for suffix in ("", "-journal"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
 
 
 def open_pytorch() -> Any:

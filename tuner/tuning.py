@@ -10,12 +10,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from trainables.outages import StorageAwayError
 from trainables.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_prefix
 from tuner.champion import totals_of
 from tuner.exchanging import Exchange
@@ -162,6 +164,7 @@ class JournalCallback(_NotKept, tune.Callback):
         outcome: Outcome | None = trial.last_result.get(OUTCOME)
         reason = trial.last_result.get(REASON)
         if outcome == "interrupted":
+            self._stop()  # what this trial lacks the next one would lack too
             self._switch.interrupt(reason or "")
         if outcome is None and self._switch.is_interrupted:
             outcome, reason = "interrupted", "the sweep was interrupted"
@@ -177,15 +180,19 @@ class JournalCallback(_NotKept, tune.Callback):
         self._pool.take_back(client_prefix(trial.config["number"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's actors died, or lost their lanes, too often; or there is no lane any more."""
-        if self._pool.lost is not None:
-            # Not the trial's fault: it goes on when the sweep does.
-            self._stop()
-            self._switch.interrupt(self._pool.lost)
-            self._end(trial, "interrupted", self._pool.lost)
+        """A trial's actors died, or lost their lanes, too often; or there is no lane or no storage any more."""
+        cause = _cause(trial)
+        why = self._pool.lost or (cause if StorageAwayError.__name__ in cause else None)
+        if self._pool.lost is None:
+            self._pool.take_back(client_prefix(trial.config["number"]))
+        if why is None:
+            self._end(trial, "failed", cause)
             return
-        self._pool.take_back(client_prefix(trial.config["number"]))
-        self._end(trial, "failed", _cause(trial))
+        # Not the trial's fault: it goes on when the sweep does.
+        why = why.rpartition(f"{StorageAwayError.__name__}: ")[2]
+        self._stop()
+        self._switch.interrupt(why)
+        self._end(trial, "interrupted", why)
 
     def _end(self, trial: Trial, outcome: Outcome, reason: str | None) -> None:
         number = trial.config["number"]
@@ -264,6 +271,8 @@ def run_tune(
             name="tune",
             stop=_SwitchStopper(switch, searcher, patience, known_epochs),
             callbacks=[callback],
+            # What there is to keep of a trial its lane has kept.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             # Of actors and lanes; a trial that fails by itself says so as its outcome and is not tried again.
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
             verbose=0,
@@ -273,6 +282,9 @@ def run_tune(
 
 def _cause(trial: Trial) -> str:
     """The last line of what Tune knows about a trial's error."""
-    lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    # Its file is here; what Tune reads is the copy in the storage, which may have had no room for it.
+    file = Path(trial.error_file or "")
+    text = file.read_text(errors="replace") if file.is_file() else str(trial.get_error() or "")
+    lines = [line for line in text.splitlines() if line.strip()]
     text = lines[-1].strip() if lines else "its actor died"
     return text.rsplit("LaneLostError: ", 1)[-1]

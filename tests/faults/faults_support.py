@@ -66,7 +66,8 @@ class Sweep:
         self._faults.mkdir()
         for number, fault in enumerate(faults):
             (self._faults / f"{number}-{fault}").touch()
-        self._environment |= {"THAW_PLANTED_FAULTS": str(self._faults), "PYTHONPATH": str(PLANTED), **environment}
+        python_path = os.pathsep.join(filter(None, [str(PLANTED), os.environ.get("PYTHONPATH")]))
+        self._environment |= {"THAW_PLANTED_FAULTS": str(self._faults), "PYTHONPATH": python_path, **environment}
 
     def await_pause(self, process: subprocess.Popen[str]) -> None:
         """Until a trial has come to a planted ``pause``."""

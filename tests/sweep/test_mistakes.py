@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from running_thaw import start_thaw
 
+from trainables.errors import InputError
 from tuner import cli
 from tuner.paths import HomePaths
 
@@ -188,3 +189,31 @@ def test_too_few_processors_are_said_before_training(tiny_spec: Path, tmp_path: 
     assert process.returncode == 2, err
     assert "512 workers" in one_line(err)
     assert HomePaths.at(home).sweep_names() == []
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (InputError("mend it"), 2)])
+def test_the_command_says_how_it_ended(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("search_spaces.loading.preset_names", fail)
+    monkeypatch.setattr("sys.argv", ["thaw", "spec", "presets"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert {130: "interrupted at once; `thaw resume NAME` goes on", 2: "mend it"}[code] in capsys.readouterr().err
+
+
+def test_what_ends_too_early_is_seen_where_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer takes the error for somebody who closed the keyboard, and would say no more than 'Aborted'."""
+
+    def fail() -> None:
+        raise EOFError
+
+    monkeypatch.setattr("search_spaces.loading.preset_names", fail)
+    monkeypatch.setattr("sys.argv", ["thaw", "spec", "presets"])
+    with pytest.raises(RuntimeError, match="ended too early") as caught:
+        cli.main()
+    assert isinstance(caught.value.__cause__, EOFError)

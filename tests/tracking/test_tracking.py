@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tuner.journal import Journal, iterate_from
 from tuner.ledger import Ledger
+from tuner.mlflow_client import ensure_experiment, open_client, outages
 from tuner.paths import HomePaths
 from tuner.tracking import Tracking
 
@@ -289,3 +291,16 @@ def test_a_home_names_the_trackings_files(tmp_path: Path) -> None:
     assert tracking.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking.pending() == 0
     assert tracking.run_id() is None
+
+
+def test_a_database_is_there_whole_or_not_at_all(tmp_path: Path, mount: Callable[[Path, str], None]) -> None:
+    """MLflow refuses for ever one in which some tables are missing because there was no room for them."""
+    place = tmp_path / "disk"
+    mount(place, "size=200k")
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    with pytest.raises(outages()):
+        open_client(uri)
+    assert list(place.iterdir()) == []
+    mount(place, "size=8m")
+    assert ensure_experiment(open_client(uri), "parts", None)
+    assert [path.name for path in place.iterdir()] == ["mlflow.db"]
