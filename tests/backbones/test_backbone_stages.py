@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -11,12 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from trainables.backbones.families import backbone_names, build_model, skeleton
 from trainables.backbones.graph import CutGraph, build_graph
+from trainables.backbones.published import published
+from trainables.backbones.stage_counts import NUM_STAGES
 from trainables.backbones.stages import Segment, choose_stages
 from trainables.backbones.tracing import plan_cuts
 from trainables.errors import InputError
+from tuner.cli import app
 
 REPRESENTATIVES = (
     "resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "densenet121", "vgg11",
@@ -70,6 +75,22 @@ def test_no_stage_holds_more_than_a_quarter_where_cuts_allow(name: str) -> None:
     total = sum(stage.flops for stage in graph.stages) + graph.head.flops
     assert max(stage.flops for stage in graph.stages) <= INDIVISIBLE.get(name, 0.255) * total
     assert 5 <= graph.num_stages <= 10
+    stated = published(name)
+    if stated is not None and stated.input_px == 224:
+        assert NUM_STAGES[name] == graph.num_stages, "write the table anew, see `stage_counts`"
+
+
+def test_the_list_of_networks_has_the_stages_of_each() -> None:
+    assert set(NUM_STAGES) == set(backbone_names())
+    run = CliRunner().invoke(app, ["backbones", "--format", "json", "--sort", "top1"])
+    rows = json.loads(run.stdout)
+    assert {row["name"]: row["stages"] for row in rows} == NUM_STAGES
+    assert [row["top1"] for row in rows[:-1]] == sorted(row["top1"] for row in rows[:-1])
+    assert (rows[-1]["name"], rows[-1]["top1"]) == ("lenet", None)
+    run = CliRunner().invoke(app, ["backbones", "lenet", "--image-size", "32", "--format", "json"])
+    (row,) = json.loads(run.stdout)
+    assert (row["stages"], row["input"]) == (4, 32)
+    assert "name some" in str(CliRunner().invoke(app, ["backbones", "--image-size", "32"]).exception)
 
 
 def test_intermediate_linear_layers_are_stages_of_their_own() -> None:

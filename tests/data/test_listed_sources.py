@@ -203,3 +203,16 @@ def test_labels_of_every_type_are_text_or_missing(tmp_path: Path) -> None:
     for missing in (pa.array([1, -1]), pa.array([1, 2])):
         with pytest.raises(InputError, match="row 1: no label"):
             names(missing, named)
+
+
+def test_rows_of_one_large_row_group_are_read_in_any_order(tmp_path: Path) -> None:
+    contents = [b"%d" % number for number in range(300)]
+    table = pa.table({"image": contents, "label": ["x"] * 300, "group": [f"g{number // 7}" for number in range(300)]})
+    pa.parquet.write_table(table, tmp_path / "one.parquet", row_group_size=1000)
+    pa.parquet.write_table(table.slice(0, 5), tmp_path / "two.parquet", row_group_size=2)
+    pictures = open_source(f"parquet:{tmp_path}").pictures()
+    assert [picture.read() for picture in pictures] == contents + contents[:5]
+    assert [pictures[place].read() for place in (299, 0, 150, 149, 20, 304, 21)] == [
+        b"299", b"0", b"150", b"149", b"20", b"4", b"21",
+    ]  # fmt: skip
+    assert [pictures[place].group for place in (0, 7, 299)] == ["g0", "g1", "g42"]
