@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,12 +96,16 @@ def main() -> int:
     options.add_argument("--trials", type=int, default=1000, help="finished ones (default %(default)s)")
     wanted = options.parse_args()
     pairs = []
-    for _ in range(wanted.repeats):
-        with tempfile.TemporaryDirectory(prefix="thaw-resume-") as name:
-            cold_s = time_start(Path(name), 0, 0)
-        with tempfile.TemporaryDirectory(prefix="thaw-resume-") as name:
-            num_epochs = write_past(Path(name), wanted.trials)
-            pairs.append((time_start(Path(name), wanted.trials, num_epochs), cold_s))
+    with tempfile.TemporaryDirectory(prefix="thaw-resume-") as past:
+        num_epochs = write_past(Path(past), wanted.trials)
+        home, as_it_was = Path(past, "home"), Path(past, "as it was")
+        home.rename(as_it_was)
+        for _ in range(wanted.repeats):
+            with tempfile.TemporaryDirectory(prefix="thaw-resume-") as name:
+                cold_s = time_start(Path(name), 0, 0)
+            shutil.copytree(as_it_was, home)
+            pairs.append((time_start(Path(past), wanted.trials, num_epochs), cold_s))
+            shutil.rmtree(home)
     ratios = [resumed / cold for resumed, cold in pairs]
     report(
         f"Seconds from the command to the first new epoch's result; {wanted.trials} trials finished",

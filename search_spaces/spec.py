@@ -101,8 +101,10 @@ class TrackingSpec(SpecPart):
 
     @field_validator("model_name")
     @classmethod
-    def _is_name(cls, name: str | None) -> str | None:
-        return None if name is None else check_name(name)
+    def _is_model_name(cls, name: str | None) -> str | None:
+        if name is not None and (name.strip() in ("", ".", "..") or set(name) & set("/:")):
+            raise ValueError(f"{name!r} cannot name a model in MLflow; use a name without '/' and ':'")
+        return name
 
 
 class PretrainSpec(PretrainRecipe):

@@ -33,6 +33,7 @@ def plan_sweep(
     progress: Progress,
     *,
     pretrains: bool = True,
+    goes_on: bool = False,
     before_networks: Callable[[], object] = lambda: None,
 ) -> Plan:
     """Packs pictures, checks weights and the space.
@@ -42,6 +43,7 @@ def plan_sweep(
         home: Where tables and weights are kept.
         progress: Told what is done and what was chosen.
         pretrains: See `prepare_networks`.
+        goes_on: The sweep was begun before, and is not refused what it was allowed then.
         before_networks: Called between the pictures and the networks, whose import takes seconds.
 
     Raises:
@@ -49,7 +51,8 @@ def plan_sweep(
     """
     data = prepare_data(spec.data, home, progress.counted)
     check_metric(spec, data)
-    check_batches(spec, data.size("train"))
+    if not goes_on:
+        check_batches(spec, data.size("train"))
     before_networks()
     spec = settle_fit(spec, data, progress.note)
     spec = settle_backbones(spec, home, progress.note)

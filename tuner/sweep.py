@@ -236,7 +236,13 @@ class _Sweep:
         come up (torchvision and its networks) waits for them.
         """
         import_torch()
-        plan = plan_sweep(self.spec, self.home, self.progress, before_networks=are_lanes_starting.wait)
+        plan = plan_sweep(
+            self.spec,
+            self.home,
+            self.progress,
+            goes_on=self.left is not None,
+            before_networks=are_lanes_starting.wait,
+        )
         check_access(self.tracking_uri)
         return plan
 
