@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _DRAWING_SAMPLERS = ("tpe", "random")
 """Those that draw their first trials, a population's among them, from the seed."""
 _IDLE = {
-    "none": {"grace_period": "it stops no trial", "reduction_factor": "it has no rungs"},
     "hyperband": {"grace_period": "its brackets have rungs of their own"},
     "median": {"reduction_factor": "it has no rungs"},
     "pbt": {

@@ -219,7 +219,8 @@ def _verdict(chaos: Chaos, sweep: Sweep, undisturbed: Sweep, deadline: float) ->
         if other:
             shown = "; ".join(f"{number}: {numbers.get(number)} is not {whole.get(number)}" for number in other[:3])
             return f"trials {other} differ. {shown}"
-        ends = Counter(record["number"] for record in sweep.records() if record["event"] == "end")
+        ended = [record for record in sweep.records() if record["event"] == "end"]
+        ends = Counter(record["number"] for record in ended if record["outcome"] != "interrupted")
         if twice := sorted(number for number, count in ends.items() if count > 1):
             return f"trials {twice} ended twice"
         sweep.assert_nothing_is_left(timeout_s=300)

@@ -277,10 +277,11 @@ def main() -> None:
             raise
         _complain(f"{error.filename}: {error.strerror}", 2)
     except RuntimeError as error:
+        from trainables.outages import StorageAwayError
         from tuner.lanes import LaneError, LanesLostError
         from tuner.outcomes import SweepFailedError
 
-        if not isinstance(error, SweepFailedError | LaneError | LanesLostError):
+        if not isinstance(error, SweepFailedError | LaneError | LanesLostError | StorageAwayError):
             raise
         _complain(str(error), 1)
 

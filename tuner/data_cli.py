@@ -120,12 +120,13 @@ def _check_out(out: Path | None) -> None:
 
 
 def _show(found: Inspection, console: Console) -> None:
+    from trainables.config import SPLIT_NAMES
     from tuner.output import build_table
 
     rows = [[each.name, *each.counts.values(), each.total, each.brightness, each.contrast] for each in found.classes]
-    totals = [sum(each.counts[side] for each in found.classes) for side in found.classes[0].counts]
+    totals = [sum(each.counts[side] for each in found.classes) for side in SPLIT_NAMES]
     rows.append(["all", *totals, found.num_pictures, None, None])
-    columns = ["class", *found.classes[0].counts, "pictures", "brightness", "contrast"]
+    columns = ["class", *SPLIT_NAMES, "pictures", "brightness", "contrast"]
     console.print(build_table(columns, rows, title=found.source))
     for line in found.lines():
         console.print(f"- {line}", highlight=False, markup=False)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
+from trainables.outages import patiently
 from trainables.storage import join, make_durable, read_bytes, write_bytes
 from tuner.members import Move
 
@@ -63,8 +65,12 @@ class Exchange:
             )  # fmt: skip
             return False
         meta = {**last.meta, "config": self._config_of(move.params).model_dump(mode="json")}
-        save_checkpoint(join(target, LAST_CHECKPOINT), replace(last, meta=meta))
+        patiently(partial(self._put, target, replace(last, meta=meta), best), "checkpoints")
+        return True
+
+    @staticmethod
+    def _put(target: str, last: Checkpoint, best: bytes) -> None:
+        save_checkpoint(join(target, LAST_CHECKPOINT), last)
         write_bytes(join(target, BEST_CHECKPOINT), best)
         for name in (LAST_CHECKPOINT, BEST_CHECKPOINT):
             make_durable(join(target, name))
-        return True

@@ -131,6 +131,7 @@ class Inspection:
         """Everything but what is per picture."""
         facts = {
             "source": self.source,
+            "num_pictures": self.num_pictures,
             "classes": [
                 {"name": each.name, **each.counts, "brightness": each.brightness, "contrast": each.contrast}
                 for each in self.classes
@@ -179,7 +180,9 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         classes=classes,
         num_groups=len({*groups} - {""}),
         num_copies=len(rows) - len(np.unique(table.ids[rows])),
-        num_on_two_sides=_num_on_two_sides(dealt_as(table.ids[rows], groups), table.sides[rows].tolist()),
+        num_on_two_sides=0
+        if spec.split.source == "ignore"
+        else _num_on_two_sides(dealt_as(table.ids[rows], groups), table.sides[rows].tolist()),
         sizes_px=_sizes(open_source(spec.source, dealt.config.label_separator), set(table.names)),
         cut_off=lost_by_crop(*table.sizes_of(rows)),
         fit=dealt.fit,
@@ -264,6 +267,8 @@ def _across_sides(hashes: NDArray[np.uint64], sides: NDArray[np.str_], names: Se
 def _remarks(found: Inspection) -> Iterator[str]:
     if found.refusal:
         yield f"A sweep would refuse these pictures: {found.refusal}"
+    if not found.classes:
+        return
     largest = max(found.classes, key=lambda each: each.total)
     smallest = min(found.classes, key=lambda each: each.total)
     if smallest.total < _FEW_PICTURES:

@@ -155,9 +155,11 @@ class Journal:
         record = {"event": event, "time": self._clock(), **fields}
         line = json.dumps(_plain(record), allow_nan=False, separators=(",", ":"))
         try:
-            patiently(partial(_write_all, self._file, line.encode() + b"\n"), str(self.path))
-            if event != "epoch":
-                patiently(partial(os.fsync, self._file.fileno()), str(self.path))
+            # What of an earlier attempt is there, whole or not, goes with the next one: a disk that once failed to take
+            # what was written to it does not say so twice.
+            size = os.fstat(self._file.fileno()).st_size
+            is_forced = event != "epoch"
+            patiently(partial(_write_at, self._file, size, line.encode() + b"\n", is_forced), str(self.path))
         except StorageAwayError as error:
             self._lost = error
             raise
@@ -314,12 +316,15 @@ def _whole_bytes(path: Path) -> int:
     return max((end for _, end in iterate_from(path, 0)), default=0)
 
 
-def _write_all(file: IO[bytes], content: bytes) -> None:
-    """Writes all or nothing: half a record left in place would spoil the next one."""
-    size = os.fstat(file.fileno()).st_size
+def _write_at(file: IO[bytes], size: int, content: bytes, is_forced: bool) -> None:
+    """Writes all behind ``size`` bytes, or nothing: half a record left in place would spoil the next one."""
+    if os.fstat(file.fileno()).st_size > size:
+        file.truncate(size)
     if file.write(content) != len(content):
         file.truncate(size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
+    if is_forced:
+        os.fsync(file.fileno())
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -20,6 +20,7 @@ from trainables.config import FeatureSettings
 from trainables.entry import run_lane
 from trainables.errors import first_line
 from trainables.jobs import LAST_WORDS, AnyJob, Message
+from trainables.outages import StorageAwayError
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ class LanePool:
         Raises:
             LaneError: The job failed, or its lane is lost.
             LanesLostError: Every lane is lost.
+            StorageAwayError: The job's checkpoints found no place; it goes on when the sweep does.
         """
         import ray
 
@@ -149,6 +151,8 @@ class LanePool:
             number = ray.get(self._board.start.remote(client, job.model_dump(mode="json")))
             while True:
                 message: Message = ray.get(self._board.message.remote(client, number))
+                if message.get("outcome") == "interrupted":
+                    raise StorageAwayError(message.get("reason") or "checkpoints cannot be written")
                 if message["kind"] in ("failed", "dropped"):
                     self.check()
                     raise LaneError(message.get("reason", "the lane was taken away"))

@@ -49,18 +49,30 @@ def _create_whole(database: Path) -> None:
     import mlflow
 
     temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex}.tmp")
+    address = f"sqlite:///{temporary}"
     try:
-        mlflow.MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
+        mlflow.MlflowClient(tracking_uri=address).search_experiments(max_results=1)
         with suppress(FileExistsError):  # somebody else was faster
             try:
                 os.link(temporary, database)
             except OSError as error:
                 if error.errno not in _NO_LINKS_HERE:
                     raise
-                temporary.rename(database)
+                if not database.exists():
+                    temporary.rename(database)
     finally:
+        _forget(address)
         for suffix in ("", "-journal"):
             temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def _forget(address: str) -> None:
+    """Closes the connections that MLflow keeps to a database: an open file that was removed still takes its room."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = getattr(SqlAlchemyStore, "_engine_map", {}).pop(address, None)
+    if engine is not None:
+        engine.dispose()
 
 
 def open_pytorch() -> Any:

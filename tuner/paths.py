@@ -259,4 +259,4 @@ class HomePaths:
 def sqlite_file(tracking_uri: str) -> Path | None:
     """The database file behind a SQLite tracking URI, or None for any other."""
     prefix = "sqlite:///"
-    return Path(tracking_uri.removeprefix(prefix)) if tracking_uri.startswith(prefix) else None
+    return Path(tracking_uri.removeprefix(prefix).partition("?")[0]) if tracking_uri.startswith(prefix) else None

@@ -270,16 +270,17 @@ def prepare_weights(
 
 
 def check_batches(spec: SweepSpec, num_train: int) -> None:
-    """Refuses batches that hold more than there is to learn from.
+    """Refuses batches that hold more than there is to learn from: in one of them an epoch is one step.
 
     Raises:
-        InputError: An epoch would be one step, and all larger batches alike.
+        InputError: The smallest does, or several do, and those would be one and the same.
     """
     sizes = spec.search.batch_size
-    largest = sizes.high if isinstance(sizes, CountRange) else max(listed(sizes))
+    every = (sizes.low, sizes.high - 1, sizes.high) if isinstance(sizes, CountRange) else listed(sizes)
     folds = spec.data.folds
     most = num_train * (folds - 1) // folds if folds else num_train
-    if largest > most:
+    largest = max(every)
+    if min(every) > most or sum(size > most for size in set(every)) > 1:
         raise InputError(
             f"search.batch_size: {largest} is more than the {most} pictures on the train side, so that an epoch "
             f"would be a single step; use at most {most}, better {max(1, most // 4)} or fewer"

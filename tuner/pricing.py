@@ -123,6 +123,8 @@ class Pricing:
             before: Trials that have run in this sweep, the features of which are there. What earlier sweeps left in the
                 store is not counted: it may be evicted at any time, and the same trials should come in every order.
         """
+        if "num_views" not in point:  # a sampler may ask before it has drawn them
+            point = {**point, "num_views": self._num_views}
         kept = self.cuts_to_keep(point)
         return self._cost(point, self._held_for(point, before), kept)
 
@@ -242,7 +244,7 @@ class Pricing:
                 continue
             stored, views = self.cuts_to_keep(other), views_of(other)
             held.setdefault("val", set()).update(stored["val"])
-            if policy_name(other) != policy or views == "unlimited":
+            if policy_name(other) != policy or views == "unlimited" or views_of(point) == "unlimited":
                 continue
             for view in range(min(views, epochs)):
                 cuts = held.setdefault(view, set())

@@ -201,7 +201,8 @@ class _Sweep:
             except StorageAwayError as error:
                 return self._interrupted(str(error))
             except OSError as error:
-                if error.errno is None or not may_pass(error):
+                # Before the first record there is nothing to go on with, and the name stays free.
+                if error.errno is None or not may_pass(error) or not self.journal.records():
                     raise
                 return self._interrupted(f"{error}; make room or bring the storage back, then resume")
 

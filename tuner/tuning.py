@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
@@ -32,6 +33,7 @@ Record = Callable[..., bool]
 """Writes the journal; False where it can no longer be written."""
 _MOST_DEATHS = 3
 """How often a trial's actor may die, or its lane be lost, without one more epoch before the trial is given up."""
+_AWAY = f"{StorageAwayError.__name__}: "
 METRIC_GROUPS = ("train/", "val/", "time/", "compute/")
 
 
@@ -76,6 +78,9 @@ class _SwitchStopper(_NotKept, tune.Stopper):
         # earlier run that is only said again was counted then.
         if result[EPOCH] > self._known_epochs.get(number, 0):
             self._switch.spending.see(trial_id, result[EPOCH], result)
+        if result.get(OUTCOME) == "interrupted":
+            # Before the scheduler hears of it, and judges others without this one.
+            self._switch.interrupt(result.get(REASON) or "")
         if self._switch:
             self._searcher.stop()
         return self._patience.is_over(number, result[EPOCH], value) or bool(self._switch)
@@ -178,18 +183,20 @@ class JournalCallback(_NotKept, tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's actor died or lost its lane; it goes on in another one."""
         self._pool.take_back(client_prefix(trial.config["number"]))
+        if (cause := _cause(trial)).startswith(_AWAY):  # for half a minute already
+            self._stop()
+            self._switch.interrupt(cause.removeprefix(_AWAY))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's actors died, or lost their lanes, too often; or there is no lane or no storage any more."""
         cause = _cause(trial)
-        why = self._pool.lost or (cause if StorageAwayError.__name__ in cause else None)
+        why = self._pool.lost or (cause.removeprefix(_AWAY) if cause.startswith(_AWAY) else None)
         if self._pool.lost is None:
             self._pool.take_back(client_prefix(trial.config["number"]))
         if why is None:
             self._end(trial, "failed", cause)
             return
         # Not the trial's fault: it goes on when the sweep does.
-        why = why.rpartition(f"{StorageAwayError.__name__}: ")[2]
         self._stop()
         self._switch.interrupt(why)
         self._end(trial, "interrupted", why)
@@ -234,6 +241,9 @@ def run_tune(
         on_end: Called with each trial that has ended for good.
         stop_reason: Why the scheduler stops trials.
         exchange: What the scheduler moves weights with, if it does.
+
+    Raises:
+        StorageAwayError: Weights that a trial takes over found no place.
     """
     # This process handles Ctrl-C itself, and resumes from the journal: Tune's snapshots would only cost time.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -257,7 +267,7 @@ def run_tune(
     if exchange is not None:
         exchange.tell = callback.take_over
     known_epochs = {trial.number: len(trial.epochs) for trial in history}
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(LaneTrial, {"CPU": 0.01}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -277,7 +287,14 @@ def run_tune(
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
             verbose=0,
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except TuneError as error:
+        # Tune makes an error of its own of what a scheduler or a callback raises.
+        if isinstance(error.__context__, StorageAwayError):
+            raise error.__context__ from error
+        raise
 
 
 def _cause(trial: Trial) -> str:
@@ -287,4 +304,6 @@ def _cause(trial: Trial) -> str:
     text = file.read_text(errors="replace") if file.is_file() else str(trial.get_error() or "")
     lines = [line for line in text.splitlines() if line.strip()]
     text = lines[-1].strip() if lines else "its actor died"
+    if (place := text.find(_AWAY)) >= 0:
+        return text[place:]
     return text.rsplit("LaneLostError: ", 1)[-1]

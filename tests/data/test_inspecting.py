@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from search_spaces.data_spec import DataSpec
+from trainables.errors import InputError
 from tuner.cli import app
 from tuner.contact_sheet import SheetRow, contact_sheet
 from tuner.inspecting import Inspection, difference_hash, inspect_data
@@ -104,6 +105,14 @@ def test_pictures_with_several_labels_count_for_each(photo: Photo, tmp_path: Pat
     counts = {each["name"]: each["train"] + each["val"] + each["test"] for each in json.loads(run.stdout)["classes"]}
     assert counts == {"dent": 15, "scratch": 30}
     assert sheet.is_file()
+
+
+def test_a_list_without_any_label_is_refused_and_no_crash(photo: Photo, tmp_path: Path) -> None:
+    photo(20, 20, seed=1).save(tmp_path / "1.png")
+    (tmp_path / "list.csv").write_text("file,label\n1.png,\n")
+    command = ["data", "inspect", f"csv:{tmp_path / 'list.csv'}", "--image-size", "16", "--labels", "multi"]
+    run = CliRunner().invoke(app, command)
+    assert "A sweep would refuse these pictures" in run.output or isinstance(run.exception, InputError)
 
 
 def test_a_sheet_of_very_many_classes_shows_the_first(

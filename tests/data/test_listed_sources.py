@@ -216,3 +216,23 @@ def test_rows_of_one_large_row_group_are_read_in_any_order(tmp_path: Path) -> No
         b"299", b"0", b"150", b"149", b"20", b"4", b"21",
     ]  # fmt: skip
     assert [pictures[place].group for place in (0, 7, 299)] == ["g0", "g1", "g42"]
+
+
+def test_a_damaged_page_is_said_for_each_row_and_stops_nothing_else(tmp_path: Path) -> None:
+    noise = np.random.Generator(np.random.Philox(key=0))
+    contents = [noise.bytes(3000) for _ in range(200)]
+    table = pa.table({"image": contents, "label": ["x"] * 200})
+    path = tmp_path / "one.parquet"
+    pa.parquet.write_table(
+        table, path, data_page_size=20_000, use_dictionary=False, write_page_checksum=True, compression="zstd"
+    )
+    damaged = bytearray(path.read_bytes())
+    start = damaged.index(contents[100][:40]) - 40  # in the header of a page, or in the page itself
+    damaged[start : start + 60] = bytes(60)
+    path.write_bytes(damaged)
+    pictures = open_source(f"parquet:{path}").pictures()
+    assert pictures[0].read() == contents[0]
+    for place in (150, 199, 150):
+        with pytest.raises((OSError, pa.ArrowException)):
+            pictures[place].read()
+    assert pictures[1].read() == contents[1]

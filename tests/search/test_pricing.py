@@ -124,6 +124,10 @@ def test_searched_numbers_of_views_share_the_views_that_they_have_in_common() ->
     assert not searched.cuts_to_keep(point(3, num_views="unlimited"))["train"]
     after_two = searched.cost(point(3), [Looked(point(3, num_views=2), 8)])
     assert searched.cost(point(3)).fill_flops > after_two.fill_flops > 0, "two views of four are there"
+    endless, before = point(3, num_views="unlimited"), [Looked(point(3, num_views=2), 8)]
+    assert searched.cost(endless, before).fill_flops == searched.cost(endless, [Looked(endless, 8)]).fill_flops
+    undrawn = {name: value for name, value in point(3).items() if name != "num_views"}
+    assert searched.price(undrawn) == searched.price(point(3))
     assert pricing(search={"num_views": {"low": 1, "high": 6}}).usual_policy
 
 

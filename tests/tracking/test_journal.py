@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -190,6 +191,22 @@ def test_a_disk_that_stays_full_ends_the_journal(
     with Journal.open(path) as journal:
         journal.append("finished", reason="")
         assert [record["event"] for record in journal.records()] == ["sweep", "finished"]
+
+
+def test_a_record_that_could_not_be_forced_out_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")])
+
+    def force(_: int) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+
+    monkeypatch.setattr("trainables.outages.time.sleep", lambda _: None)
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        journal.append("sweep", name="s")
+        monkeypatch.setattr("tuner.journal.os.fsync", force)
+        journal.append("finished", reason="")
+    assert [record["event"] for record in read_records(tmp_path / "journal.jsonl")] == ["sweep", "finished"]
+    assert next(failures, None) is None
 
 
 def _fill(file: Path) -> None:

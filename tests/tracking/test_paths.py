@@ -71,3 +71,7 @@ def test_a_folder_is_no_tracking_address(tmp_path: Path, uri: str) -> None:
         HomePaths.at(tmp_path).tracking_uri(uri, {})
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
         HomePaths.at(tmp_path).tracking_uri(None, {"MLFLOW_TRACKING_URI": uri})
+
+
+def test_options_of_a_database_are_no_part_of_its_file() -> None:
+    assert sqlite_file("sqlite:////home/kim/mlflow.db?timeout=60") == Path("/home/kim/mlflow.db")

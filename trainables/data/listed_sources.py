@@ -153,7 +153,8 @@ class ParquetSource:
 
     def signature(self) -> str:
         """SHA-256 over the place and the name, size and time of every file."""
-        kind = "parquet" if self._separator is None else f"parquet of labels by {self._separator}"
+        # 2: what stands for no label, and what kind of text a label is, were read otherwise before.
+        kind = "parquet 2" if self._separator is None else f"parquet 2 of labels by {self._separator}"
         digest = hashlib.sha256(f"{kind} {self._place}".encode())
         for info in self._infos:
             digest.update(f"\0{info.path}\0{info.size}\0{info.mtime_ns}".encode())

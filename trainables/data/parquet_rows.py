@@ -65,7 +65,11 @@ class _Rows:
         if self._kept and position < self._kept[0][0]:
             self._begin()
         while position >= self._next:
-            column = next(self._batches).column(0)
+            try:
+                column = next(self._batches).column(0)
+            except (OSError, pa.ArrowException):
+                self._begin()  # what has failed once has no next batch
+                raise
             self._kept.append((self._next, column))
             self._next += len(column)
         start, column = next(batch for batch in reversed(self._kept) if batch[0] <= position)

@@ -41,7 +41,7 @@ _THREE = _split(train="train", val="val", test="test")
 _WHOLE: _Parts = (({}, None),)
 SETS: dict[str, _Parts] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"), _BY_FLAG),
-    **dict.fromkeys(("Food101", "GTSRB", "LFWPeople", "STL10", "StanfordCars", "SVHN"), _TWO),
+    **dict.fromkeys(("Food101", "GTSRB", "STL10", "StanfordCars", "SVHN"), _TWO),
     **dict.fromkeys(("DTD", "FGVCAircraft", "Flowers102", "PCAM", "RenderedSST2"), _THREE),
     "Country211": _split(train="train", valid="val", test="test"),
     **dict.fromkeys(("CLEVRClassification", "ImageNet", "Imagenette"), _split(train="train", val="val")),
@@ -55,6 +55,7 @@ _NOT_READ = {
     "CelebA": "its labels are forty attributes: list its pictures in a csv: source, with data.labels multi",
     "INaturalist": "it has several versions and levels of classes: unpack one, and give its folder of class folders",
     "Kinetics": "it holds films",
+    "LFWPeople": "nobody is in both of its halves: give them as a folder of class folders",
     "LSUN": "it comes as databases: unpack them into class folders",
     "Omniglot": "its two halves have no class in common: give one of them as a folder of class folders",
     "QMNIST": "it is MNIST with more to test on: take MNIST",
@@ -157,6 +158,8 @@ class TorchvisionSource:
             opened = _open(self._name, self._folder, part)
             named: Sequence[Any] = getattr(opened, "classes", None) or getattr(opened, "categories", None) or ()
             names = [each[0] if isinstance(each, tuple) else str(each) for each in named]
+            if len(set(names)) < len(names):  # ImageNet has two cranes, and tells them apart by their other names
+                names = [", ".join(each) if isinstance(each, tuple) else str(each) for each in named]
             for number, label in enumerate(_labels(self._name, self._folder, part)):
                 class_name = names[label] if label < len(names) else str(label)
                 read = partial(_read, self._name, self._folder, part, number)
