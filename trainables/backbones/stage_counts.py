@@ -25,12 +25,13 @@ NUM_STAGES: dict[str, int] = {
 def _main() -> None:
     from trainables.backbones.families import backbone_names
     from trainables.backbones.published import published
-    from tuner.preparing import build_cuts
+    from trainables.backbones.zoo import load_backbone
 
     for name in backbone_names():
         stated = published(name)
-        cuts = build_cuts(name, 1000, stated.input_px if stated is not None else 224)
-        print(f'"{name}": {cuts.num_stages},', end=" ", flush=True)
+        size_px = 224 if stated is None else stated.input_px
+        graph = load_backbone(name, None, num_classes=1000, input_size_px=size_px, seed=0).graph
+        print(f'"{name}": {graph.num_stages},', end=" ", flush=True)
 
 
 if __name__ == "__main__":
