@@ -23,6 +23,7 @@ from search_spaces.loading import (
 )
 from search_spaces.reference import reference_text
 from search_spaces.search_spec import SearchSpec
+from search_spaces.single import searched_fields
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 
@@ -151,6 +152,15 @@ def test_presets_load_and_open_with_the_editors_line_and_the_command(name):
     assert lines[0] == "# yaml-language-server: $schema=sweep.schema.json"
     assert any(line.startswith(f"# Command:  thaw sweep {name}") for line in lines)
     assert parse_spec(spec.model_dump(mode="json"), SweepSpec, name) == spec
+
+
+def test_the_specs_beside_the_documentation_load():
+    files = sorted((Path(__file__).parents[2] / "docs" / "specs").glob("*.yaml"))
+    assert len(files) >= 2
+    for file in files:
+        spec = load_spec(file)
+        assert f"thaw sweep {file.name}" in file.read_text(encoding="utf-8")
+        assert searched_fields(spec)
 
 
 def test_the_digits_preset_transfers_from_one_half_of_the_digits_to_the_other():
