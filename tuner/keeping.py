@@ -41,6 +41,7 @@ class Keeper:
         self._directory_of, self._metric, self._mode = directory_of, metric, mode
         self._num_best = max(1, num_best)
         self._kept: list[TrialRecord] = []
+        self._merits: dict[int, tuple[float, float, int]] = {}
         self._is_read: set[int] = set()
         for trial in trials:
             if trial.outcome is not None:
@@ -53,8 +54,10 @@ class Keeper:
             if not is_fit(trial, self._metric):
                 remove_file(join(self._directory_of(trial.number), BEST_CHECKPOINT))
                 return
+            # Merit takes a look at every epoch: once for each trial, of which a sweep that goes on may have thousands.
+            self._merits[trial.number] = merit(trial, self._metric, self._mode)
             self._kept.append(trial)
-            self._kept.sort(key=lambda each: merit(each, self._metric, self._mode), reverse=True)
+            self._kept.sort(key=lambda each: self._merits[each.number], reverse=True)
             while len(self._kept) > self._num_best and self._has_whole(self._kept[: self._num_best]):
                 remove_file(join(self._directory_of(self._kept.pop().number), BEST_CHECKPOINT))
         except OSError as error:
