@@ -1,6 +1,6 @@
 """kill -9 of the driver at random moments: with its own Ray, and on a cluster that has another sweep as well.
 
-Twelve of them, because each takes a start of fifteen seconds; ``THAW_DRIVER_KILLS=20`` for as many as one likes.
+Twenty of them, each a start of fifteen seconds; ``THAW_DRIVER_KILLS=5`` for as few as one likes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from servers import reported, rows, told
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
-NUM_MOMENTS = int(os.environ.get("THAW_DRIVER_KILLS", "12"))
+NUM_MOMENTS = int(os.environ.get("THAW_DRIVER_KILLS", "20"))
 NUM_SWEEPS = 2
 PATIENT = SPEC.replace("trial_timeout_s: 6", "trial_timeout_s: 300, cpus_per_worker: 1")
 START_S = 8.0
