@@ -74,7 +74,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
     Raises:
         InputError: No such file or preset, no YAML, or fields that are wrong: one line per mistake.
     """
-    return _parse_sweep(_read(path), overrides, str(path))
+    return parse_spec(_read(path), SweepSpec, str(path), overrides)
 
 
 def load_kept_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
@@ -86,7 +86,7 @@ def load_kept_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     raw = _read(path)
     if isinstance(raw.get("data"), dict):
         raw["data"].setdefault("fit", "crop")  # kept specs have every field: one without it began without any other fit
-    return _parse_sweep(raw, overrides, str(path))
+    return parse_spec(raw, SweepSpec, str(path), overrides)
 
 
 def read_spec(text: str, overrides: Sequence[str], place: str) -> SweepSpec:
@@ -95,11 +95,7 @@ def read_spec(text: str, overrides: Sequence[str], place: str) -> SweepSpec:
     Raises:
         InputError: As `load_spec`.
     """
-    return _parse_sweep(_mapping(text, place), overrides, place)
-
-
-def _parse_sweep(raw: dict[str, Any], overrides: Sequence[str], place: str) -> SweepSpec:
-    return parse_spec(raw, SweepSpec, place, overrides)
+    return parse_spec(_mapping(text, place), SweepSpec, place, overrides)
 
 
 def load_pretrain_spec(path: str | Path, overrides: Sequence[str] = ()) -> PretrainSpec:

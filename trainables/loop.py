@@ -34,14 +34,13 @@ from trainables.data.batches import (
     PartOf,
     Side,
     Views,
-    laid_out,
     memory_format,
     plan_epoch,
     plan_in_order,
 )
 from trainables.data.label_sets import members_of
 from trainables.data.views import view_index
-from trainables.features.source import FeatureBatches, StoredFeatures, visit
+from trainables.features.source import FeatureBatches, StoredFeatures, at_places, visit
 from trainables.kernels import avoid_slow_kernels
 from trainables.label_scores import judge_labels
 from trainables.losses import TrainingLoss, class_weights
@@ -109,7 +108,7 @@ class TrialRun:
         model = share_noise(self._tail, self._noise)
         is_kept = config.bn_mode == "keep"
         self._model = ranks.wrap(keep_statistics(model) if is_kept else ranks.join_batch_norms(model))
-        self._prefix_flops, self._tail_flops = _flops(backbone, config.freeze_depth)
+        self._prefix_flops, self._tail_flops = backbone.graph.flops_around(config.freeze_depth)
 
     def _weigh_classes(self) -> torch.Tensor | None:
         """What each class's pictures count in the loss [K]; None where all count the same."""
@@ -163,7 +162,7 @@ class TrialRun:
         images = ImageBatches(self._views(side.whole or side, _AS_IS), self._normalise, self._prefix)
         visited = visit(images, self._stored, self._prefix, 0, cuts)
         layout = memory_format(self.config.compute)
-        return visited if side.places is None else _part_of(visited, side.places, layout)
+        return visited if side.places is None else at_places(visited, side.places, layout)
 
     @torch.no_grad()
     def head_inputs(self, features: torch.Tensor) -> torch.Tensor:
@@ -386,23 +385,3 @@ class TrialRun:
         scale = lr_scale(step, steps_per_epoch, self.config.epochs, optimizer.warmup_epochs, optimizer.schedule)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
-
-
-def _part_of(
-    visited: Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]], places: np.ndarray, layout: torch.memory_format
-) -> Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]]:
-    """What a visit to all folds yields, of the pictures at some places alone, by their positions among these."""
-    for positions, features in visited:
-        wanted = np.isin(positions, places, assume_unique=True)
-        if wanted.any():
-            rows = torch.from_numpy(wanted)
-            own = {cut: laid_out(each[rows.to(each.device)], layout) for cut, each in features.items()}
-            yield np.searchsorted(places, positions[wanted]), own
-
-
-def _flops(backbone: Backbone, depth: int) -> tuple[int, int]:
-    """FLOPs of one picture's forward pass through the prefix and through the tail."""
-    stages = backbone.graph.stages
-    return sum(stage.flops for stage in stages[:depth]), sum(
-        stage.flops for stage in stages[depth:]
-    ) + backbone.graph.head.flops

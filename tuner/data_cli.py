@@ -54,7 +54,6 @@ def inspect_command(
     if format_ not in ("table", "json"):
         raise InputError(f"--format: {format_!r} is neither table nor json")
     _check_out(out)
-    separator_of(labels, label_separator)
     asked = {
         "source": as_source(source),
         "group_pattern": group_pattern,

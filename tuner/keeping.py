@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 from trainables.checkpoint import is_whole
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
@@ -40,8 +41,7 @@ class Keeper:
     ) -> None:
         self._directory_of, self._metric, self._mode = directory_of, metric, mode
         self._num_best = max(1, num_best)
-        self._kept: list[TrialRecord] = []
-        self._merits: dict[int, tuple[float, float, int]] = {}
+        self._kept: list[tuple[tuple[float, float, int], TrialRecord]] = []
         self._is_read: set[int] = set()
         for trial in trials:
             if trial.outcome is not None:
@@ -55,17 +55,17 @@ class Keeper:
                 remove_file(join(self._directory_of(trial.number), BEST_CHECKPOINT))
                 return
             # Merit takes a look at every epoch: once for each trial, of which a sweep that goes on may have thousands.
-            self._merits[trial.number] = merit(trial, self._metric, self._mode)
-            self._kept.append(trial)
-            self._kept.sort(key=lambda each: self._merits[each.number], reverse=True)
+            self._kept.append((merit(trial, self._metric, self._mode), trial))
+            self._kept.sort(key=itemgetter(0), reverse=True)
             while len(self._kept) > self._num_best and self._has_whole(self._kept[: self._num_best]):
-                remove_file(join(self._directory_of(self._kept.pop().number), BEST_CHECKPOINT))
+                _, worst = self._kept.pop()
+                remove_file(join(self._directory_of(worst.number), BEST_CHECKPOINT))
         except OSError as error:
             logger.warning("checkpoints that nobody needs could not be removed: %s", error)
 
-    def _has_whole(self, trials: Sequence[TrialRecord]) -> bool:
+    def _has_whole(self, trials: Sequence[tuple[object, TrialRecord]]) -> bool:
         """Whether a checkpoint of one of them was read and found whole; each is read once."""
-        for trial in trials:
+        for _, trial in trials:
             if trial.number in self._is_read:
                 return True
             if is_whole(join(self._directory_of(trial.number), BEST_CHECKPOINT)):

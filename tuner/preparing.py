@@ -39,7 +39,7 @@ from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from trainables.typed_path import expand
 from tuner.paths import HomePaths
-from tuner.shared_home import check_home
+from tuner.shared_home import check_home, check_local
 
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
@@ -163,6 +163,7 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     Raises:
         InputError: The source, its classes or the home will not do.
     """
+    check_local(home)
     check_home(home)
     separator = spec.label_separator if spec.labels == "multi" else None
     source = open_source(spec.source, separator)
@@ -349,7 +350,7 @@ def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
         InputError: The source of pictures or the file of weights is not there, MLflow's address is none, or the home
             cannot be written to.
     """
-    check_home(home)
+    check_local(home)
     home.tracking_uri(spec.tracking.uri)
     open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
     for choice in spec.model.choices:

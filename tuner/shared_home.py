@@ -25,7 +25,7 @@ PUSH_EVERY_S = 30.0
 
 
 def check_home(home: HomePaths) -> None:
-    """Writes to the home once, so that what is wrong with it is seen before anything expensive.
+    """Writes to shared storage once, so that what is wrong with it is seen before anything expensive.
 
     Raises:
         InputError: It cannot be written to.
@@ -33,6 +33,14 @@ def check_home(home: HomePaths) -> None:
     if home.is_shared:
         with _reaching(home):
             write_bytes(join(home.root, "home.json"), b'{"version": 1}\n')
+
+
+def check_local(home: HomePaths) -> None:
+    """Writes to the home's folder on this machine once; takes no time.
+
+    Raises:
+        InputError: It cannot be written to.
+    """
     try:
         home.local.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=home.local):

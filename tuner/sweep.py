@@ -191,8 +191,8 @@ class _Sweep:
             # Whoever has the journal is alone from here on.
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
             try:
-                self.spec = settle_compute(self.spec, space, networks, pool, self.home, self.progress)
                 self.num_records = len(self.journal.records())
+                self.spec = settle_compute(self.spec, space, networks, pool, self.home, self.progress)
                 self._keep_spec(data)
                 self._begin(data)
                 return self._train(data, networks, space, pool)
@@ -202,7 +202,7 @@ class _Sweep:
                 return self._interrupted(str(error))
             except OSError as error:
                 # Before the first record there is nothing to go on with, and the name stays free.
-                if error.errno is None or not may_pass(error) or not self.journal.records():
+                if error.errno is None or not may_pass(error) or not self.num_records:
                     raise
                 return self._interrupted(f"{error}; make room or bring the storage back, then resume")
 

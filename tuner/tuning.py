@@ -79,7 +79,7 @@ class _SwitchStopper(_NotKept, tune.Stopper):
         if result[EPOCH] > self._known_epochs.get(number, 0):
             self._switch.spending.see(trial_id, result[EPOCH], result)
         if result.get(OUTCOME) == "interrupted":
-            # Before the scheduler hears of it, and judges others without this one.
+            # Before the scheduler hears of it and judges others without this one; the next one would lack the same.
             self._switch.interrupt(result.get(REASON) or "")
         if self._switch:
             self._searcher.stop()
@@ -168,9 +168,6 @@ class JournalCallback(_NotKept, tune.Callback):
         """A trial ended by itself, or was stopped."""
         outcome: Outcome | None = trial.last_result.get(OUTCOME)
         reason = trial.last_result.get(REASON)
-        if outcome == "interrupted":
-            self._stop()  # what this trial lacks the next one would lack too
-            self._switch.interrupt(reason or "")
         if outcome is None and self._switch.is_interrupted:
             outcome, reason = "interrupted", "the sweep was interrupted"
         elif outcome is None:

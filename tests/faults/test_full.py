@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from disks import fill
 from faults_support import Sweep
 from servers import rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 Disk = Callable[[Path, str], None]
-
-
-def fill(folder: Path) -> Path:
-    """Takes all the room that there is, and leaves a file to remove."""
-    file = folder / "filler"
-    with file.open("wb", buffering=0) as stream:
-        for piece in (bytes(1 << 16), bytes(1 << 12)):
-            with suppress(OSError):
-                while True:
-                    stream.write(piece)
-    return file
 
 
 def test_no_room_for_checkpoints(sweep: Sweep, undisturbed: Sweep, mount: Disk) -> None:

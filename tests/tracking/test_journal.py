@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import fill
 
 from trainables.errors import InputError
 from trainables.outages import StorageAwayError
@@ -163,8 +163,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, mount: Callable[[Path, str], 
     mount(tmp_path, "size=64k")
     with Journal.open(tmp_path / "journal.jsonl") as journal:
         journal.append("sweep", name="s")
-        filler = tmp_path / "filler"
-        _fill(filler)
+        filler = fill(tmp_path)
         freeing = threading.Timer(0.5, filler.unlink)
         freeing.start()
         journal.append("finished", reason="x" * 5000)
@@ -182,12 +181,12 @@ def test_a_disk_that_stays_full_ends_the_journal(
     with Journal.open(path) as journal:
         journal.append("sweep", name="s")
         before = path.read_bytes()
-        _fill(tmp_path / "filler")
+        filler = fill(tmp_path)
         for _ in range(2):
             with pytest.raises(StorageAwayError, match=r"journal\.jsonl cannot be written .*No space.*make room"):
                 journal.append("finished", reason="x" * 5000)
             assert path.read_bytes() == before
-            (tmp_path / "filler").unlink(missing_ok=True)
+            filler.unlink(missing_ok=True)
     with Journal.open(path) as journal:
         journal.append("finished", reason="")
         assert [record["event"] for record in journal.records()] == ["sweep", "finished"]
@@ -207,9 +206,3 @@ def test_a_record_that_could_not_be_forced_out_is_written_once(tmp_path: Path, m
         journal.append("finished", reason="")
     assert [record["event"] for record in read_records(tmp_path / "journal.jsonl")] == ["sweep", "finished"]
     assert next(failures, None) is None
-
-
-def _fill(file: Path) -> None:
-    with file.open("wb", buffering=0) as stream, suppress(OSError):
-        while True:
-            stream.write(bytes(4096))

@@ -90,6 +90,11 @@ class CutGraph:
         """Number of stages; as a depth: only the head is trained."""
         return len(self.stages)
 
+    def flops_around(self, depth: int) -> tuple[int, int]:
+        """FLOPs of one picture's forward pass through the prefix of that depth, and through the tail behind it."""
+        flops = [stage.flops for stage in self.stages]
+        return sum(flops[:depth]), sum(flops[depth:]) + self.head.flops
+
     @property
     def head_name(self) -> str:
         """Name of the head's module in the whole network and in every tail."""

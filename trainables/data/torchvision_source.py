@@ -82,12 +82,12 @@ class TorchvisionSource:
 
     def __init__(self, place: str) -> None:
         name, colon, folder = place.partition(":")
+        if name in _NOT_READ:
+            raise InputError(
+                f"data source 'torchvision:{place}': {name} is not read from torchvision: {_NOT_READ[name]}"
+            )
         if name not in SETS:
             nearest = difflib.get_close_matches(name, SETS, n=1, cutoff=0.4)
-            if name in _NOT_READ:
-                raise InputError(
-                    f"data source 'torchvision:{place}': {name} is not read from torchvision: {_NOT_READ[name]}"
-                )
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(sorted(SETS))}"
             raise InputError(f"data source 'torchvision:{place}': no classification set is called {name!r}: {hint}")
         self._name = name

@@ -20,7 +20,16 @@ import torch
 
 from trainables.backbones.zoo import Backbone
 from trainables.config import TrialConfig
-from trainables.data.batches import Batch, FrozenPrefix, ImageBatches, ImagesAhead, Side, canonical_blocks, recut
+from trainables.data.batches import (
+    Batch,
+    FrozenPrefix,
+    ImageBatches,
+    ImagesAhead,
+    Side,
+    canonical_blocks,
+    laid_out,
+    recut,
+)
 from trainables.features.blocks import BlockReader, Held, Shelf, legs
 from trainables.features.filling import Part, Writer, parts_together
 from trainables.features.key import FeatureKey, FrozenPart, rows_digest
@@ -327,3 +336,15 @@ def _claimed(writers: Mapping[int, Writer], first: int, num_rows: int) -> Shelf:
     plan = next(iter(writers.values())).plan
     part = Part(first // plan.rows_per_shard, first, min(first + plan.rows_per_shard, num_rows))
     return Shelf(part, {cut: writer for cut, writer in writers.items() if writer.try_claim(part.number)})
+
+
+def at_places(
+    visited: Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]], places: np.ndarray, layout: torch.memory_format
+) -> Iterator[tuple[np.ndarray, dict[int, torch.Tensor]]]:
+    """What a visit to a larger side yields, of the pictures at some places alone, by their positions among these."""
+    for positions, features in visited:
+        wanted = np.isin(positions, places, assume_unique=True)
+        if wanted.any():
+            rows = torch.from_numpy(wanted)
+            own = {cut: laid_out(each[rows.to(each.device)], layout) for cut, each in features.items()}
+            yield np.searchsorted(places, positions[wanted]), own
