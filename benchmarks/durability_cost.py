@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loop_efficiency import CPU, Case, build_config, parse_options, prepare_data
+from loop_efficiency import Case, build_config, parse_options, prepare_data
 from measuring import conclude, median, report, span
 
 from trainables.backbones.zoo import load_backbone
@@ -87,7 +87,7 @@ def main() -> int:
                 for depth in range(graph.num_stages + 1):
                     case = Case(backbone, precision, depth, graph.num_stages)
                     config = build_config(case, data, None, options)
-                    run = TrialRun(config, Workbench(features=features), Ranks(CPU))
+                    run = TrialRun(config, Workbench(features=features), Ranks(options.device))
                     rows.append(measure(case, run, _made(folder / f"{backbone}-{depth}"), journal, options.repeats))
                     run.close()
     cost = sum(_EPOCHS_PER_TRIAL * row["kept_s"] + row["end_s"] for row in rows)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loop_efficiency import CALM, CPU, MOST_TRIES, parse_options, prepare_data
+from loop_efficiency import CALM, MOST_TRIES, parse_options, prepare_data
 from measuring import Disturbance, conclude, median, report
 
 from trainables.backbones.weights import resolve_weights
@@ -79,12 +79,14 @@ def epoch_s(trial: TrialRun) -> tuple[float, dict[str, float]]:
     return seconds / count, metrics
 
 
-def measure(config: TrialConfig, benches: tuple[Workbench, Workbench], repeats: int) -> dict[str, Any]:
+def measure(
+    config: TrialConfig, benches: tuple[Workbench, Workbench], repeats: int, device: torch.device
+) -> dict[str, Any]:
     """One depth: both trials in turns, of which the calmest count."""
     turns: list[tuple[float, float, float]] = []
     with (
-        closing(TrialRun(config, benches[0], Ranks(CPU))) as computed,
-        closing(TrialRun(config, benches[1], Ranks(CPU))) as stored,
+        closing(TrialRun(config, benches[0], Ranks(device))) as computed,
+        closing(TrialRun(config, benches[1], Ranks(device))) as stored,
     ):
         computed.run_epoch()
         stored.run_epoch()  # fills the store
@@ -119,7 +121,8 @@ def measure_backbone(
     benches = (Workbench(), Workbench(features=FeatureSettings(directory=str(folder / f"features-{precision}"))))
     cases = []
     for depth in range(1, graph.num_stages + 1):
-        case = measure(build_config(name, depth, precision, data, weights, options), benches, options.repeats)
+        config = build_config(name, depth, precision, data, weights, options)
+        case = measure(config, benches, options.repeats, options.device)
         is_head_only = depth == graph.num_stages
         bar = HEAD_ONLY_BAR if is_head_only else BAR * case["flops_ratio"]
         cases.append({**case, "is_head_only": is_head_only, "is_met": case["ratio"] >= bar})

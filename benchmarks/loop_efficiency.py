@@ -18,7 +18,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.repeatable import make_repeatable
 from trainables.workbench import Workbench
 
 BAR = 0.9
@@ -53,7 +55,6 @@ BAR = 0.9
 # threads wait for each other, so a neighbour on one core costs far more than the core.
 CALM = 0.03
 MOST_TRIES = 4
-CPU = torch.device("cpu")
 
 
 class Case(NamedTuple):
@@ -86,7 +87,19 @@ def build_config(case: Case, data: DataConfig, weights: WeightsFile | None, opti
     )
 
 
-def bare_epoch(case: Case, config: TrialConfig, num_pictures: int) -> Callable[[], float]:
+@contextmanager
+def as_torch_is(device: torch.device) -> Iterator[None]:
+    """On a GPU, the kernels that torch takes by itself: those that Thaw asks for may be slower, which counts."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.use_deterministic_algorithms(False)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=False):
+        yield
+    make_repeatable(device)
+
+
+def bare_epoch(case: Case, config: TrialConfig, num_pictures: int, device: torch.device) -> Callable[[], float]:
     """A function that trains as many batches as the trial's epoch has, and returns the seconds that took."""
     num_classes = len(config.data.class_names)
     backbone = load_backbone(
@@ -100,21 +113,26 @@ def bare_epoch(case: Case, config: TrialConfig, num_pictures: int) -> Callable[[
     # Where all is trained there is nothing to cut, and torchvision's own module is the measure.
     tail = network.tail if case.depth else _whole_model(case.backbone, backbone)
     layout = memory_format(config.compute)
-    tail, prefix = tail.to(memory_format=layout).train(), None
+    tail, prefix = tail.to(device).to(memory_format=layout).train(), None
     if case.depth:
-        prefix = backbone.graph.split(case.depth)[0].to(memory_format=layout).eval()
+        prefix = backbone.graph.split(case.depth)[0].to(device).to(memory_format=layout).eval()
     optimizer = build_optimizer(tail, network.head_name, config.optimizer)
     is_bf16 = case.precision == "bf16"
     size, generator = config.data.image_size_px, torch.Generator().manual_seed(0)
     batches = []
     for positions in plan_epoch(num_pictures, config.batch_size, 0, 0):
         images = torch.randn(len(positions), 3, size, size, generator=generator).contiguous(memory_format=layout)
-        batches.append((images, torch.randint(num_classes, (len(positions),), generator=generator)))
+        labels = torch.randint(num_classes, (len(positions),), generator=generator)
+        batches.append((images.to(device), labels.to(device)))
 
     def run() -> float:
+        with as_torch_is(device):
+            return train()
+
+    def train() -> float:
         started = time.perf_counter()
         for images, labels in batches:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
                 inputs = images
                 if prefix is not None:
                     with torch.no_grad():
@@ -123,6 +141,8 @@ def bare_epoch(case: Case, config: TrialConfig, num_pictures: int) -> Callable[[
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
     return run
@@ -137,11 +157,11 @@ def _whole_model(name: str, backbone: Backbone) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def measure(case: Case, config: TrialConfig, bench: Workbench, repeats: int) -> dict[str, Any]:
+def measure(case: Case, config: TrialConfig, bench: Workbench, repeats: int, device: torch.device) -> dict[str, Any]:
     """One trial and one bare loop, epoch by epoch in turns."""
-    trial = TrialRun(config, bench, Ranks(CPU))
+    trial = TrialRun(config, bench, Ranks(device))
     num_pictures = len(trial.side("train"))
-    bare = bare_epoch(case, config, num_pictures)
+    bare = bare_epoch(case, config, num_pictures, device)
     first = num_pictures / trial.run_epoch()["time/train_s"]
     bare()
     pairs: list[Pair] = []
@@ -182,7 +202,7 @@ def prepare_data(options: argparse.Namespace, folder: Path) -> DataConfig:
 def parse_options(
     description: str | None, repeats: int, num_pictures: int, precisions: Sequence[Precision] = ("fp32", "bf16")
 ) -> argparse.Namespace:
-    """The options of a benchmark that trains in this process; ``precisions`` are the default ones."""
+    """The options of a benchmark that trains in this process, which is made ready for the device."""
     options = parser(description, repeats)
     options.add_argument("--images", type=Path, help="folder of pictures (default: made-up ones)")
     options.add_argument("--weights", action="append", default=[], metavar="BACKBONE=FILE", help="default: random")
@@ -192,7 +212,10 @@ def parse_options(
     options.add_argument("--px", type=int, default=128)
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--threads", type=int, default=os.cpu_count())
-    return options.parse_args()
+    options.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda:0")
+    chosen = options.parse_args()
+    make_repeatable(chosen.device)
+    return chosen
 
 
 def main() -> int:
@@ -211,7 +234,7 @@ def main() -> int:
                     case = Case(backbone, precision, depth, stages)
                     config = build_config(case, data, weights, options)
                     # A workbench of its own, so that every case has a first epoch.
-                    results.append(measure(case, config, Workbench(), options.repeats))
+                    results.append(measure(case, config, Workbench(), options.repeats, options.device))
     rows = [
         [
             f"{result['backbone']} {result['precision']}, {result['depth']} of {result['num_stages']} stages frozen",

@@ -64,7 +64,7 @@ def cost_matrix(costs: CostTable | CostRows | None, class_names: Sequence[str]) 
             raise InputError(
                 f"costs: a picture of {class_names[true]!r} costs {row[true]:g} when it is recognised, and "
                 f"{row[cheapest]:g} when it is taken for {class_names[cheapest]!r}: a mistake must not cost less; rows "
-                "are true classes"
+                "are true classes, so make the cost on the diagonal the least of its row"
             )
     if all(cost == row[true] for true, row in enumerate(rows) for cost in row):
         raise InputError("costs: no mistake costs more than a right decision: give mistakes a cost, or leave costs out")

@@ -46,6 +46,7 @@ NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter o
 Int = Annotated[int, Field(strict=True)]
 Float = Annotated[float, Field(strict=True)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
+Resource = Annotated[float, Field(strict=True, ge=0.01)]
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Rate = Annotated[float, Field(strict=True, gt=0, le=1)]

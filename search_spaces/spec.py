@@ -23,6 +23,7 @@ from search_spaces.ranges import (
     Float,
     Int,
     Positive,
+    Resource,
     SpecPart,
     are_distinct,
     check_name,
@@ -55,10 +56,10 @@ class ResourceSpec(SpecPart):
 
     workers_per_trial: Count = Field(1, description="Training workers of one trial; its batch is shared among them.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="'auto': CUDA where the cluster has GPUs.")
-    cpus_per_worker: Positive | None = Field(
+    cpus_per_worker: Resource | None = Field(
         None, description="CPU cores a worker asks for; none: an even share of what the cluster has."
     )
-    gpus_per_worker: Positive = Field(
+    gpus_per_worker: Resource = Field(
         1.0, description="GPUs a worker asks for where the device is CUDA; below 1, several trials share one."
     )
     threads_per_worker: CountOrAuto = Field("auto", description="Threads of torch; 'auto': the cores a worker has.")
@@ -159,7 +160,7 @@ class EarlyStoppingSpec(SpecPart):
         2, description="Epochs that every trial gets under asha and median, never more than there are."
     )
     reduction_factor: Float = Field(
-        3.0, gt=1, description="At each rung of asha and hyperband about one trial in this many goes on."
+        3.0, ge=1.1, description="At each rung of asha and hyperband about one trial in this many goes on."
     )
     patience: Count | None = Field(
         None,

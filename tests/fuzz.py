@@ -1,7 +1,8 @@
 """Specs of every kind against the program: each runs, or is refused in lines that name the field and the remedy.
 
-``python tests/fuzz.py --specs 20000`` tries so many and says what became of them; `make fuzz` is the same. The suite
-tries a few hundred, the same ones each time (`search/test_fuzz.py`). "Runs" is all that comes before training: pictures
+``python tests/fuzz.py --specs 20000`` tries so many, says now and then how far it is, and at the end what became of
+them. `make fuzz` does so after a few hundred that are the same each time (`search/test_fuzz.py`); it builds every kind
+of network, which takes more time and memory than `make test` has. "Runs" is all that comes before training: pictures
 packed, networks cut, the space, the searcher with its first proposals, their prices, and the trials as lanes get them.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 from unittest import mock
 
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from spec_values import SpecValues
@@ -45,6 +46,7 @@ PLACE = "spec.yaml"
 MACHINE = {"CPU": 16.0, "GPU": 0.0}
 _MOST_PROPOSALS = 6
 _MOST_LETTERS = 2000
+_REPORT_EVERY = 500
 _REMEDY = re.compile(
     r"\b(give|set|use|lower|raise|leave|make|write|take|add|swap|list|install|did you mean|should|one of|round|try"
     r"|fetch|choose|the fields here are|there are|call|put|found|remove|save|a whole number)\b",
@@ -115,6 +117,12 @@ class Trying:
     def __init__(self, home: Path) -> None:
         self.home = HomePaths.at(home)
         self.outcomes: Counter[str] = Counter()
+
+    def tell(self, raw: Any) -> None:
+        """Tries a spec; says now and then what became of those so far."""
+        self.try_spec(raw)
+        if self.outcomes.total() % _REPORT_EVERY == 0:
+            print(f"{time.strftime('%H:%M:%S')} {self}", flush=True)
 
     def try_spec(self, raw: Any, overrides: tuple[str, ...] = ()) -> list[TrialConfig]:
         """A spec's first trials; none where it is refused, which must be said well.
@@ -223,10 +231,11 @@ def run_examples(trying: Trying, num_specs: int, source: str, *, most_changes: i
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],  # to explain takes longer than to find
     )
     @given(spec_values(source).specs(bases(source), most_changes=most_changes))
     def any_spec_runs_or_is_refused(raw: Any) -> None:
-        trying.try_spec(raw)
+        trying.tell(raw)
 
     run: Callable[[], None] = any_spec_runs_or_is_refused
     if seed is not None:

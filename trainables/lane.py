@@ -40,6 +40,7 @@ from trainables.memory import give_back_freed_memory, keep_freed_memory
 from trainables.outages import StorageAwayError, patiently
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
+from trainables.repeatable import make_repeatable
 from trainables.replicas import ReplicatedRun
 from trainables.storage import join, make_durable
 from trainables.switchboard import Order
@@ -73,6 +74,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    make_repeatable(device)
     ranks = Ranks.join(device)
     line = _Line(settings["switchboard"], settings["lane"], ranks)
     features = settings["features"]

@@ -40,7 +40,7 @@ def config(digits: PackReport) -> Callable[..., TrialConfig]:
 
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
-    """Two processes joined over gloo."""
+    """Two processes joined to a group."""
     group = RankGroup(2, tmp_path_factory.mktemp("ranks"))
     yield group
     group.close()

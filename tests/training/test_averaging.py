@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_support import CPU, assert_same_bits, copied
+from training_support import DEVICE, assert_same_bits, copied
 
 from trainables.averaging import WeightAverage
 from trainables.checkpoint import load_checkpoint, save_checkpoint
@@ -46,8 +46,8 @@ def test_the_average_is_that_of_the_textbook() -> None:
 
 def test_training_goes_on_as_without_an_average_which_is_what_is_judged(config: Callable[..., TrialConfig]) -> None:
     same = {"optimizer": {"name": "sgd", "lr": 0.05}, "epochs": 3, "depth": 1}
-    plain = TrialRun(config(**same), Workbench(), Ranks(CPU))
-    averaged = TrialRun(config(**same, ema_decay=0.9), Workbench(), Ranks(CPU))
+    plain = TrialRun(config(**same), Workbench(), Ranks(DEVICE))
+    averaged = TrialRun(config(**same, ema_decay=0.9), Workbench(), Ranks(DEVICE))
     for _ in range(3):
         without, with_average = plain.run_epoch(), averaged.run_epoch()
         assert with_average["train/loss"] == without["train/loss"]
@@ -61,13 +61,13 @@ def test_training_goes_on_as_without_an_average_which_is_what_is_judged(config: 
 
 def test_the_best_checkpoint_holds_what_was_judged(config: Callable[..., TrialConfig], tmp_path: Path) -> None:
     trial = config(ema_decay=0.9, epochs=2, head_init="probe")
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
     metrics = [run.run_epoch() for _ in range(2)][-1]
     save_checkpoint(str(tmp_path / "best.ckpt"), run.checkpoint(weights_only=True))
     best = load_checkpoint(str(tmp_path / "best.ckpt"))
     assert not best.average
     assert_same_bits(dict(best.tail), copied(run.checkpoint().average))
-    scoring = TrialRun(trial, Workbench(), Ranks(CPU))
+    scoring = TrialRun(trial, Workbench(), Ranks(DEVICE))
     scoring.restore(best)
     for judged in (scoring.evaluate("val").metrics, scoring.evaluate("val").metrics):
         assert {f"val/{name}": value for name, value in judged.items()} == {
@@ -77,7 +77,7 @@ def test_the_best_checkpoint_holds_what_was_judged(config: Callable[..., TrialCo
 
 def test_a_short_trials_average_is_not_what_it_started_from(config: Callable[..., TrialConfig]) -> None:
     """Nine steps: a decay of 0.999 from the first would leave 99% of the untrained weights."""
-    run = TrialRun(config(ema_decay=0.999, optimizer={"lr": 0.01}, epochs=3), Workbench(), Ranks(CPU))
+    run = TrialRun(config(ema_decay=0.999, optimizer={"lr": 0.01}, epochs=3), Workbench(), Ranks(DEVICE))
     start = copied(run.checkpoint().average)["head.weight"]
     for _ in range(3):
         run.run_epoch()

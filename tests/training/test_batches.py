@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from training_support import CPU, num_stages
+from training_support import DEVICE, num_stages
 
 from trainables.backbones.zoo import load_backbone
 from trainables.config import AugmentationConfig, ComputeConfig, Precision, TrialConfig
@@ -95,7 +95,7 @@ def features(
     cache_bytes: int = 1 << 20,
 ) -> dict[int, torch.Tensor]:
     """What each position of ``plan`` becomes."""
-    normalise = Normaliser((0.5,) * 3, (0.25,) * 3, CPU, memory_format(compute))
+    normalise = Normaliser((0.5,) * 3, (0.25,) * 3, DEVICE, memory_format(compute))
     views = Views(side, RANDAUGMENT, 32, ViewCache(cache_bytes))
     batches = list(ImageBatches(views, normalise, FrozenPrefix(stages, compute)).batches(plan, 1))
     assert [len(batch.inputs) for batch in batches] == [len(positions) for positions in plan]
@@ -112,7 +112,7 @@ def test_a_pictures_features_are_the_same_bits_in_any_company(side: Side, backbo
     depth = num_stages(backbone) // 2
     graph = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0).graph
     compute = ComputeConfig(prefix_precision=precision)
-    stages = graph.stage_modules(depth, CPU, memory_format(compute))
+    stages = graph.stage_modules(depth, DEVICE, memory_format(compute))
     order = np.random.Generator(np.random.Philox(5)).permutation(len(side))
     expected = features(side, stages, compute, plan_in_order(len(side), 32))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
@@ -137,9 +137,9 @@ def test_a_deeper_cut_is_the_same_bits_from_pictures_and_from_any_cut_before_it(
 ) -> None:
     graph = load_backbone(backbone, None, num_classes=5, input_size_px=32, seed=0).graph
     compute = ComputeConfig(prefix_precision=precision)
-    stages = graph.stage_modules(graph.num_stages, CPU, memory_format(compute))
+    stages = graph.stage_modules(graph.num_stages, DEVICE, memory_format(compute))
     prefix = FrozenPrefix(stages, compute)
-    normalise = Normaliser((0.5,) * 3, (0.25,) * 3, CPU, memory_format(compute))
+    normalise = Normaliser((0.5,) * 3, (0.25,) * 3, DEVICE, memory_format(compute))
     images = normalise(Views(side, RANDAUGMENT, 32, ViewCache()).fetch(np.arange(25), 1))
     cuts = range(1, graph.num_stages + 1)
     whole = prefix.between(images, 0, cuts)
@@ -160,7 +160,7 @@ def test_a_deeper_cut_is_the_same_bits_from_pictures_and_from_any_cut_before_it(
 def test_a_rank_without_pictures_gets_empty_features(side: Side) -> None:
     nothing = np.empty(0, np.int64)
     views = Views(side, RANDAUGMENT, 16, ViewCache())
-    normalise = Normaliser((0.5,) * 3, (0.25,) * 3, CPU)
+    normalise = Normaliser((0.5,) * 3, (0.25,) * 3, DEVICE)
     prefix = FrozenPrefix([nn.Conv2d(3, 4, 3)], ComputeConfig())
     for part in (prefix, None):
         batches = list(ImageBatches(views, normalise, part).batches([nothing, nothing], 0))
@@ -172,7 +172,7 @@ def test_a_rank_without_pictures_gets_empty_features(side: Side) -> None:
 def test_labels_go_with_their_pictures(side: Side) -> None:
     plan = plan_epoch(len(side), 7, 0, 0)
     views = Views(side, RANDAUGMENT, 16, ViewCache())
-    batches: list[Batch] = list(ImageBatches(views, Normaliser((0.0,) * 3, (1.0,) * 3, CPU), None).batches(plan, 2))
+    batches: list[Batch] = list(ImageBatches(views, Normaliser((0.0,) * 3, (1.0,) * 3, DEVICE), None).batches(plan, 2))
     for positions, batch in zip(plan, batches, strict=True):
         assert batch.labels_B.tolist() == side.labels[positions].tolist()
         for position, image in zip(positions, batch.inputs, strict=True):
@@ -187,7 +187,7 @@ def test_frozen_means_frozen(config: Callable[..., TrialConfig], backbone: str, 
     """Training touches no tensor of the prefix, its BatchNorm's statistics included, and every one behind it."""
     deepest = num_stages(backbone, 16 if backbone == "lenet" else 32)
     depth = {"first stage": 1, "middle": deepest // 2, "head only": deepest}[part]
-    run = TrialRun(config(backbone, depth=depth, epochs=1, optimizer={"lr": 0.05}), Workbench(), Ranks(CPU))
+    run = TrialRun(config(backbone, depth=depth, epochs=1, optimizer={"lr": 0.05}), Workbench(), Ranks(DEVICE))
     stages = run._prefix._stages
     frozen = {name: tensor for stage in stages for name, tensor in stage.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in frozen.items()}
@@ -218,7 +218,7 @@ def test_cached_views_are_uncached_views(side: Side) -> None:
 
 def test_a_trial_is_the_same_with_and_without_room_for_views(config: Callable[..., TrialConfig]) -> None:
     trial = config(depth=1, augmentation={"policy": "randaugment", "num_views": 2}, epochs=4)
-    roomy, cramped = (TrialRun(trial, Workbench(room), Ranks(CPU)) for room in (1 << 30, 0))
+    roomy, cramped = (TrialRun(trial, Workbench(room), Ranks(DEVICE)) for room in (1 << 30, 0))
     for _ in range(trial.epochs):
         first, second = ({k: v for k, v in run.run_epoch().items() if "time" not in k} for run in (roomy, cramped))
         assert first == second

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from training_support import CPU, assert_same_bits, copied, num_stages
+from training_support import DEVICE, assert_same_bits, copied, num_stages
 
 from trainables.backbones.weights import store_weights
 from trainables.backbones.zoo import load_backbone
@@ -112,7 +112,7 @@ def test_a_missing_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
 
 
 def run_of(config: TrialConfig) -> TrialRun:
-    return TrialRun(config, Workbench(), Ranks(CPU))
+    return TrialRun(config, Workbench(), Ranks(DEVICE))
 
 
 def test_a_head_only_delta_is_kilobytes(config: Callable[..., TrialConfig], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from training_support import CPU, copied, num_stages
+from training_support import DEVICE, copied, num_stages
 
 from trainables.backbones.zoo import load_backbone
 from trainables.classifier import build_optimizer, lr_scale, parameter_groups, split_network
@@ -119,7 +119,7 @@ def test_other_schedules_are_those_of_torch() -> None:
 
 def test_a_trial_follows_the_schedule(config: Callable[..., TrialConfig]) -> None:
     optimizer = {"lr": 0.02, "backbone_lr_ratio": 0.25, "warmup_epochs": 1.0}
-    run = TrialRun(config(optimizer=optimizer, epochs=3), Workbench(), Ranks(CPU))
+    run = TrialRun(config(optimizer=optimizer, epochs=3), Workbench(), Ranks(DEVICE))
     seen: list[list[tuple[float, float]]] = []
     run._optimizer.register_step_pre_hook(
         lambda optimizer, *_: seen.append([(group["lr"], group["peak_lr"]) for group in optimizer.param_groups])
@@ -138,7 +138,7 @@ def test_a_trial_follows_the_schedule(config: Callable[..., TrialConfig]) -> Non
 
 def first_step(config: TrialConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], TrialRun]:
     """Parameters before and gradients of a trial's only step."""
-    run = TrialRun(config, Workbench(), Ranks(CPU))
+    run = TrialRun(config, Workbench(), Ranks(DEVICE))
     before = copied(dict(run._tail.named_parameters()))
     run.run_epoch()
     return before, {name: parameter.grad for name, parameter in run._tail.named_parameters()}, run
@@ -198,13 +198,13 @@ def test_a_rare_classs_pictures_count_for_more_and_all_for_1_on_average(config: 
     by_picture = [F.cross_entropy(logits[i], targets[i], label_smoothing=0.2) * weights_K[targets[i]] for i in range(9)]
     torch.testing.assert_close(run._loss(logits, targets), torch.stack(by_picture).sum())
     assert not torch.equal(plain["head.weight"], grads["head.weight"])
-    assert TrialRun(config(), Workbench(), Ranks(CPU))._loss.weights_K is None
+    assert TrialRun(config(), Workbench(), Ranks(DEVICE))._loss.weights_K is None
 
 
 def test_smoothing_is_for_training_only(config: Callable[..., TrialConfig]) -> None:
     still = {"lr": 1e-12}
-    plain = TrialRun(config(optimizer=still, epochs=1), Workbench(), Ranks(CPU)).run_epoch()
-    smooth = TrialRun(config(optimizer=still, epochs=1, label_smoothing=0.5), Workbench(), Ranks(CPU)).run_epoch()
+    plain = TrialRun(config(optimizer=still, epochs=1), Workbench(), Ranks(DEVICE)).run_epoch()
+    smooth = TrialRun(config(optimizer=still, epochs=1, label_smoothing=0.5), Workbench(), Ranks(DEVICE)).run_epoch()
     assert smooth["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-6)
     assert smooth["train/loss"] != pytest.approx(plain["train/loss"], rel=1e-4)
 
@@ -215,7 +215,7 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors(config: Callable[..., 
     for decay in (0.0, 0.5):
         _, _, run = first_step(config(optimizer={"name": "adamw", "lr": 0.1, "weight_decay": decay}, **whole))
         moved[decay] = copied(dict(run._tail.named_parameters()))
-    before = dict(TrialRun(config(**whole), Workbench(), Ranks(CPU))._tail.named_parameters())
+    before = dict(TrialRun(config(**whole), Workbench(), Ranks(DEVICE))._tail.named_parameters())
     # AdamW: decay acts beside the gradient's step, by lr times decay.
     torch.testing.assert_close(moved[0.0]["head.weight"] - 0.05 * before["head.weight"], moved[0.5]["head.weight"])
     assert torch.equal(moved[0.0]["head.bias"], moved[0.5]["head.bias"])

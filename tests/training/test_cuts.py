@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from family_sizes import SIZES_PX
-from training_support import CPU, RankGroup, assert_same_bits, copied, finish, num_stages
+from training_support import DEVICE, RankGroup, assert_same_bits, copied, finish, num_stages
 
 from trainables.config import FeatureSettings, Precision, TrialConfig
 from trainables.data.batches import FrozenPrefix, ImageBatches, Normaliser, Views, memory_format
@@ -39,13 +39,13 @@ class Subject:
         backbone = bench.backbone(config)
         self.graph, layout = backbone.graph, memory_format(config.compute)
         self.cuts = list(range(1, self.graph.num_stages + 1))
-        self.prefix = FrozenPrefix(self.graph.stage_modules(len(self.cuts), CPU, layout), config.compute)
+        self.prefix = FrozenPrefix(self.graph.stage_modules(len(self.cuts), DEVICE, layout), config.compute)
         views = Views(bench.side(config.data, "train"), config.augmentation, config.data.image_size_px, bench.views)
-        self.images = ImageBatches(views, Normaliser(backbone.mean, backbone.std, CPU, layout), None)
+        self.images = ImageBatches(views, Normaliser(backbone.mean, backbone.std, DEVICE, layout), None)
         self.stored = None
         if bench.store is not None:
             self.stored = StoredFeatures(
-                bench.store, config, backbone, ranks=ranks or Ranks(CPU), cuts_to_keep={"train": tuple(cuts)}
+                bench.store, config, backbone, ranks=ranks or Ranks(DEVICE), cuts_to_keep={"train": tuple(cuts)}
             )
 
     def visit(self, cuts: Collection[int]) -> dict[int, torch.Tensor]:
@@ -110,7 +110,7 @@ def iter_images(subject: Subject) -> Any:
 
 def train(config: TrialConfig, bench: Workbench, keep: Kept | None = None) -> tuple[Any, ...]:
     """Numbers of each epoch, the trained tensors, and by epoch what was read and saved."""
-    run = TrialRun(config, bench, Ranks(CPU), keep)
+    run = TrialRun(config, bench, Ranks(DEVICE), keep)
     epochs, counts = [], []
     while run.epoch < config.epochs:
         metrics = run.run_epoch()
@@ -244,10 +244,10 @@ def test_trials_of_one_process_share_a_body_and_nothing_else(
     few = trials[0].model_copy(update={"data": trials[0].data.model_copy(update={"class_names": ("7", "3")})})
     bench = bench_at(tmp_path / "features")
     for trial in [*trials[:2], few, *trials[2:]]:
-        run = TrialRun(trial, bench, Ranks(CPU))
+        run = TrialRun(trial, bench, Ranks(DEVICE))
         warm = finish(run)
         run.close()
-        fresh = finish(TrialRun(trial, Workbench(), Ranks(CPU)))
+        fresh = finish(TrialRun(trial, Workbench(), Ranks(DEVICE)))
         for found, expected in zip(warm[0], fresh[0], strict=True):
             assert found["train/loss"] == expected["train/loss"]
             assert found["val/loss"] == expected["val/loss"]
@@ -277,7 +277,7 @@ def visit_on(ranks: Ranks, config: TrialConfig, folder: str) -> list[bytes]:
 def test_two_ranks_visit_at_once(config: Callable[..., TrialConfig], two_ranks: RankGroup, tmp_path: Path) -> None:
     trial = config("lenet", 4)
     first, second = two_ranks.call(visit_on, trial, str(tmp_path))
-    assert first == second == visit_on(Ranks(CPU), trial, str(tmp_path / "alone"))
+    assert first == second == visit_on(Ranks(DEVICE), trial, str(tmp_path / "alone"))
     assert all(entry.is_complete for entry in bench_at(tmp_path).store.entries())  # type: ignore[union-attr]
 
 
@@ -295,7 +295,7 @@ def test_two_ranks_fill_several_cuts_together_and_count_as_one(
 ) -> None:
     trial = config("lenet", 3, epochs=2, augmentation={"policy": "flip", "num_views": 1})
     first, second = two_ranks.call(train_partly, trial, str(tmp_path / "two"))
-    alone = train_partly(Ranks(CPU), trial, str(tmp_path / "one"))
+    alone = train_partly(Ranks(DEVICE), trial, str(tmp_path / "one"))
     assert first == second
     for (loss, *counts), (expected, *expected_counts) in zip(first, alone, strict=True):
         # The tail's sums are cut up differently over two ranks: single precision, a few hundred additions.

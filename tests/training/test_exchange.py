@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_support import CPU, assert_same_bits, copied, finish, numbers, train
+from training_support import DEVICE, assert_same_bits, copied, finish, numbers, train
 
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
@@ -23,7 +23,7 @@ from tuner.members import Move
 
 def leave(config: TrialConfig, folder: Path, epochs: int) -> None:
     """What a lane leaves of a trial after some epochs."""
-    run = TrialRun(config, Workbench(), Ranks(CPU))
+    run = TrialRun(config, Workbench(), Ranks(DEVICE))
     history = [{"kind": "epoch", "epoch": each + 1, "metrics": numbers(run.run_epoch())} for each in range(epochs)]
     save_checkpoint(str(folder / BEST_CHECKPOINT), run.checkpoint(weights_only=True))
     save_checkpoint(str(folder / LAST_CHECKPOINT), run.checkpoint({"history": history}))
@@ -57,7 +57,7 @@ def test_with_the_donors_settings_it_goes_on_as_the_donor(
 
     checkpoint = _newest_checkpoint(TrainJob(config=donor, directory=str(tmp_path / "1")))
     assert checkpoint is not None
-    run = TrialRun(donor, Workbench(), Ranks(CPU))
+    run = TrialRun(donor, Workbench(), Ranks(DEVICE))
     run.restore(checkpoint)
     epochs, end = finish(run)
     expected_epochs, expected = train(donor)

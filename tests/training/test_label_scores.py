@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch.nn import functional as F
-from training_support import CPU, DoubleRun, RankGroup, assert_same_bits, build_config, in_fresh_process, train
+from training_support import DEVICE, DoubleRun, RankGroup, assert_same_bits, build_config, in_fresh_process, train
 
 from trainables.config import SplitConfig, TrialConfig
 from trainables.data.label_sets import members_of, names_in, set_name
@@ -106,7 +106,7 @@ def test_smoothing_moves_each_label_to_the_middle() -> None:
 
 
 def test_a_trial_learns_every_label(trial: TrialConfig) -> None:
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
     reported = [run.run_epoch() for _ in range(trial.epochs)]
     assert reported[-1]["train/loss"] < reported[0]["train/loss"]
     logits: list[torch.Tensor] = []
@@ -128,7 +128,7 @@ def evaluated(ranks: Ranks, config: TrialConfig) -> tuple[dict[str, float], list
 
 
 def test_two_ranks_are_one(two_ranks: RankGroup, trial: TrialConfig) -> None:
-    metrics, epochs = evaluated(Ranks(CPU), trial)
+    metrics, epochs = evaluated(Ranks(DEVICE), trial)
     for found, of_epochs in two_ranks.call(evaluated, trial):
         assert found == pytest.approx(metrics, rel=1e-10)
         for epoch, expected in zip(of_epochs, epochs, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from training_support import CPU, train
+from training_support import DEVICE, train
 
 from trainables import lane
 from trainables.config import TrialConfig
@@ -89,7 +89,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Board], None]]:
         monkeypatch.setattr(ray.train, "get_preemption_info", board.notice)
         lane.lane_loop({"switchboard": board, "lane": 0, "threads": 1, "features": None, "timeout_s": 600.0})
 
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: DEVICE)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     # Asking Ray itself would start one.
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
@@ -206,12 +206,12 @@ def test_a_trial_in_folds_goes_on_where_it_stopped_and_is_fitted_again(
     trained, _, two, after_two, one, after_one = successor.heard
     assert [message["epoch"] for message in trained] == [1, 2, 3]
     assert trained[0] == board.heard[0][0]
-    run = ReplicatedRun(trial, Workbench(), Ranks(CPU))
+    run = ReplicatedRun(trial, Workbench(), Ranks(DEVICE))
     assert [message["metrics"]["val/loss"] for message in trained] == [run.run_epoch()["val/loss"] for _ in range(3)]
     assert [(message["epoch"], message["outcome"]) for message in two] == [(1, None), (2, "completed")]
     assert [(message["epoch"], message["outcome"]) for message in one] == [(1, "completed")]
     assert not any(name.startswith("val/") for name in two[0]["metrics"])
-    alone = TrialRun(refit, Workbench(), Ranks(CPU))
+    alone = TrialRun(refit, Workbench(), Ranks(DEVICE))
     for expected in (after_one, after_two):
         alone.run_epoch()
         assert expected[0]["metrics"] == alone.evaluate("test").metrics

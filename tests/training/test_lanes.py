@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_support import CPU, num_stages, numbers, train
+from training_support import DEVICE, num_stages, numbers, train
 
 from trainables.checkpoint import load_checkpoint
 from trainables.config import SplitConfig, TrialConfig
@@ -127,7 +127,7 @@ def test_a_lane_answers_a_probe_and_trains_on(
     pool = getattr(lanes, workers)
     job = ProbeJob.of(config("lenet"), num_stages("lenet", 16))
     (answer,) = pool.run(job)
-    expected = run_probe(job, Workbench(), Ranks(CPU))["probes"]
+    expected = run_probe(job, Workbench(), Ranks(DEVICE))["probes"]
     assert [{**probe, "seconds": 0} for probe in answer["probes"]] == [{**probe, "seconds": 0} for probe in expected]
     wanted = config("lenet", 2, head_init="probe", epochs=1)
     (epoch,) = epochs_of(run(pool, wanted, tmp_path))
@@ -154,7 +154,7 @@ def test_the_best_checkpoint_is_the_best_epochs(
     assert {f"val/{k}": v for k, v in score["metrics"].items()} == {
         k: v for k, v in messages[best]["metrics"].items() if k.startswith("val/")
     }
-    here = TrialRun(wanted, Workbench(), Ranks(CPU))
+    here = TrialRun(wanted, Workbench(), Ranks(DEVICE))
     here.restore(load_checkpoint(str(checkpoint)))
     assert score["confusion"] == here.evaluate("val").confusion.tolist()
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from training_support import CPU
+from training_support import DEVICE
 
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.data.batches import Batch
@@ -95,7 +95,7 @@ def test_rows_are_mixed_with_their_partners(
     before = inputs.clone()
     for step in range(5):
         labels = torch.arange(6)
-        mixed = Mixer(config, Ranks(CPU)).mixed(Batch(inputs, labels), 0, step, 6)
+        mixed = Mixer(config, Ranks(DEVICE)).mixed(Batch(inputs, labels), 0, step, 6)
         plan = plan_mixing(config, 0, step, 6, shape[2:] or None)
         assert mixed is not None
         assert plan is not None
@@ -140,9 +140,9 @@ def test_with_class_weights_each_share_counts_by_its_own_class() -> None:
 
 def test_mixing_is_for_training_only(config: Callable[..., TrialConfig]) -> None:
     still = {"optimizer": {"lr": 1e-12}, "epochs": 1, "depth": 2}
-    plain = TrialRun(config(**still), Workbench(), Ranks(CPU)).run_epoch()
+    plain = TrialRun(config(**still), Workbench(), Ranks(DEVICE)).run_epoch()
     for kind in ("mixup_alpha", "cutmix_alpha"):
-        mixed = TrialRun(config(**still, **{kind: 1.0}), Workbench(), Ranks(CPU)).run_epoch()
+        mixed = TrialRun(config(**still, **{kind: 1.0}), Workbench(), Ranks(DEVICE)).run_epoch()
         assert mixed["train/loss"] != pytest.approx(plain["train/loss"], rel=1e-4)
         # BatchNorm saw mixed features; the weights did not move.
         assert mixed["val/loss"] == pytest.approx(plain["val/loss"], rel=0.2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_support import CPU, RankGroup, assert_same_bits, copied, finish, num_stages, train
+from training_support import DEVICE, RankGroup, assert_same_bits, copied, finish, num_stages, train
 
 from trainables import probing
 from trainables.backbones.zoo import load_backbone
@@ -29,12 +29,12 @@ HEADS = ["lenet", "resnet18", "mobilenet_v2", "squeezenet1_1", "alexnet", "convn
 def probe(config: TrialConfig, bench: Workbench | None = None, **kept: object) -> dict:
     job = ProbeJob.of(config, num_stages(config.backbone.name, config.data.image_size_px), **kept)
     assert parse_job(job.model_dump(mode="json")) == job
-    return run_probe(job, bench or Workbench(), Ranks(CPU))
+    return run_probe(job, bench or Workbench(), Ranks(DEVICE))
 
 
 def by_hand(config: TrialConfig, name: str, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of one side's pictures behind a depth, in canonical batches, by the whole network's front."""
-    with_data = TrialRun(config, Workbench(), Ranks(CPU))
+    with_data = TrialRun(config, Workbench(), Ranks(DEVICE))
     side, rows = with_data.side(name), []
     for _, features in with_data.visit(name, [depth]):
         rows.append(features[depth])
@@ -79,12 +79,12 @@ def test_a_head_from_the_probe_is_as_good_as_the_probe(config: Callable[..., Tri
     trial = config(backbone, deepest, size_px=size_px, split=MORE, head_init="probe")
     bench = Workbench()
     last = probe(trial, bench)["probes"][-1]
-    reached = TrialRun(trial, bench, Ranks(CPU)).evaluate("val").metrics["accuracy"]
+    reached = TrialRun(trial, bench, Ranks(DEVICE)).evaluate("val").metrics["accuracy"]
     # float32 instead of float64: a picture on the border may fall on its other side.
     assert reached == pytest.approx(last["probe_accuracy"], abs=0.01)
     assert (
         reached
-        > TrialRun(config(backbone, deepest, size_px=size_px, split=MORE), bench, Ranks(CPU))
+        > TrialRun(config(backbone, deepest, size_px=size_px, split=MORE), bench, Ranks(DEVICE))
         .evaluate("val")
         .metrics["accuracy"]
     )
@@ -95,18 +95,18 @@ def test_the_head_is_the_same_from_pictures_from_the_store_and_at_every_depth(
 ) -> None:
     trial = config("squeezenet1_1", 2, head_init="probe")
     deepest = num_stages("squeezenet1_1")
-    fitted, _ = probed_head(trial, deepest, Workbench(), Ranks(CPU))
+    fitted, _ = probed_head(trial, deepest, Workbench(), Ranks(DEVICE))
     for _ in range(2):
         bench = Workbench(features=FeatureSettings(directory=str(tmp_path)))
-        assert torch.equal(probed_head(trial, deepest, bench, Ranks(CPU))[0], fitted)
+        assert torch.equal(probed_head(trial, deepest, bench, Ranks(DEVICE))[0], fitted)
     after_probe = Workbench()
     probe(trial, after_probe)
-    assert torch.equal(probed_head(trial, deepest, after_probe, Ranks(CPU))[0], fitted)
+    assert torch.equal(probed_head(trial, deepest, after_probe, Ranks(DEVICE))[0], fitted)
     assert len(after_probe.heads) == 1
     for depth in (0, 2):
-        run = TrialRun(trial.model_copy(update={"freeze_depth": depth}), Workbench(), Ranks(CPU))
+        run = TrialRun(trial.model_copy(update={"freeze_depth": depth}), Workbench(), Ranks(DEVICE))
         assert torch.equal(run.checkpoint().tail["classifier.1.weight"], fitted)
-    head_only = TrialRun(trial.model_copy(update={"freeze_depth": deepest}), after_probe, Ranks(CPU))
+    head_only = TrialRun(trial.model_copy(update={"freeze_depth": deepest}), after_probe, Ranks(DEVICE))
     logits = head_only.checkpoint().tail["classifier.1.weight"]
     scale = after_probe.heads[head_key(trial)].scale
     torch.testing.assert_close(logits, scale / MODEST_OUTPUT * fitted)
@@ -118,7 +118,7 @@ def test_later_trials_begin_with_what_the_probe_stored(config: Callable[..., Tri
     probe(config("lenet"), bench, cuts_to_keep={"train": (2, 4), "val": (1, 2, 3, 4)})
     as_is = {"augmentation": {"policy": "none"}, "head_init": "probe", "epochs": 1}
     for depth, num_read in ((4, 71), (2, 71), (3, 25)):
-        run = TrialRun(config("lenet", depth, **as_is), bench, Ranks(CPU), {"train": (), "val": ()})
+        run = TrialRun(config("lenet", depth, **as_is), bench, Ranks(DEVICE), {"train": (), "val": ()})
         assert run.run_epoch()["compute/images_from_store"] == num_read, "46 pictures to learn from, 25 to judge by"
         run.close()
 
@@ -141,7 +141,7 @@ def test_training_from_a_probed_head_has_the_same_bits_from_store_and_pictures(
 def test_a_probed_head_needs_fewer_epochs(config: Callable[..., TrialConfig]) -> None:
     def epochs_to(accuracy: float, head_init: str) -> int:
         trial = config("lenet", 3, split=MORE, epochs=12, optimizer={"lr": 1e-3}, head_init=head_init)
-        run, bench_epochs = TrialRun(trial, Workbench(), Ranks(CPU)), 0
+        run, bench_epochs = TrialRun(trial, Workbench(), Ranks(DEVICE)), 0
         while bench_epochs < trial.epochs:
             bench_epochs += 1
             if run.run_epoch()["val/accuracy"] >= accuracy:
@@ -158,11 +158,11 @@ def test_a_trial_that_goes_on_does_not_fit_its_head_again(
 ) -> None:
     trial = config("lenet", 2, head_init="probe", epochs=3)
     whole = train(trial)
-    first = TrialRun(trial, Workbench(), Ranks(CPU))
+    first = TrialRun(trial, Workbench(), Ranks(DEVICE))
     first.run_epoch()
     checkpoint = first.checkpoint()
     monkeypatch.setattr(probing, "_collect", lambda *_: pytest.fail("the checkpoint holds the head"))
-    second = TrialRun(trial, Workbench(), Ranks(CPU))
+    second = TrialRun(trial, Workbench(), Ranks(DEVICE))
     second.restore(checkpoint)
     epochs, state = finish(second)
     assert_same_bits(state, whole[1])
@@ -175,7 +175,7 @@ def test_a_process_fits_a_head_once(config: Callable[..., TrialConfig], monkeypa
     monkeypatch.setattr(probing, "_collect", lambda *arguments: calls.append(1) or collect(*arguments))
     bench = Workbench()
     for depth, lr in ((1, 0.1), (3, 0.01)):
-        TrialRun(config("lenet", depth, head_init="probe", optimizer={"lr": lr}), bench, Ranks(CPU)).evaluate("val")
+        TrialRun(config("lenet", depth, head_init="probe", optimizer={"lr": lr}), bench, Ranks(DEVICE)).evaluate("val")
     assert len(calls) == 1
     assert len(bench.heads) == 1
 
@@ -229,7 +229,7 @@ def test_many_pictures_are_represented_by_some(
     monkeypatch.setattr(probing, "_MOST_WORK", 0)
     monkeypatch.setattr(probing, "_FEWEST_ROWS", 20)
     trial = ProbeJob.of(config("lenet", split=MORE), 4).config
-    features_ND, labels_N = probing._collect(TrialRun(trial, Workbench(), Ranks(CPU)), "train", [4])[4]
+    features_ND, labels_N = probing._collect(TrialRun(trial, Workbench(), Ranks(DEVICE)), "train", [4])[4]
     assert features_ND.shape[0] == len(labels_N) == 20
     assert np.bincount(labels_N.numpy()).tolist() == [4, 4, 4, 4, 4]
     everything, all_labels = by_hand(trial, "train", 4)
@@ -246,7 +246,7 @@ def _evaluated_head(ranks: Ranks, config: TrialConfig) -> dict[str, torch.Tensor
 @pytest.mark.slow
 def test_every_rank_has_the_head_of_one(config: Callable[..., TrialConfig], two_ranks: RankGroup) -> None:
     trial = config("lenet", 2, head_init="probe")
-    alone = _evaluated_head(Ranks(CPU), trial)
+    alone = _evaluated_head(Ranks(DEVICE), trial)
     for tail in two_ranks.call(_evaluated_head, trial):
         assert_same_bits(tail, alone)
 
@@ -261,7 +261,7 @@ def test_the_first_rank_answers_for_all(
 ) -> None:
     job = ProbeJob.of(config("lenet"), num_stages("lenet", 16))
     first, second = two_ranks.call(_run_probe, job)
-    expected = run_probe(job, Workbench(), Ranks(CPU))
+    expected = run_probe(job, Workbench(), Ranks(DEVICE))
     assert second == {"kind": "probe"}
     for found, wanted in zip(first["probes"], expected["probes"], strict=True):
         assert {**found, "seconds": 0} == {**wanted, "seconds": 0}
@@ -273,6 +273,6 @@ def test_the_head_is_the_ridge_on_what_stands_in_front_of_it(config: Callable[..
     weight, bias = head_from_probe(
         fit_probe(features, labels, 5, least_std=LEAST_STD)
     )  # as logits: nothing else is trained
-    found_weight, found_bias = probed_head(trial, trial.freeze_depth, Workbench(), Ranks(CPU))
+    found_weight, found_bias = probed_head(trial, trial.freeze_depth, Workbench(), Ranks(DEVICE))
     assert torch.equal(found_weight, weight)
     assert torch.equal(found_bias, bias)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.ops import StochasticDepth
-from training_support import CPU, RankGroup
+from training_support import DEVICE, RankGroup
 
 from trainables.config import TrialConfig
 from trainables.loop import DivergedError, StoppedError, TrialRun
@@ -139,7 +139,7 @@ def test_joined_batch_norm_is_batch_norm_of_the_whole_batch(two_ranks: RankGroup
     batches = [torch.randn(shape, generator=generator) + 100 for _ in range(3)]
     grads = [torch.randn(shape, generator=generator) for _ in range(3)]
     pair = two_ranks.call(normalise, layer, batches, grads)
-    whole = normalise(Ranks(CPU), layer, batches, grads)
+    whole = normalise(Ranks(DEVICE), layer, batches, grads)
 
     assert [part["is_joined"] for part in pair] == [True, True]
     assert not whole["is_joined"]
@@ -161,7 +161,7 @@ def test_joined_batch_norm_of_bf16_activations_answers_in_bf16(two_ranks: RankGr
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn(6, 5, 4, 3, generator=generator).bfloat16()]
     pair = two_ranks.call(normalise, nn.BatchNorm2d(5), batches, batches)
-    whole = normalise(Ranks(CPU), nn.BatchNorm2d(5), batches, batches)
+    whole = normalise(Ranks(DEVICE), nn.BatchNorm2d(5), batches, batches)
     together = torch.cat([part["outputs"][0] for part in pair])
     assert together.dtype == torch.bfloat16
     # One unit in the last place of bf16 at values below 4.
@@ -194,7 +194,7 @@ def hear(ranks: Ranks) -> tuple[Any, bool, bool, float]:
 
 
 def test_rank_0_decides_and_sums_are_over_all(two_ranks: RankGroup) -> None:
-    for (said, *answers), total in zip([*two_ranks.call(hear), hear(Ranks(CPU))], [3.0, 3.0, 1.0], strict=True):
+    for (said, *answers), total in zip([*two_ranks.call(hear), hear(Ranks(DEVICE))], [3.0, 3.0, 1.0], strict=True):
         assert said["rank"] == 0
         assert torch.equal(said["tensor"], torch.zeros(3))
         assert answers == [True, False, total]
@@ -232,7 +232,7 @@ def test_a_loss_that_is_no_number_ends_both_ranks_alike(
 ) -> None:
     wild = config(optimizer={"name": "sgd", "lr": 1e6}, epochs=30)
     said = two_ranks.call(diverge, wild)
-    assert said[0] == said[1] == diverge(Ranks(CPU), wild)
+    assert said[0] == said[1] == diverge(Ranks(DEVICE), wild)
     assert "loss is" in said[0]
 
 
@@ -251,5 +251,5 @@ def remains(ranks: Ranks, config: TrialConfig) -> list[bool]:
 
 
 def test_nothing_of_a_trial_is_kept_once_it_is_over(two_ranks: RankGroup, config: Callable[..., TrialConfig]) -> None:
-    for alive in [*two_ranks.call(remains, config()), remains(Ranks(CPU), config(depth=1))]:
+    for alive in [*two_ranks.call(remains, config()), remains(Ranks(DEVICE), config(depth=1))]:
         assert not any(alive)

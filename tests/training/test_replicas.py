@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_support import CPU, EVERY_CHOICE, Numbers, RankGroup, Tensors, assert_same_bits, finish, numbers
+from training_support import DEVICE, EVERY_CHOICE, Numbers, RankGroup, Tensors, assert_same_bits, finish, numbers
 
 from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import DataConfig, FeatureSettings, SplitConfig, SplitName, TrialConfig
@@ -29,7 +29,7 @@ def in_folds(config: Callable[..., TrialConfig], folds: int = 3, **changes: Any)
 
 
 def train(config: TrialConfig, bench: Workbench | None = None) -> tuple[list[Numbers], Tensors]:
-    return finish(ReplicatedRun(config, bench or Workbench(), Ranks(CPU)))
+    return finish(ReplicatedRun(config, bench or Workbench(), Ranks(DEVICE)))
 
 
 def bench_at(folder: Path) -> Workbench:
@@ -58,7 +58,7 @@ def test_the_mean_of_plain_trials(config: Callable[..., TrialConfig], depth: int
     epochs, state = train(trial)
     replicas = trial.replicas()
     assert [(each.data.fold, each.seed) for each in replicas] == [(f, s) for f in range(3) for s in (0, 1)]
-    alone = [finish(TrialRun(each, PlainBench(), Ranks(CPU))) for each in replicas]
+    alone = [finish(TrialRun(each, PlainBench(), Ranks(DEVICE))) for each in replicas]
     for epoch, metrics in enumerate(epochs):
         own = [each[0][epoch] for each in alone]
         for name in own[0]:
@@ -101,10 +101,10 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     trial = in_folds(config, epochs=3, **changes)
     expected_epochs, expected = train(trial)
-    first = ReplicatedRun(trial, Workbench(), Ranks(CPU))
+    first = ReplicatedRun(trial, Workbench(), Ranks(DEVICE))
     epochs = [numbers(first.run_epoch())]
     save_checkpoint(str(tmp_path / "last"), first.checkpoint())
-    second = ReplicatedRun(trial, Workbench(), Ranks(CPU))
+    second = ReplicatedRun(trial, Workbench(), Ranks(DEVICE))
     second.restore(load_checkpoint(str(tmp_path / "last")))
     assert second.epoch == 1
     rest, end = finish(second)
@@ -112,7 +112,7 @@ def test_resumed_equals_uninterrupted(
     assert_same_bits(end, expected)
     more = in_folds(config, folds=4, epochs=3, **changes)
     with pytest.raises(CheckpointError, match=r"no weights of fold 4|stands on frozen weights"):
-        ReplicatedRun(more, Workbench(), Ranks(CPU)).restore(load_checkpoint(str(tmp_path / "last")))
+        ReplicatedRun(more, Workbench(), Ranks(DEVICE)).restore(load_checkpoint(str(tmp_path / "last")))
 
 
 @pytest.mark.parametrize("policy", ["none", "flip_crop"])
@@ -151,15 +151,15 @@ def test_two_ranks_are_one(two_ranks: RankGroup, config: Callable[..., TrialConf
 
 def test_seeds_alone_keep_the_split(config: Callable[..., TrialConfig], tmp_path: Path) -> None:
     trial = config(epochs=2, repeats=3, split=SPLIT)
-    run = ReplicatedRun(trial, Workbench(), Ranks(CPU))
+    run = ReplicatedRun(trial, Workbench(), Ranks(DEVICE))
     epochs, _ = finish(run)
     assert [each.seed for each in trial.replicas()] == [0, 1, 2]
-    first, _ = finish(TrialRun(config(epochs=2, split=SPLIT), Workbench(), Ranks(CPU)))
+    first, _ = finish(TrialRun(config(epochs=2, split=SPLIT), Workbench(), Ranks(DEVICE)))
     assert epochs[-1]["val/loss_std"] > 0
     assert epochs[-1]["val/loss"] != first[-1]["val/loss"]
     # What is kept as the trial's model is that of the first seed, the one that a trial without repeats has.
     kept = run.checkpoint(weights_only=True)
-    plain = TrialRun(config(epochs=2, split=SPLIT), Workbench(), Ranks(CPU))
+    plain = TrialRun(config(epochs=2, split=SPLIT), Workbench(), Ranks(DEVICE))
     finish(plain)
     assert kept.meta["config"] == plain.config.model_dump(mode="json")
     assert all(torch.equal(tensor, plain.checkpoint().tail[name]) for name, tensor in kept.tail.items())
@@ -167,6 +167,6 @@ def test_seeds_alone_keep_the_split(config: Callable[..., TrialConfig], tmp_path
 
 def test_one_that_diverges_ends_all(config: Callable[..., TrialConfig]) -> None:
     trial = in_folds(config, depth=1, optimizer={"name": "sgd", "lr": 1e6}, epochs=30)
-    run = ReplicatedRun(trial, Workbench(), Ranks(CPU))
+    run = ReplicatedRun(trial, Workbench(), Ranks(DEVICE))
     with pytest.raises(DivergedError, match=r"fold 1 of 3, seed 0: .* loss is"):
         finish(run)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training_support import CPU, SMALL_SPLIT, build_config
+from training_support import DEVICE, SMALL_SPLIT, build_config
 
 from trainables.config import FeatureSettings, SplitConfig, TrialConfig
 from trainables.data.packing import PackReport
@@ -68,8 +68,8 @@ def main(config: str, folder: str, limit: str) -> None:
     bench, whole = Workbench(features=settings), TrialConfig.model_validate_json(config)
     # A few small pictures first: torch loads code when it first trains, and that is no feature's memory.
     small = whole.data.model_copy(update={"image_size_px": 16, "split": SMALL_SPLIT})
-    TrialRun(whole.model_copy(update={"data": small, "epochs": 1}), Workbench(), Ranks(CPU)).run_epoch()
-    run = TrialRun(whole, bench, Ranks(CPU))
+    TrialRun(whole.model_copy(update={"data": small, "epochs": 1}), Workbench(), Ranks(DEVICE)).run_epoch()
+    run = TrialRun(whole, bench, Ranks(DEVICE))
     run.side("train")
     watch = Watch()
     watch.start()

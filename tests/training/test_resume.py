@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from training_support import (
-    CPU,
+    DEVICE,
     EVERY_CHOICE,
     RankGroup,
     assert_same_bits,
@@ -46,10 +46,10 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 def go_on(config: TrialConfig, path: Path, epoch: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Trains to the end of ``epoch``, saves; another run loads and trains to the end of the trial."""
-    first = TrialRun(config, Workbench(), Ranks(CPU))
+    first = TrialRun(config, Workbench(), Ranks(DEVICE))
     epochs = [numbers(first.run_epoch()) for _ in range(epoch)]
     save_checkpoint(str(path), first.checkpoint({"note": "kept"}))
-    second = TrialRun(config, Workbench(), Ranks(CPU))
+    second = TrialRun(config, Workbench(), Ranks(DEVICE))
     checkpoint = load_checkpoint(str(path))
     assert (checkpoint.meta["epoch"], checkpoint.meta["note"]) == (epoch, "kept")
     second.restore(checkpoint)
@@ -125,13 +125,13 @@ def test_two_ranks_can_stop(two_ranks: RankGroup, config: Callable[..., TrialCon
 def test_a_dropped_epoch_leaves_no_trace_in_the_next_run(config: Callable[..., TrialConfig]) -> None:
     """Stopped in its second batch, restored to the state before, and run to its end."""
     trial = config(optimizer=OPTIMIZERS["adamw"])
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
     start = run.checkpoint()
     start = type(start)(start.prefix_hash, {k: v.clone() for k, v in start.tail.items()}, start.meta)
     answers = iter([False, True])
     with pytest.raises(StoppedError):
         run.run_epoch(lambda: next(answers))
-    fresh = TrialRun(trial, run._bench, Ranks(CPU))
+    fresh = TrialRun(trial, run._bench, Ranks(DEVICE))
     fresh.restore(start)
     epochs, end = finish(fresh)
     expected_epochs, expected = train(trial)
@@ -182,7 +182,7 @@ def break_in_mid_step(config: TrialConfig, bench: Workbench) -> None:
     run = TrialRun(
         config.model_copy(update={"compute": config.compute.model_copy(update={"precision": "bf16"})}),
         bench,
-        Ranks(CPU),
+        Ranks(DEVICE),
     )
     calls = 0
 
@@ -208,10 +208,10 @@ def test_a_trial_leaves_the_random_state_as_it_was(config: Callable[..., TrialCo
 
 def test_a_table_with_other_pictures_than_the_trials_is_refused(config: Callable[..., TrialConfig]) -> None:
     trial, bench = config(), Workbench()
-    TrialRun(trial, bench, Ranks(CPU)).side("val")
+    TrialRun(trial, bench, Ranks(DEVICE)).side("val")
     other = trial.model_copy(update={"data": trial.data.model_copy(update={"fingerprint": "0" * 64})})
     with pytest.raises(InputError, match="its pictures are others now"):
-        TrialRun(other, bench, Ranks(CPU)).side("val")
+        TrialRun(other, bench, Ranks(DEVICE)).side("val")
 
 
 def test_the_seed_decides(config: Callable[..., TrialConfig]) -> None:

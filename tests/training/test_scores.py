@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torchmetrics.functional import classification as tm
-from training_support import CPU
+from training_support import DEVICE
 
 from trainables import auroc as auroc_module
 from trainables.auroc import auroc
@@ -148,7 +148,7 @@ def test_a_trials_scores_are_those_of_its_own_predictions(config: Callable[..., 
         optimizer={"lr": 3e-3},
         costs=costs.tolist(),
     )
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
     for _ in range(trial.epochs):
         reported = run.run_epoch()
     logits: list[torch.Tensor] = []

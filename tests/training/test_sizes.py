@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_support import CPU, assert_same_bits, copied, num_stages, numbers
+from training_support import DEVICE, assert_same_bits, copied, num_stages, numbers
 
 from search_spaces.loading import load_spec
 from trainables.config import FeatureSettings, TrialConfig
@@ -46,11 +46,11 @@ def test_each_epoch_is_that_of_a_trial_at_its_size(
 ) -> None:
     """Which is made of three trials, each at one size, that hand on what they have learnt."""
     size_px = 16 if backbone == "lenet" else 64
-    grown = TrialRun(config(backbone, depth=depth, size_px=size_px, start_size=0.5), Workbench(), Ranks(CPU))
+    grown = TrialRun(config(backbone, depth=depth, size_px=size_px, start_size=0.5), Workbench(), Ranks(DEVICE))
     handed = None
     for epoch, size in enumerate((size_px // 2, size_px * 3 // 4, size_px)):
         found = numbers(grown.run_epoch())
-        alone = TrialRun(config(backbone, depth=depth, size_px=size), Workbench(), Ranks(CPU))
+        alone = TrialRun(config(backbone, depth=depth, size_px=size), Workbench(), Ranks(DEVICE))
         if handed is not None:
             alone.restore(handed)
         wanted = numbers(alone.run_epoch())
@@ -64,10 +64,10 @@ def test_small_pictures_cost_less_and_what_is_stored_is_of_the_full_size(
     config: Callable[..., TrialConfig], tmp_path: Path
 ) -> None:
     bench = Workbench(features=FeatureSettings(directory=str(tmp_path)))
-    full = TrialRun(config("resnet18", depth=2, size_px=64, augmentation={"policy": "none"}), bench, Ranks(CPU))
+    full = TrialRun(config("resnet18", depth=2, size_px=64, augmentation={"policy": "none"}), bench, Ranks(DEVICE))
     full.run_epoch()
     grown = TrialRun(
-        config("resnet18", depth=2, size_px=64, start_size=0.5, augmentation={"policy": "none"}), bench, Ranks(CPU)
+        config("resnet18", depth=2, size_px=64, start_size=0.5, augmentation={"policy": "none"}), bench, Ranks(DEVICE)
     )
     assert grown.config.freeze_depth < num_stages("resnet18")
     epochs = [numbers(grown.run_epoch()) for _ in range(3)]

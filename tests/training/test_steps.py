@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_support import CPU, DoubleRun, RankGroup, finish, num_stages, train
+from training_support import DEVICE, DoubleRun, RankGroup, finish, num_stages, train
 
 from trainables.accumulation import turns_of
 from trainables.classifier import lr_scale
@@ -57,7 +57,7 @@ def test_epochs_draw_other_pictures_and_leftovers_go_round() -> None:
 
 def test_a_trial_draws_balanced_epochs(config: Callable[..., TrialConfig]) -> None:
     trial = config(class_balance="balanced", epochs=1)
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
     seen: list[torch.Tensor] = []
     of_batch = run._loss_of
     run._loss_of = lambda batch, *rest: (seen.append(batch.labels_B), of_batch(batch, *rest))[1]  # type: ignore[method-assign]
@@ -94,9 +94,9 @@ def test_batches_that_make_one_step_are_one_batch(config: Callable[..., TrialCon
     """46 pictures and a head without BatchNorm, which would see the small batches: one step an epoch either way."""
     same = {"epochs": 3, "optimizer": {"name": "sgd", "lr": 0.1, "grad_clip_norm": 0.5}, "label_smoothing": 0.1}
     depth = num_stages("resnet18")
-    whole = finish(DoubleRun(config("resnet18", depth, batch_size=46, **same), Workbench(), Ranks(CPU)))
+    whole = finish(DoubleRun(config("resnet18", depth, batch_size=46, **same), Workbench(), Ranks(DEVICE)))
     parts = config("resnet18", depth, batch_size=batch_size, grad_accumulation=99, **same)
-    epochs, tensors = finish(DoubleRun(parts, Workbench(), Ranks(CPU)))
+    epochs, tensors = finish(DoubleRun(parts, Workbench(), Ranks(DEVICE)))
     for found, wanted in zip(epochs, whole[0], strict=True):
         assert found == pytest.approx(wanted, rel=1e-9)
     for name, tensor in whole[1].items():
@@ -105,7 +105,7 @@ def test_batches_that_make_one_step_are_one_batch(config: Callable[..., TrialCon
 
 def test_the_schedule_counts_steps(config: Callable[..., TrialConfig]) -> None:
     trial = config(batch_size=10, grad_accumulation=2, epochs=2, optimizer={"lr": 0.5, "warmup_epochs": 1.0})
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
     rates: list[float] = []
     run._optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     finish(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import CPU, EVERY_CHOICE, RankGroup, copied, num_stages
+from training_support import DEVICE, EVERY_CHOICE, RankGroup, copied, num_stages
 
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.features.source import FeaturesRequiredError
@@ -36,7 +36,7 @@ def bench_at(folder: Path, **changes: object) -> Workbench:
 
 def train(config: TrialConfig, bench: Workbench) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], list[float]]:
     """Metrics by epoch, the trained tensors, and how many pictures each epoch read from the store."""
-    run = TrialRun(config, bench, Ranks(CPU))
+    run = TrialRun(config, bench, Ranks(DEVICE))
     epochs, read = [], []
     while run.epoch < config.epochs:
         metrics = run.run_epoch()

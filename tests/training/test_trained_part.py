@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from training_support import (
-    CPU,
+    DEVICE,
     RankGroup,
     assert_same_bits,
     finish,
@@ -50,7 +50,7 @@ def test_two_ranks_equal_one(
 ) -> None:
     trial = config(depth=depth, batch_size=7, optimizer={"name": "sgd", "lr": 0.05}, epochs=2, **part)
     (epochs, tensors), (same_epochs, _) = two_ranks.call(train_in_double_on, trial)
-    expected_epochs, expected = train_in_double_on(Ranks(CPU), trial)
+    expected_epochs, expected = train_in_double_on(Ranks(DEVICE), trial)
     assert epochs == same_epochs
     for found, wanted in zip(epochs, expected_epochs, strict=True):
         # With kept statistics, hardly trained, pictures' scores are equal but for rounding, which then orders them.
@@ -67,10 +67,10 @@ def test_resumed_and_stored_equal_computed_without_a_stop(
     trial = config(depth=depth, epochs=3, compute=BF16 if depth == 1 else {}, **part)
     expected_epochs, expected = train(trial)
     bench = Workbench(features=FeatureSettings(directory=str(tmp_path / "features")))
-    first = TrialRun(trial, bench, Ranks(CPU))
+    first = TrialRun(trial, bench, Ranks(DEVICE))
     epochs = [numbers(first.run_epoch())]
     save_checkpoint(str(tmp_path / "one.ckpt"), first.checkpoint())
-    second = TrialRun(trial, bench, Ranks(CPU))
+    second = TrialRun(trial, bench, Ranks(DEVICE))
     second.restore(load_checkpoint(str(tmp_path / "one.ckpt")))
     rest, end = finish(second)
     second.close()
@@ -113,7 +113,7 @@ def test_kept_statistics_stay_while_scale_and_shift_learn(
     config: Callable[..., TrialConfig], compute: dict[str, Any]
 ) -> None:
     for mode in ("keep", "update"):
-        run = TrialRun(config(depth=1, epochs=1, bn_mode=mode, compute=compute), Workbench(), Ranks(CPU))
+        run = TrialRun(config(depth=1, epochs=1, bn_mode=mode, compute=compute), Workbench(), Ranks(DEVICE))
         before = {name: tensor.clone() for name, tensor in run.checkpoint().tail.items()}
         run.run_epoch()
         changed = {name for name, tensor in run.checkpoint().tail.items() if not torch.equal(tensor, before[name])}
@@ -134,7 +134,7 @@ def test_exported_equals_eager(
     config: Callable[..., TrialConfig], name: str, part: dict[str, Any], tmp_path: Path
 ) -> None:
     trial = config(name, depth=2, epochs=1, **part)
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
     run.run_epoch()
     save_checkpoint(str(tmp_path / "best.ckpt"), run.checkpoint(weights_only=True))
     network, mean, std = whole_network(trial, str(tmp_path / "best.ckpt"))

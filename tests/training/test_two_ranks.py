@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from training_support import (
-    CPU,
+    DEVICE,
     EVERY_CHOICE,
     DoubleRun,
     Numbers,
@@ -83,7 +83,7 @@ def test_lenet_with_batch_norm_and_dropout(
         augmentation={"policy": "randaugment", "num_views": 2},
     )  # fmt: skip
     pair = two_ranks.call(train_in_double_on, trial)
-    assert_equal_trials(pair, train_in_double_on(Ranks(CPU), trial), 1e-11)
+    assert_equal_trials(pair, train_in_double_on(Ranks(DEVICE), trial), 1e-11)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_mixed_balanced_averaged_and_accumulated(
 ) -> None:
     trial = config(depth=depth, batch_size=batch_size, optimizer=SGD, epochs=2, **changes)
     pair = two_ranks.call(train_in_double_on, trial)
-    assert_equal_trials(pair, train_in_double_on(Ranks(CPU), trial), 1e-11)
+    assert_equal_trials(pair, train_in_double_on(Ranks(DEVICE), trial), 1e-11)
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_deep_networks(
 ) -> None:
     trial = config(backbone, batch_size=23, optimizer={"name": "sgd", "lr": 1e-3}, epochs=2)
     pair = two_ranks.call(train_in_double_on, trial)
-    assert_equal_trials(pair, train_in_double_on(Ranks(CPU), trial), tolerance)
+    assert_equal_trials(pair, train_in_double_on(Ranks(DEVICE), trial), tolerance)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4])
@@ -159,7 +159,7 @@ def test_fewer_pictures_than_ranks(
     split = split_with(digits, lambda number: number % 2 == 1 and number > 4, 1, 0.01)
     trial = config(depth=depth, batch_size=batch_size, split=split, optimizer=SGD, epochs=2)
     pair = two_ranks.call(train_in_double_on, trial)
-    assert_equal_trials(pair, train_in_double_on(Ranks(CPU), trial), 1e-11)
+    assert_equal_trials(pair, train_in_double_on(Ranks(DEVICE), trial), 1e-11)
     assert pair[0][0][0]["val/accuracy"] in (0.0, 1.0)
 
 
@@ -170,7 +170,7 @@ def test_one_picture_to_learn_from(
     """The first rank then has no picture in the whole epoch."""
     trial = config(depth=depth, split=split_with(digits, lambda number: number == 1, 1, 0.001), optimizer=SGD, epochs=2)
     pair = two_ranks.call(train_in_double_on, trial)
-    assert_equal_trials(pair, train_in_double_on(Ranks(CPU), trial), 1e-11)
+    assert_equal_trials(pair, train_in_double_on(Ranks(DEVICE), trial), 1e-11)
 
 
 def confusion_on(ranks: Ranks, config: TrialConfig) -> tuple[dict[str, float], np.ndarray]:
@@ -185,8 +185,8 @@ def test_the_confusion_matrix_counts_every_picture_once(
 ) -> None:
     costs = [[0.0 if true == decided else 1.0 + true for decided in range(5)] for true in range(5)]
     trial = config(split=SplitConfig(train=0.5, val=0.02, test=0.48), costs=costs)
-    run = TrialRun(trial, Workbench(), Ranks(CPU))
-    pair, (metrics, confusion) = two_ranks.call(confusion_on, trial), confusion_on(Ranks(CPU), trial)
+    run = TrialRun(trial, Workbench(), Ranks(DEVICE))
+    pair, (metrics, confusion) = two_ranks.call(confusion_on, trial), confusion_on(Ranks(DEVICE), trial)
     for found, counts in pair:
         assert counts.sum() == len(run.side("test"))
         assert counts.sum(1).tolist() == np.bincount(run.side("test").labels, minlength=5).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.queues
+import os
 import pickle
 import queue
 import traceback
@@ -24,11 +25,14 @@ from trainables.config import BackboneConfig, DataConfig, SplitConfig, TrialConf
 from trainables.data.packing import PackReport
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.repeatable import make_repeatable
 from trainables.workbench import Workbench
 
 Numbers = dict[str, float]
 Tensors = dict[str, torch.Tensor]
-CPU = torch.device("cpu")
+DEVICE = torch.device(os.environ.get("THAW_TEST_DEVICE", "cpu"))
+"""Where trials are trained. `make gpu-tests` says cuda:0: what holds to the bit on a CPU has to hold there too."""
+make_repeatable(DEVICE)
 
 # 46 pictures to learn from and 25 to judge by, of five classes: batches and shares have remainders.
 SMALL_SPLIT = SplitConfig(train=0.06, val=0.03, test=0.91)
@@ -85,7 +89,7 @@ def train(
     config: TrialConfig, bench: Workbench | None = None, ranks: Ranks | None = None
 ) -> tuple[list[Numbers], Tensors]:
     """A whole trial, by default alone and with nothing kept from another."""
-    return finish(TrialRun(config, bench or Workbench(), ranks or Ranks(CPU)))
+    return finish(TrialRun(config, bench or Workbench(), ranks or Ranks(DEVICE)))
 
 
 class DoubleRun(TrialRun):
@@ -165,7 +169,7 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
 
 
 class RankGroup:
-    """Processes that are joined over gloo and run one function after another, without Ray.
+    """Processes that are joined over gloo, or NCCL on GPUs, and run one function after another, without Ray.
 
     Args:
         world_size: How many.
@@ -173,6 +177,8 @@ class RankGroup:
     """
 
     def __init__(self, world_size: int, folder: Path) -> None:
+        if DEVICE.type == "cuda" and torch.cuda.device_count() < world_size:
+            pytest.skip(f"{world_size} ranks need {world_size} GPUs: NCCL takes one rank per GPU")
         context = multiprocessing.get_context("spawn")
         self._inboxes = [context.Queue() for _ in range(world_size)]
         self._outboxes = [context.Queue() for _ in range(world_size)]
@@ -218,10 +224,12 @@ def _serve(
 ) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    device = DEVICE if DEVICE.type == "cpu" else torch.device("cuda", rank)
+    backend = "gloo" if device.type == "cpu" else "nccl"
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        backend, init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
-    ranks = Ranks.join(CPU)
+    ranks = Ranks.join(device)
     while (task := inbox.get()) is not None:
         function, args = pickle.loads(task)
         _answer(outbox, lambda function=function, args=args: function(ranks, *args))
