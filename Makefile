@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Tests that start no Ray run in so many processes.
 PROCESSES ?= 2
 
-.PHONY: sweep install check lint docs fast-tests test chaos fuzz clean
+.PHONY: sweep install check lint docs fast-tests test gpu-tests chaos fuzz clean
 
 sweep: $(INSTALLED)
 	$(BIN)/thaw sweep search_spaces/presets/digits.yaml --new
@@ -41,6 +41,11 @@ test: fast-tests
 MINUTES ?= 10
 chaos: $(INSTALLED)
 	$(BIN)/python tests/chaos.py --minutes $(MINUTES)
+
+# On a machine with a GPU: what only one can show, and there what training promises on a CPU.
+gpu-tests: $(INSTALLED)
+	$(BIN)/pytest -m gpu
+	THAW_TEST_DEVICE=cuda:0 $(BIN)/pytest tests/training -m 'not ray and not gpu and not fuzz'
 
 # Specs of every kind, another set of them each time; not part of `make test`.
 SPECS ?= 20000

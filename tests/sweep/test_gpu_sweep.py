@@ -8,7 +8,6 @@ import pytest
 import torch
 from running_thaw import TINY_DATA, numbers_of, run_sweep_to_its_end, start_thaw
 
-from trainables.features.machine import describe_machine
 from tuner.journal import read_records, read_trials
 
 pytestmark = [pytest.mark.gpu, pytest.mark.ray, pytest.mark.slow]
@@ -44,15 +43,9 @@ def test_two_lanes_share_a_gpu_and_give_what_one_gives(tmp_path: Path) -> None:
         assert {trial.outcome for trial in trials} == {"completed"}
         assert "models:/shared/1" in out
         assert "were read from the store" in out
-        assert torch.cuda.get_device_name(0) in out + err, "where precision was measured"
         events = [record["event"] for record in read_records(home.sweep("shared").journal)]
         assert events[-1] == "finished"
         numbers[name] = numbers_of(trials)
     assert numbers["two"] == numbers["one"]
-    assert describe_machine(torch.device("cuda", 0)).device == "cuda"
-    # The model is anybody's: on a machine without a GPU it gives the same answers.
-    answers = [
-        start_thaw(tmp_path / "two" / "home", "doctor", str(tmp_path / "two.yaml"), **environment).communicate(timeout=120)[0]
-        for environment in ({}, {"CUDA_VISIBLE_DEVICES": ""})
-    ]
-    assert torch.cuda.get_device_name(0) in answers[0]
+    findings, _ = start_thaw(tmp_path / "two" / "home", "doctor").communicate(timeout=120)
+    assert torch.cuda.get_device_name(0) in findings

@@ -13,10 +13,12 @@ import torch
 from training_support import DoubleRun, assert_same_bits, finish, num_stages, numbers, train
 
 from trainables.checkpoint import load_checkpoint, save_checkpoint
-from trainables.config import FeatureSettings, TrialConfig
+from trainables.config import FeatureSettings, Precision, TrialConfig
 from trainables.features.machine import describe_machine
+from trainables.jobs import MeasureJob
 from trainables.lane import _explain, _free_memory
 from trainables.loop import TrialRun
+from trainables.measuring import run_measure
 from trainables.ranks import Ranks
 from trainables.repeatable import make_repeatable
 from trainables.workbench import Workbench
@@ -135,3 +137,19 @@ def test_too_large_a_batch_ends_its_trial_alone(config: Callable[..., TrialConfi
         torch.cuda.set_per_process_memory_fraction(1.0, gpu)
     assert again[0] == expected[0]
     assert_same_bits(again[1], expected[1])
+
+
+def test_precision_and_layout_are_measured_on_the_gpu(gpu: torch.device, tmp_path: Path) -> None:
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    job = MeasureJob(
+        kind="measure", backbone="resnet18", num_classes=3, image_size_px=64, freeze_depth=2, deepest=4, batch_size=32,
+        prefix_batch_size=32, precisions=precisions, prefix_precisions=precisions, layouts=(True, False),
+        memory=str(tmp_path),
+    )  # fmt: skip
+    first, again = (run_measure(job, Ranks(gpu)) for _ in range(2))
+    assert first["place"] == torch.cuda.get_device_name(gpu)
+    assert len(first["timings"]) == 8
+    assert all(0 < timing["seconds"] < 1 for timing in first["timings"])
+    assert (first["is_remembered"], again["is_remembered"]) == (False, True)
+    assert again["timings"] == first["timings"]
+    assert run_measure(job.model_copy(update={"precisions": ("fp32",)}), Ranks(CPU))["place"] == "this CPU"
