@@ -21,7 +21,7 @@ from measuring import conclude, median, parser, report, span
 from torch.nn import functional as F
 from torchvision import models
 
-from trainables.kernels import avoid_slow_kernels
+from trainables.kernels import choose_kernels
 from trainables.memory import keep_freed_memory
 
 VARIANTS = ("defaults", "memory kept", "and kernels")
@@ -36,7 +36,7 @@ def images_per_s(backbone: str, precision: str, variant: str, options: argparse.
     torch.set_num_threads(options.threads)
     model = getattr(models, backbone)(num_classes=10).train().to(memory_format=torch.channels_last)
     if variant == VARIANTS[2]:
-        avoid_slow_kernels(model, torch.device("cpu"), precision)  # type: ignore[arg-type]
+        choose_kernels(model, torch.device("cpu"), precision)  # type: ignore[arg-type]
     images = torch.randn(options.batch_size, 3, options.px, options.px).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (options.batch_size,))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

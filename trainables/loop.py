@@ -41,7 +41,7 @@ from trainables.data.batches import (
 from trainables.data.label_sets import members_of
 from trainables.data.views import view_index
 from trainables.features.source import FeatureBatches, StoredFeatures, at_places, visit
-from trainables.kernels import avoid_slow_kernels
+from trainables.kernels import choose_kernels
 from trainables.label_scores import judge_labels
 from trainables.losses import TrainingLoss, class_weights
 from trainables.mixing import Mixer
@@ -95,7 +95,7 @@ class TrialRun:
             self._stored = self._open_store(backbone, cuts_to_keep)
         if config.dropout is not None:
             replace_dropout(self._network.tail, self._network.head_name, config.dropout)
-        tail = avoid_slow_kernels(self._network.tail, ranks.device, config.compute.precision)
+        tail = choose_kernels(self._network.tail, ranks.device, config.compute.precision)
         self._tail = tail.to(ranks.device).to(memory_format=layout)
         # Looked up where it counts: it takes a look at every tensor of the network.
         stage_keys = backbone.graph.stage_keys if config.optimizer.layer_decay < 1 else ()
@@ -362,7 +362,8 @@ class TrialRun:
 
     def _views(self, side: Side, policy: AugmentationConfig, size_px: int | None = None) -> Views:
         data = self.config.data
-        return Views(side, policy, size_px or data.image_size_px, self._bench.views, data.fit)
+        is_pinned = self._ranks.device.type == "cuda"
+        return Views(side, policy, size_px or data.image_size_px, self._bench.views, data.fit, pinned=is_pinned)
 
     def _batches(self, side: Side, policy: AugmentationConfig, size_px: int | None = None) -> BatchSource:
         views = self._views(side.whole or side, policy, size_px)

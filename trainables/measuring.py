@@ -31,7 +31,7 @@ from trainables.config import ComputeConfig, Precision
 from trainables.data.batches import FrozenPrefix, laid_out, memory_format
 from trainables.features.machine import describe_machine
 from trainables.jobs import MeasureJob, Message, Timing
-from trainables.kernels import avoid_slow_kernels
+from trainables.kernels import choose_kernels
 from trainables.ranks import Ranks
 from trainables.stopwatch import HOPELESS, best_of_rounds, first_look
 from trainables.storage import join, read_bytes, write_bytes
@@ -131,7 +131,7 @@ def _training_step(
 ) -> _Step:
     """Forward and backward through what trains; the optimizer's step is the same for every choice."""
     layout = memory_format(compute)
-    tail = avoid_slow_kernels(split_network(backbone, job.freeze_depth).tail, device, compute.precision)
+    tail = choose_kernels(split_network(backbone, job.freeze_depth).tail, device, compute.precision)
     tail = tail.to(device).to(memory_format=layout).train()
     stages = backbone.graph.stages
     shape = stages[job.freeze_depth - 1].output_shape if job.freeze_depth else (3, job.image_size_px, job.image_size_px)

@@ -218,7 +218,9 @@ def fetch_model(text: str, tracking_uri: str) -> Path:
         InputError: There is no such model, or MLflow does not answer.
     """
     if _is_empty(tracking_uri):
-        raise InputError(f"{text}: there are no models at {tracking_uri}; register one, or give a file of weights")
+        raise InputError(
+            f"model: no {text!r}: there are no models at {tracking_uri}; register one, or give a file of weights"
+        )
     with _said_clearly(tracking_uri):
         client = open_client(tracking_uri)
         version = _resolve(client, text)

@@ -23,7 +23,7 @@ search:
   augmentation: [none, flip_crop]
 budget: {{epochs: 4, device: cuda, gpus_per_worker: 0.5}}
 early_stopping: {{scheduler: none}}
-compute: {{precision: auto}}
+compute: {{precision: fp32}}
 baselines: [head_only]
 """
 

@@ -154,14 +154,14 @@ def test_a_deeper_cut_is_the_same_bits_from_pictures_and_from_any_cut_before_it(
     with pytest.raises(ValueError, match="from cut 2"):
         prefix.between(images, 2, [2])
     with pytest.raises(ValueError, match="canonical batch"):
-        prefix.between(torch.zeros(prefix.batch_size + 1, 3, 32, 32), 0, [1])
+        prefix.between(torch.zeros(prefix.batch_size + 1, 3, 32, 32, device=DEVICE), 0, [1])
 
 
 def test_a_rank_without_pictures_gets_empty_features(side: Side) -> None:
     nothing = np.empty(0, np.int64)
     views = Views(side, RANDAUGMENT, 16, ViewCache())
     normalise = Normaliser((0.5,) * 3, (0.25,) * 3, DEVICE)
-    prefix = FrozenPrefix([nn.Conv2d(3, 4, 3)], ComputeConfig())
+    prefix = FrozenPrefix([nn.Conv2d(3, 4, 3).to(DEVICE)], ComputeConfig())
     for part in (prefix, None):
         batches = list(ImageBatches(views, normalise, part).batches([nothing, nothing], 0))
         assert [tuple(batch.inputs.shape) for batch in batches] == [(0, 4, 14, 14) if part else (0, 3, 16, 16)] * 2
@@ -178,7 +178,7 @@ def test_labels_go_with_their_pictures(side: Side) -> None:
         for position, image in zip(positions, batch.inputs, strict=True):
             row = int(side.rows[position])
             expected = view(side.table.image(row), RANDAUGMENT, side.table.id_of(row), 2, 16)
-            assert torch.equal(image, expected.float() / 255)
+            assert torch.equal(image.cpu(), expected.float() / 255)
 
 
 @pytest.mark.parametrize("backbone", ["lenet", "mobilenet_v2"])

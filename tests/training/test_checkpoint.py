@@ -138,10 +138,11 @@ def test_a_delta_and_its_prefix_are_the_whole_trained_network(config: Callable[.
     backbone = load_backbone("mobilenet_v2", None, num_classes=5, input_size_px=32, seed=trial.seed)
     _, whole = backbone.graph.split(0)
     whole.load_state_dict({**backbone.model.state_dict(), **delta}, strict=True)
-    images = torch.randn(trial.compute.prefix_batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(trial.compute.prefix_batch_size, 3, 32, 32, device=DEVICE)
+    images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         expected = run._tail.eval()(run._prefix(images))
-        found = whole.eval().to(memory_format=torch.channels_last)(images)
+        found = whole.eval().to(DEVICE).to(memory_format=torch.channels_last)(images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

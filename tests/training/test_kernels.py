@@ -1,4 +1,4 @@
-"""Layers that compute in float32 for speed: which, and that nothing but rounding changes."""
+"""Layers that compute in other ways, for speed or to repeat themselves: nothing but rounding changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from trainables.kernels import Float32Conv2d, avoid_slow_kernels
+from trainables.kernels import Float32Conv2d, RepeatableAvgPool2d, choose_kernels
 
 CPU = torch.device("cpu")
 
@@ -34,20 +34,41 @@ def convolution(channels: int = 8, groups: int = 8, kernel: int = 3, stride: int
 )
 def test_depthwise_layers_with_strides_or_large_kernels_are_the_slow_ones(layer: nn.Conv2d, is_slow: bool) -> None:
     tail = nn.Sequential(layer)
-    assert isinstance(avoid_slow_kernels(tail, CPU, "bf16")[0], Float32Conv2d) == is_slow
+    assert isinstance(choose_kernels(tail, CPU, "bf16")[0], Float32Conv2d) == is_slow
+
+
+@pytest.mark.parametrize("wanted", [(7, 7), (2, 3), 6, (4, None), (9, 13)], ids=str)
+@pytest.mark.parametrize("size", [(7, 7), (2, 3), (5, 11), (9, 13), (1, 1)], ids=str)
+def test_repeatable_pooling_is_adaptive_pooling(wanted: object, size: tuple[int, int]) -> None:
+    tail = nn.Sequential(nn.AdaptiveAvgPool2d(wanted))
+    inputs = torch.randn(3, 4, *size, dtype=torch.float64, requires_grad=True)
+    expected = tail(inputs)
+    weights = torch.randn_like(expected)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), inputs)
+    found = choose_kernels(tail, torch.device("cuda"), "fp32")(inputs)
+    assert type(tail[0]) is RepeatableAvgPool2d
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (grad,) = torch.autograd.grad((found * weights).sum(), inputs)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-12, atol=1e-12)
+
+
+def test_pooling_to_one_place_and_on_a_cpu_stays_as_it_is() -> None:
+    for size, device in ((1, "cuda"), ((1, 1), "cuda"), (7, "cpu")):
+        tail = choose_kernels(nn.Sequential(nn.AdaptiveAvgPool2d(size)), torch.device(device), "bf16")
+        assert type(tail[0]) is nn.AdaptiveAvgPool2d
 
 
 def test_only_bf16_on_a_cpu_is_concerned() -> None:
     tail = nn.Sequential(convolution(stride=2))
-    assert type(avoid_slow_kernels(tail, CPU, "fp32")[0]) is nn.Conv2d
-    assert type(avoid_slow_kernels(tail, torch.device("cuda"), "bf16")[0]) is nn.Conv2d
+    assert type(choose_kernels(tail, CPU, "fp32")[0]) is nn.Conv2d
+    assert type(choose_kernels(tail, torch.device("cuda"), "bf16")[0]) is nn.Conv2d
 
 
 def test_a_network_keeps_its_names_and_weights_and_rounds_no_worse() -> None:
     torch.manual_seed(0)
     exact = mobilenet_v2(num_classes=3).eval()
     plain = copy.deepcopy(exact)
-    fast = avoid_slow_kernels(copy.deepcopy(exact), CPU, "bf16")
+    fast = choose_kernels(copy.deepcopy(exact), CPU, "bf16")
     assert sum(isinstance(layer, Float32Conv2d) for layer in fast.modules()) == 4
     for (name, tensor), (other, same) in zip(exact.state_dict().items(), fast.state_dict().items(), strict=True):
         assert name == other
@@ -65,7 +86,7 @@ def test_a_network_keeps_its_names_and_weights_and_rounds_no_worse() -> None:
 
 
 def test_the_neighbours_get_the_type_that_they_would_have_got() -> None:
-    layer = avoid_slow_kernels(nn.Sequential(convolution(stride=2)), CPU, "bf16")
+    layer = choose_kernels(nn.Sequential(convolution(stride=2)), CPU, "bf16")
     for dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(torch.randn(2, 8, 6, 6, dtype=dtype)).dtype == torch.bfloat16

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from training_support import DEVICE
 
 from trainables import measuring, stopwatch
 from trainables.config import Precision
@@ -19,6 +18,7 @@ from trainables.jobs import MeasureJob, parse_job
 from trainables.measuring import run_measure
 from trainables.ranks import Ranks
 
+CPU = torch.device("cpu")
 BOTH: tuple[Precision, ...] = ("fp32", "bf16")
 
 
@@ -56,13 +56,13 @@ def test_each_combination_is_timed_once_and_remembered(tmp_path: Path, counted: 
     job = job_in(tmp_path)
     assert parse_job(job.model_dump(mode="json")) == job
     state = torch.get_rng_state()
-    first = run_measure(job, Ranks(DEVICE))
+    first = run_measure(job, Ranks(CPU))
     assert torch.equal(torch.get_rng_state(), state)
     asked = {(part, precision, last) for part in ("trained", "frozen") for precision in BOTH for last in (True, False)}
     assert {(each["part"], each["precision"], each["channels_last"]) for each in first["timings"]} == asked
     assert all(0 < each["seconds"] < 60 for each in first["timings"])
-    assert (first["place"], first["is_remembered"]) == ("this DEVICE", False)
-    again = run_measure(job, Ranks(DEVICE))
+    assert (first["place"], first["is_remembered"]) == ("this CPU", False)
+    again = run_measure(job, Ranks(CPU))
     assert again["is_remembered"]
     assert again["timings"] == first["timings"]
     assert counted == [8]
@@ -71,7 +71,7 @@ def test_each_combination_is_timed_once_and_remembered(tmp_path: Path, counted: 
 
 
 def test_only_what_is_open_is_timed(tmp_path: Path) -> None:
-    message = run_measure(job_in(tmp_path, precisions=(), layouts=(True,)), Ranks(DEVICE))
+    message = run_measure(job_in(tmp_path, precisions=(), layouts=(True,)), Ranks(CPU))
     assert [(each["part"], each["precision"]) for each in message["timings"]] == [
         ("frozen", "fp32"),
         ("frozen", "bf16"),
@@ -81,14 +81,14 @@ def test_only_what_is_open_is_timed(tmp_path: Path) -> None:
 def test_another_size_batch_or_thread_count_is_measured_anew(tmp_path: Path, counted: list[int]) -> None:
     plain = {"precisions": (), "layouts": (True,)}
     for changes in ({}, {"image_size_px": 24}, {"batch_size": 8}):
-        assert not run_measure(job_in(tmp_path, **plain, **changes), Ranks(DEVICE))["is_remembered"]
+        assert not run_measure(job_in(tmp_path, **plain, **changes), Ranks(CPU))["is_remembered"]
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        assert not run_measure(job_in(tmp_path, **plain), Ranks(DEVICE))["is_remembered"]
+        assert not run_measure(job_in(tmp_path, **plain), Ranks(CPU))["is_remembered"]
     finally:
         torch.set_num_threads(before)
-    assert run_measure(job_in(tmp_path, **plain), Ranks(DEVICE))["is_remembered"]
+    assert run_measure(job_in(tmp_path, **plain), Ranks(CPU))["is_remembered"]
     assert len(counted) == 4
 
 
@@ -96,15 +96,15 @@ def test_a_damaged_memory_is_measured_again_and_a_full_one_does_no_harm(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = {"precisions": (), "layouts": (True,)}
-    run_measure(job_in(tmp_path, **plain), Ranks(DEVICE))
+    run_measure(job_in(tmp_path, **plain), Ranks(CPU))
     (file,) = tmp_path.glob("*.json")
     endless = file.read_text().replace('"seconds": ', '"seconds": -')
     for damage in ("", "{", '{"timings": 3}', '{"timings": [{"part": "trained"}]}', endless):
         file.write_text(damage)
-        assert not run_measure(job_in(tmp_path, **plain), Ranks(DEVICE))["is_remembered"]
+        assert not run_measure(job_in(tmp_path, **plain), Ranks(CPU))["is_remembered"]
     blocked = tmp_path / "a file"
     blocked.touch()
-    assert run_measure(job_in(blocked, **plain), Ranks(DEVICE))["timings"]
+    assert run_measure(job_in(blocked, **plain), Ranks(CPU))["timings"]
     assert "cannot be kept" in caplog.text
 
 
@@ -147,7 +147,7 @@ def measured_on(machine: Machine, job: MeasureJob, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(measuring, "_times_of_a_convolution", lambda _: {"fp32": 1.0, "bf16": machine.convolution})
     monkeypatch.setattr(measuring, "_steps", machine.steps)
     monkeypatch.setattr(stopwatch, "time", machine)
-    return {(each["part"], each["precision"]): each["seconds"] for each in run_measure(job, Ranks(DEVICE))["timings"]}
+    return {(each["part"], each["precision"]): each["seconds"] for each in run_measure(job, Ranks(CPU))["timings"]}
 
 
 def test_nothing_is_computed_in_a_precision_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_nothing_is_computed_in_a_precision_without_kernels(tmp_path: Path, monk
 
 def test_a_convolution_is_timed_in_both_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    times = measuring._times_of_a_convolution(DEVICE)
+    times = measuring._times_of_a_convolution(CPU)
     assert all(0 < seconds < 10 for seconds in times.values())
     assert times.keys() == {"fp32", "bf16"}
 

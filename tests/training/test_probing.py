@@ -105,11 +105,11 @@ def test_the_head_is_the_same_from_pictures_from_the_store_and_at_every_depth(
     assert len(after_probe.heads) == 1
     for depth in (0, 2):
         run = TrialRun(trial.model_copy(update={"freeze_depth": depth}), Workbench(), Ranks(DEVICE))
-        assert torch.equal(run.checkpoint().tail["classifier.1.weight"], fitted)
+        assert torch.equal(run.checkpoint().tail["classifier.1.weight"].cpu(), fitted.cpu())
     head_only = TrialRun(trial.model_copy(update={"freeze_depth": deepest}), after_probe, Ranks(DEVICE))
-    logits = head_only.checkpoint().tail["classifier.1.weight"]
+    logits = head_only.checkpoint().tail["classifier.1.weight"].cpu()
     scale = after_probe.heads[head_key(trial)].scale
-    torch.testing.assert_close(logits, scale / MODEST_OUTPUT * fitted)
+    torch.testing.assert_close(logits, scale / MODEST_OUTPUT * fitted.cpu())
     assert scale > 1
 
 
@@ -233,7 +233,7 @@ def test_many_pictures_are_represented_by_some(
     assert features_ND.shape[0] == len(labels_N) == 20
     assert np.bincount(labels_N.numpy()).tolist() == [4, 4, 4, 4, 4]
     everything, all_labels = by_hand(trial, "train", 4)
-    matches = (everything.double()[:, None] == features_ND[None]).all(-1)
+    matches = (everything.cpu().double()[:, None] == features_ND[None]).all(-1)
     assert torch.equal(all_labels[matches.int().argmax(0)], labels_N), "each with its own label"
 
 

@@ -8,6 +8,7 @@ is computed with every epoch, from the nearest stored cut before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from trainables.backbones.zoo import Backbone
 from trainables.config import TrialConfig
 from trainables.data.batches import (
+    DTYPES,
     Batch,
     FrozenPrefix,
     ImageBatches,
@@ -169,7 +171,12 @@ class StoredFeatures:
 
     def read(self, features: Features, positions: np.ndarray) -> torch.Tensor:
         """Rows of an entry, on the device that trains."""
-        rows = features.rows(positions).to(self._ranks.device, non_blocking=True)
+        pinned = None
+        if self._ranks.device.type == "cuda":
+            # Memory that the GPU reads by itself, while the processor goes on; torch keeps it until that is done.
+            size = len(positions) * math.prod(features.shape)
+            pinned = torch.empty(size, dtype=DTYPES[features.plan.key.dtype], pin_memory=True)
+        rows = features.rows(positions, pinned).to(self._ranks.device, non_blocking=True)
         self._pages.touch(features, len(positions))
         return rows
 
