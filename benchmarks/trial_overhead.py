@@ -7,6 +7,7 @@ The other side is the pattern of Ray's guide to Tune with Train: each trial is a
 writes no checkpoints and asks no searcher, all of which Thaw does. At least 50 times less is the bar.
 
     python benchmarks/trial_overhead.py --check
+    python benchmarks/trial_overhead.py --gpu --workers 1
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ early_stopping: {scheduler: none}
 """
 
 
-def thaw_overheads(workers: int, num_trials: int, folder: Path) -> list[float]:
+def thaw_overheads(workers: int, num_trials: int, folder: Path, device: str) -> list[float]:
     """Fixed seconds of each trial of a sweep, but for its first ones."""
     spec, home = folder / "overhead.yaml", folder / "home"
-    spec.write_text(SPEC + f"budget: {{epochs: 1, workers_per_trial: {workers}}}\n")
+    spec.write_text(SPEC + f"budget: {{epochs: 1, workers_per_trial: {workers}, device: {device}}}\n")
     environment = {**os.environ, "THAW_HOME": str(home)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "tuner", "sweep", str(spec), "--set", f"search.num_trials={num_trials}"]
@@ -64,10 +65,10 @@ def _overheads(trials: list[tuple[float, float]]) -> list[float]:
     return [end - before - trained for (before, _), (end, trained) in pairwise(trials)]
 
 
-def plain_overheads(workers: int, num_trials: int, folder: Path) -> list[float]:
+def plain_overheads(workers: int, num_trials: int, folder: Path, device: str) -> list[float]:
     """Fixed seconds of each trial but the first, with a ``TorchTrainer`` per trial; in a fresh process."""
     command = [sys.executable, __file__, "--plain", str(folder), "--workers", str(workers)]
-    command += ["--plain-trials", str(num_trials)]
+    command += ["--plain-trials", str(num_trials), *(["--gpu"] if device == "cuda" else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the plain pattern failed:\n{done.stderr}")
@@ -86,8 +87,10 @@ def train_plainly(settings: dict[str, Any]) -> None:
     layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     model = ray.train.torch.prepare_model(nn.Sequential(*layers, nn.Linear(16 * 8 * 8, 10)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["lr"])
+    device = ray.train.torch.get_device()
     for _ in range(11):
-        loss = nn.functional.cross_entropy(model(torch.randn(32, 3, 16, 16)), torch.randint(10, (32,)))
+        images, labels = torch.randn(32, 3, 16, 16, device=device), torch.randint(10, (32,), device=device)
+        loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -105,12 +108,14 @@ def plain_trial(settings: dict[str, Any]) -> None:
         train_plainly,
         train_loop_config=settings,
         # Next to no CPUs, because Ray 2.60 may leave a trial's placement group behind and starve the next one.
-        scaling_config=ScalingConfig(num_workers=settings["workers"], resources_per_worker={"CPU": 0.02}),
+        scaling_config=ScalingConfig(
+            num_workers=settings["workers"], use_gpu=settings["gpu"], resources_per_worker={"CPU": 0.02}
+        ),
         run_config=RunConfig(name=name, storage_path=settings["storage"], callbacks=[TuneReportCallback()]),
     ).fit()
 
 
-def run_plain(workers: int, num_trials: int, folder: Path) -> None:
+def run_plain(workers: int, num_trials: int, folder: Path, *, gpu: bool) -> None:
     """The plain pattern, in this process; prints each trial's end and training seconds."""
     import ray
     from ray import tune
@@ -123,7 +128,7 @@ def run_plain(workers: int, num_trials: int, folder: Path) -> None:
 
     ray.init(include_dashboard=False, log_to_driver=False)
     threads = max(1, (os.cpu_count() or 1) // workers)
-    settings = {"workers": workers, "threads": threads, "storage": str(folder / "storage")}
+    settings = {"workers": workers, "threads": threads, "storage": str(folder / "storage"), "gpu": gpu}
     results = tune.Tuner(
         tune.with_resources(plain_trial, {"CPU": 0.1}),
         param_space={**settings, "lr": tune.loguniform(1e-4, 1e-2)},
@@ -139,11 +144,12 @@ def run_plain(workers: int, num_trials: int, folder: Path) -> None:
 def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
     """Both sides in turns; per turn the mean over its trials, because a sweep pays for all of them."""
     thaw, plain = [], []
+    device = "cuda" if options.gpu else "cpu"
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory(prefix="thaw-benchmark-") as folder:
-            thaw.append(statistics.mean(thaw_overheads(workers, options.trials, Path(folder))))
+            thaw.append(statistics.mean(thaw_overheads(workers, options.trials, Path(folder), device)))
         with tempfile.TemporaryDirectory(prefix="thaw-benchmark-") as folder:
-            plain.append(statistics.mean(plain_overheads(workers, options.plain_trials, Path(folder))))
+            plain.append(statistics.mean(plain_overheads(workers, options.plain_trials, Path(folder), device)))
     ratios = [long / short for long, short in zip(plain, thaw, strict=True)]
     return {
         "workers": workers,
@@ -158,6 +164,7 @@ def parse_options() -> argparse.Namespace:
     options.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of one trial (default: 1 and 2)")
     options.add_argument("--trials", type=int, default=30, help="of the sweep (default %(default)s)")
     options.add_argument("--plain-trials", type=int, default=3, help="of the other side (default %(default)s)")
+    options.add_argument("--gpu", action="store_true", help="both sides on a GPU per worker")
     options.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     return options.parse_args()
 
@@ -165,7 +172,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> int:
     options = parse_options()
     if options.plain:
-        run_plain(options.workers[0], options.plain_trials, options.plain)
+        run_plain(options.workers[0], options.plain_trials, options.plain, gpu=options.gpu)
         return 0
     results = [measure(workers, options) for workers in options.workers]
     rows = [

@@ -66,7 +66,8 @@ def test_the_best_checkpoint_holds_what_was_judged(config: Callable[..., TrialCo
     save_checkpoint(str(tmp_path / "best.ckpt"), run.checkpoint(weights_only=True))
     best = load_checkpoint(str(tmp_path / "best.ckpt"))
     assert not best.average
-    assert_same_bits(dict(best.tail), copied(run.checkpoint().average))
+    judged_by = {name: tensor.cpu() for name, tensor in copied(run.checkpoint().average).items()}
+    assert_same_bits(dict(best.tail), judged_by)
     scoring = TrialRun(trial, Workbench(), Ranks(DEVICE))
     scoring.restore(best)
     for judged in (scoring.evaluate("val").metrics, scoring.evaluate("val").metrics):

@@ -178,7 +178,7 @@ def test_labels_go_with_their_pictures(side: Side) -> None:
         for position, image in zip(positions, batch.inputs, strict=True):
             row = int(side.rows[position])
             expected = view(side.table.image(row), RANDAUGMENT, side.table.id_of(row), 2, 16)
-            assert torch.equal(image.cpu(), expected.float() / 255)
+            assert torch.equal(image, expected.to(DEVICE).float() / 255)
 
 
 @pytest.mark.parametrize("backbone", ["lenet", "mobilenet_v2"])

@@ -186,15 +186,15 @@ def test_a_rare_classs_pictures_count_for_more_and_all_for_1_on_average(config: 
     )
     before, grads, run = first_step(trial)
     side = run.side("train")
-    labels = torch.from_numpy(side.labels)
+    labels = torch.from_numpy(side.labels).to(DEVICE)
     weights_K = run._loss.weights_K
     assert weights_K is not None
     assert weights_K[labels].mean().item() == pytest.approx(1.0)
     counts_K = torch.bincount(labels).float()
-    torch.testing.assert_close(weights_K * counts_K, torch.full((5,), len(labels) / 5))
+    torch.testing.assert_close(weights_K * counts_K, torch.full((5,), len(labels) / 5, device=DEVICE))
     _, plain, _ = first_step(trial.model_copy(update={"class_balance": "none"}))
     assert before.keys() == grads.keys()
-    logits, targets = torch.randn(9, 5), torch.arange(9) % 5
+    logits, targets = torch.randn(9, 5, device=DEVICE), torch.arange(9, device=DEVICE) % 5
     by_picture = [F.cross_entropy(logits[i], targets[i], label_smoothing=0.2) * weights_K[targets[i]] for i in range(9)]
     torch.testing.assert_close(run._loss(logits, targets), torch.stack(by_picture).sum())
     assert not torch.equal(plain["head.weight"], grads["head.weight"])

@@ -113,7 +113,7 @@ def test_a_trial_learns_every_label(trial: TrialConfig) -> None:
     handle = run._tail.register_forward_hook(lambda _, __, output: logits.append(output.detach()))
     evaluation = run.evaluate("val")
     handle.remove()
-    has, scores = labels_of(run, "val"), torch.cat(logits).double().sigmoid().numpy()
+    has, scores = labels_of(run, "val"), torch.cat(logits).double().sigmoid().cpu().numpy()
     assert evaluation.metrics["map"] == pytest.approx(sk.average_precision_score(has, scores), abs=1e-12)
     assert evaluation.metrics["map"] > has.mean() + 0.2
     assert reported[-1]["val/map"] == evaluation.metrics["map"]

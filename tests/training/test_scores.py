@@ -155,7 +155,7 @@ def test_a_trials_scores_are_those_of_its_own_predictions(config: Callable[..., 
     handle = run._tail.register_forward_hook(lambda _, __, output: logits.append(output.detach()))
     evaluation = run.evaluate("val")
     handle.remove()
-    probabilities = torch.cat(logits).double().softmax(1).numpy()
+    probabilities = torch.cat(logits).double().softmax(1).cpu().numpy()
     labels, predicted = run.side("val").labels, (probabilities @ costs).argmin(1)
     expected = {
         "loss": sk.log_loss(labels, probabilities, labels=range(5)),
