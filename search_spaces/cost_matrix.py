@@ -11,8 +11,9 @@ from typing import Annotated, Any, TypeAlias, Union
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
-from search_spaces.mistakes import nearest, shorten
+from search_spaces.mistakes import nearest
 from search_spaces.ranges import CHOICES, RANGE, ClassName, NonNegative
+from search_spaces.wording import shorten
 from trainables.errors import InputError
 
 CostTable: TypeAlias = dict[ClassName, dict[ClassName, NonNegative]]

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from search_spaces.mistakes import fields_at, format_errors, nearest, shorten
+from search_spaces.mistakes import fields_at, format_errors, nearest
 from search_spaces.spec import PretrainSpec, SweepSpec
+from search_spaces.wording import shorten
 from trainables.errors import InputError
 from trainables.typed_path import expand
 

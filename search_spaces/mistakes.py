@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from search_spaces.ranges import FORM_TAGS
+from search_spaces.wording import LONGEST_VALUE, shorten
 
-_LONGEST_VALUE = 60
 _NOT_A_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _WORDS_BESIDE_NUMBERS = frozenset({"all", "auto", "unlimited"})
 
@@ -58,12 +58,6 @@ def fields_at(model: type[BaseModel], path: Sequence[str]) -> tuple[type[BaseMod
     return models
 
 
-def shorten(value: object) -> str:
-    """The value as it would be written in Python, cut to a length that fits in a line."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
-
-
 def _describe(details: ErrorDetails, model: type[BaseModel]) -> list[str]:
     parts = [part for part in details["loc"] if part not in FORM_TAGS]
     path = _spell(parts)
@@ -98,7 +92,7 @@ def _spell(parts: Sequence[int | str]) -> str:
 
 def _visible(name: str) -> str:
     """A field's name as it is written, where a terminal can show it: what people typed may be anything."""
-    is_plain = bool(name) and name.isprintable() and len(name) <= _LONGEST_VALUE
+    is_plain = bool(name) and name == name.strip() and name.isprintable() and len(name) <= LONGEST_VALUE
     return name if is_plain else shorten(name)
 
 

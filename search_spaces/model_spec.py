@@ -33,6 +33,7 @@ from search_spaces.ranges import (
     check_name,
 )
 from search_spaces.search_spec import OptimizerName
+from search_spaces.wording import shorten
 from trainables.config import PolicyName
 
 MOST_CHOSEN = 4
@@ -170,7 +171,9 @@ class ModelSpec(SpecPart):
     def _is_auto_or_a_list(cls, value: Any) -> Any:
         if value is None or value == "auto" or isinstance(value, (list, tuple)):
             return value
-        raise ValueError(f"{value!r} is neither 'auto' nor a list; write a list such as [resnet18, mobilenet_v2]")
+        raise ValueError(
+            f"{shorten(value)} is neither 'auto' nor a list; write a list such as [resnet18, mobilenet_v2]"
+        )
 
     @property
     def choices(self) -> tuple[BackboneChoice, ...]:

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from search_spaces.wording import shorten
 from trainables.config import LEAST_START_SIZE, MOST_ALPHA, Settings
 
 # Pydantic puts these into an error's location. None can be a field's name, so messages can leave them out.
@@ -176,7 +177,7 @@ def are_distinct(values: tuple[V, ...]) -> tuple[V, ...]:
     """
     for place, value in enumerate(values):
         if value in values[:place]:
-            raise ValueError(f"{value!r} is listed twice; list each value once")
+            raise ValueError(f"{shorten(value)} is listed twice; list each value once")
     return values
 
 
