@@ -25,6 +25,8 @@ _OF_ONE_LABEL = ("val/accuracy", "val/balanced_accuracy", "val/cost")
 def contradictions(spec: SweepSpec) -> Iterator[str]:
     """One line per contradiction: the field, why, and what to change."""
     yield from _backbones(spec)
+    yield from _price_of_several(spec)
+    yield from _sizes(spec)
     yield from _idle_magnitude(spec)
     yield from _idle_ratio(spec)
     yield from _idle_price(spec)
@@ -121,24 +123,36 @@ def _backbones(spec: SweepSpec) -> Iterator[str]:
             "model.weights: they are those of model.backbone, and model.backbones is given; write them there, as "
             "[{backbone: NAME, weights: WEIGHTS}]"
         )
-    if spec.search.cost_aware and len(model.choices) != 1:
-        yield (
-            "search.cost_aware: depth and policy, which decide a price, are proposed apart where model.backbones has "
-            "several networks; leave cost_aware out, or search one network"
-        )
     if model.backbones == "auto":
         return
     yield from _idle_bounds(spec, "model.backbones names the networks")
-    for place, choice in enumerate(model.choices):
-        if choice.image_size_px is not None and choice.image_size_px > spec.data.image_size_px:
-            yield (
-                f"model.backbones[{place}].image_size_px: {choice.image_size_px} is more than the "
-                f"{spec.data.image_size_px} of data.image_size_px, for which pictures are kept; raise that, and give "
-                "the other networks theirs"
-            )
-    recipes = [choice.weights.pretrain.name for choice in model.choices if not isinstance(choice.weights, str)]
+    recipes = [entry.weights.pretrain.name for entry in model.entries if not isinstance(entry.weights, str)]
     if twice := {name for name in recipes if recipes.count(name) > 1}:
         yield f"model.backbones: two networks are pretrained as {min(twice)!r}; give each recipe another name"
+
+
+def _price_of_several(spec: SweepSpec) -> Iterator[str]:
+    num_networks = 2 if spec.model.backbones == "auto" else len(spec.model.named)
+    if spec.search.cost_aware and max(num_networks, len(listed(spec.search.image_size_px))) > 1:
+        yield (
+            "search.cost_aware: depth and policy, which decide a price, are proposed apart where there are several "
+            "networks or sizes; leave cost_aware out, or search one network at one size"
+        )
+
+
+def _sizes(spec: SweepSpec) -> Iterator[str]:
+    most = spec.data.image_size_px
+    declared = {"search.image_size_px": spec.search.image_size_px}
+    declared |= {
+        f"model.backbones[{place}].image_size_px": entry.image_size_px for place, entry in enumerate(spec.model.entries)
+    }
+    for place, sizes in declared.items():
+        largest = max((size for size in listed(sizes) if size is not None), default=0)
+        if largest > most:
+            yield (
+                f"{place}: {largest} is more than the {most} of data.image_size_px, for which pictures are kept; "
+                "raise that, and give the other networks theirs"
+            )
 
 
 def _idle_bounds(spec: SweepSpec, why: str) -> Iterator[str]:
@@ -261,7 +275,7 @@ def _two_precisions(spec: SweepSpec) -> Iterator[str]:
         return
     sections = {"compute": spec.compute}
     sections |= {
-        f"model.backbones: {each.backbone}: compute": each.compute for each in spec.model.choices if each.compute
+        f"model.backbones: {each.backbone}: compute": each.compute for each in spec.model.entries if each.compute
     }
     for place, compute in sections.items():
         if compute.precision != "fp32":
@@ -272,7 +286,7 @@ def _two_precisions(spec: SweepSpec) -> Iterator[str]:
 
 
 def _is_head_only(spec: SweepSpec) -> bool:
-    has_own_depths = any(choice.freeze_depth is not None for choice in spec.model.choices)
+    has_own_depths = any(entry.freeze_depth is not None for entry in spec.model.entries)
     return listed(spec.search.freeze_depth) == ("all",) and not has_own_depths
 
 

@@ -111,7 +111,7 @@ def load_pretrain_spec(path: str | Path, overrides: Sequence[str] = ()) -> Pretr
     specs = load_spec(path, overrides).pretrain_specs()
     if not specs:
         raise InputError(f"{path}: model.weights: nothing is pretrained here; give it {{pretrain: ...}}")
-    if len(specs) > 1:
+    if len({each.name for each in specs.values()}) > 1:
         names = ", ".join(specs)
         raise InputError(f"{path}: model.backbones: {names} are pretrained here; give one of them a spec of its own")
     return next(iter(specs.values()))

@@ -18,6 +18,7 @@ from search_spaces.ranges import (
     RANGE,
     VALUE,
     WORD,
+    Chosen,
     Count,
     CountOrUnlimited,
     Depth,
@@ -28,9 +29,11 @@ from search_spaces.ranges import (
     Positive,
     Searched,
     Share,
+    SizePx,
     SpecPart,
     are_distinct,
     check_name,
+    listed,
 )
 from search_spaces.search_spec import OptimizerName
 from search_spaces.wording import shorten
@@ -103,8 +106,9 @@ class BackboneChoice(SpecPart):
     freeze_depth: Searched[Depth, DepthRange] | None = Field(
         None, description="Depths of this network to search; none: as search.freeze_depth says."
     )
-    image_size_px: Annotated[int, Field(strict=True, ge=8, le=1024)] | None = Field(
-        None, description="Side of the square that this network sees; none: data.image_size_px, which is the most."
+    image_size_px: Chosen[SizePx] | None = Field(
+        None,
+        description="Side of the square that this network sees, or several; none: as search.image_size_px says.",
     )
     compute: ComputeSpec | None = Field(
         None, description="Speed and rounding of this network; none: as the section compute says."
@@ -114,6 +118,19 @@ class BackboneChoice(SpecPart):
     def is_pretrained(self) -> bool:
         """Whether it starts from weights rather than at random."""
         return self.weights != "none"
+
+    def by_size(self) -> tuple[BackboneChoice, ...]:
+        """The same network at each of its sizes."""
+        return tuple(self.model_copy(update={"image_size_px": size}) for size in listed(self.image_size_px))
+
+
+def network_of(name: str) -> str:
+    """Torchvision's name of a network, of the one that a sweep has for it: see `ModelSpec.named`."""
+    return name.partition("-")[0]
+
+
+def _at(network: str, size_px: object) -> str:
+    return f"{network}-{size_px}px"
 
 
 def _form_of_backbones(value: object) -> str:
@@ -127,7 +144,11 @@ def _name_of(entry: str | BackboneChoice) -> str:
 def _are_other_networks(entries: tuple[str | BackboneChoice, ...]) -> tuple[str | BackboneChoice, ...]:
     if not entries:
         raise ValueError("the list is empty; give at least one network")
-    are_distinct(tuple(map(_name_of, entries)))
+    names = [_name_of(entry) for entry in entries]
+    sizes = [None if isinstance(entry, str) else entry.image_size_px for entry in entries]
+    if all(size is not None for name, size in zip(names, sizes, strict=True) if names.count(name) > 1):
+        names = [_at(name, each) for name, size in zip(names, sizes, strict=True) for each in listed(size)]
+    are_distinct(tuple(names))
     return entries
 
 
@@ -176,7 +197,7 @@ class ModelSpec(SpecPart):
         )
 
     @property
-    def choices(self) -> tuple[BackboneChoice, ...]:
+    def entries(self) -> tuple[BackboneChoice, ...]:
         """The networks, whichever way they are given; none as long as 'auto' has not chosen them."""
         if self.backbone is not None:
             return (BackboneChoice(backbone=self.backbone, weights=self.weights),)
@@ -185,9 +206,22 @@ class ModelSpec(SpecPart):
         return tuple(BackboneChoice(backbone=each) if isinstance(each, str) else each for each in self.backbones)
 
     @property
+    def named(self) -> dict[str, BackboneChoice]:
+        """What is searched, each at one size, by the names that a sweep has for it.
+
+        A network's own name; where it is searched at several sizes, ``resnet18-128px`` and so on.
+        """
+        choices = [choice for entry in self.entries for choice in entry.by_size()]
+        networks = [choice.backbone for choice in choices]
+        return {
+            name if networks.count(name) == 1 else _at(name, choice.image_size_px): choice
+            for name, choice in zip(networks, choices, strict=True)
+        }
+
+    @property
     def label(self) -> str:
         """The networks in a few words, for titles."""
-        names = [choice.backbone for choice in self.choices]
+        names = list(self.named)
         return ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} backbones"
 
     def place_of(self, backbone: str) -> str:

@@ -34,6 +34,7 @@ from search_spaces.ranges import (
     Searched,
     Share,
     ShareRange,
+    SizePx,
     SpecPart,
     StartSize,
     StartSizeRange,
@@ -140,6 +141,11 @@ class SearchSpec(SpecPart):
     num_views: Searched[CountOrUnlimited, CountRange] = Field(
         4,
         description="Epoch e trains on view e modulo this number; what is behind frozen layers of them can be stored.",
+    )
+    image_size_px: Chosen[SizePx] | None = Field(
+        None,
+        description="Sides of the square that every network is tried at, each as one of `model.backbones`; none: "
+        "data.image_size_px, which is the most: pictures are kept for it.",
     )
     start_size: Searched[StartSize, StartSizeRange] = Field(
         1.0,

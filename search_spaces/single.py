@@ -54,17 +54,17 @@ def _model_of(spec: SweepSpec, point: Mapping[str, Any]) -> dict[str, Any]:
     """The network of a point; of a list its entry, since pictures are kept for the sweep's size and not for its own."""
     if spec.model.backbone is not None:
         return spec.model.model_dump()
-    choices = spec.model.choices
-    choice = next(choice for choice in choices if choice.backbone == point.get(BACKBONE, choices[0].backbone))
+    named = spec.model.named
+    choice = named[str(point.get(BACKBONE, next(iter(named))))]
     return {"backbones": [choice.model_copy(update={"freeze_depth": None}).model_dump()]}
 
 
 def searched_fields(spec: SweepSpec) -> list[str]:
     """Fields that leave something to choose, by path."""
     names = [f"search.{field}" for field in _searched_in_search(spec)]
-    if spec.model.backbones == "auto" or len(spec.model.choices) > 1:
+    if spec.model.backbones == "auto" or len(spec.model.named) > 1:
         return ["model.backbones", *names]
-    own = [choice.freeze_depth for choice in spec.model.choices if choice.freeze_depth is not None]
+    own = [choice.freeze_depth for choice in spec.model.named.values() if choice.freeze_depth is not None]
     if not own:
         return names
     names = [name for name in names if name != "search.freeze_depth"]

@@ -7,7 +7,8 @@ head. Fields with one value are in the point and never asked for. Which points a
 business.
 
 Over several backbones a point has a `backbone` too, and its depth is one of that network's. Optuna would take depths of
-one name for comparable, so it knows them as ``freeze_depth@resnet18``; nobody else does.
+one name for comparable, so it knows them as ``freeze_depth@resnet18``; nobody else does. A network that is searched at
+several sizes counts as several, ``resnet18-96px`` and ``resnet18-128px``, whose depths are comparable.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Dimension, Value, dimension_of
+from search_spaces.model_spec import network_of
 from search_spaces.ranges import DepthRange, listed
 from search_spaces.search_spec import SearchSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE, TrialConfig
@@ -138,6 +140,7 @@ class SearchSpace:
         self._fields = tuple(name for name in _PLACES if name != "precision" or search.precision is not None)
         common = {name: dimension_of(getattr(search, name)) for name in self._fields if name not in _OF_BACKBONE}
         self._dimensions = {name: {**common, **dimensions} for name, dimensions in own.items()}
+        self._depths_known_as = {name: _depths_known_as(name, own) for name in own}
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -206,7 +209,7 @@ class SearchSpace:
         return [name for name in point if not self._values(name, point).is_fixed]
 
     def _known_as(self, name: str, point: Mapping[str, Any]) -> str:
-        return f"{name}@{point[BACKBONE]}" if self.is_joint and name == "freeze_depth" else name
+        return self._depths_known_as[self.backbone_of(point)] if self.is_joint and name == "freeze_depth" else name
 
     def _values(self, name: str, point: Mapping[str, Any]) -> Dimension:
         if name == BACKBONE and self.is_joint:
@@ -323,6 +326,13 @@ def _own_dimensions(search: SearchSpec, backbone: str, shape: BackboneShape) -> 
     if search.head_init == "auto":
         head_init = Dimension(choices=("probe", "random") if shape.is_pretrained and shape.can_probe else ("random",))
     return {"freeze_depth": dimension_of(search.freeze_depth, shape.num_stages), "head_init": head_init}
+
+
+def _depths_known_as(name: str, own: Mapping[str, Mapping[str, Dimension]]) -> str:
+    """What Optuna calls the depths of a network: at all of its sizes the same, where these are the same depths."""
+    sizes = [other for other in own if network_of(other) == network_of(name)]
+    is_one = all(own[other]["freeze_depth"] == own[name]["freeze_depth"] for other in sizes)
+    return f"freeze_depth@{network_of(name) if is_one else name}"
 
 
 def _numbers_of(depth: Any) -> Iterator[int]:

@@ -243,7 +243,7 @@ class SweepSpec(SpecPart):
     @property
     def is_pretrained(self) -> bool:
         """Whether a backbone starts from weights rather than at random."""
-        return self.model.backbones == "auto" or any(choice.is_pretrained for choice in self.model.choices)
+        return self.model.backbones == "auto" or any(entry.is_pretrained for entry in self.model.entries)
 
     @property
     def most_trials(self) -> int | None:
@@ -267,23 +267,23 @@ class SweepSpec(SpecPart):
         """Epochs before ASHA may stop a trial, within the epochs there are."""
         return min(self.early_stopping.grace_period, self.budget.epochs)
 
-    def compute_of(self, backbone: str) -> ComputeSpec:
-        """Speed and rounding of one of the networks."""
-        own = next((choice.compute for choice in self.model.choices if choice.backbone == backbone), None)
-        return own or self.compute
+    def compute_of(self, name: str) -> ComputeSpec:
+        """Speed and rounding of one of the networks, as `ModelSpec.named` names them."""
+        choice = self.model.named.get(name)
+        return self.compute if choice is None or choice.compute is None else choice.compute
 
     def pretrain_specs(self) -> dict[str, PretrainSpec]:
-        """The backbones to train first, by name, on the sweep's resources."""
+        """The networks to train first, as `ModelSpec.named` names them, on the sweep's resources."""
         resources = ResourceSpec(**{name: getattr(self.budget, name) for name in ResourceSpec.model_fields})
         return {
-            choice.backbone: PretrainSpec(
+            name: PretrainSpec(
                 **{name: getattr(choice.weights.pretrain, name) for name in PretrainRecipe.model_fields},
                 backbone=choice.backbone,
                 # A recipe names its weights on every machine, so it takes the defaults in place of what is measured.
-                compute=self.compute_of(choice.backbone).without_auto(),
+                compute=self.compute_of(name).without_auto(),
                 resources=resources,
                 tracking=TrackingSpec(uri=self.tracking.uri),
             )
-            for choice in self.model.choices
+            for name, choice in self.model.named.items()
             if not isinstance(choice.weights, str)
         }

@@ -56,7 +56,12 @@ AWAY = (
     "its display says `MLflow is away, 12 records wait for it`; the journal keeps every record, and they are sent when "
     "the server is back, or by `thaw resume NAME`"
 )
-FUZZ = "It is not part of the suite, because it builds networks of every size."
+FUZZ = (
+    "The last long run (`python tests/fuzz.py --specs 20000 --seed 261126`) tried 20,000: 4,406 ran, 15,037 were refused "
+    "as they were read and 557 by what they met on the way to training; none ended in a traceback. On the way there it "
+    "found five specs that did, or were refused in a line without a field or a remedy, all mended. It is not part of the "
+    "suite, because it builds networks of every size."
+)
 
 
 def row(mistake: Mistake, said: list[str]) -> str:

@@ -1,9 +1,9 @@
-"""``backbones: auto``: which of torchvision's networks a sweep searches, by a stated rule.
+"""Which networks a sweep searches, and at which sizes: what a spec leaves open or says of all of them, said of each.
 
-In: a spec that leaves the choice open. Out: the same spec with the networks named, their weights too, so that whoever
-goes on with the sweep searches the same ones. The rule: by published top-1 from the best down, one network of each
-family, within the spec's bounds, as long as its weights can be had and it takes pictures of this size, until there are
-`MOST_CHOSEN`. What was left out on the way for another reason than the bounds is told.
+In: a spec. Out: the same spec with the networks named, their weights and sizes too, so that whoever goes on with the
+sweep searches the same ones. The rule of ``backbones: auto``: by published top-1 from the best down, one network of
+each family, within the spec's bounds, as long as its weights can be had and it takes pictures of this size, until there
+are `MOST_CHOSEN`. What was left out on the way for another reason than the bounds is told.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_FAILED = 2
 
 
 def settle_backbones(spec: SweepSpec, home: HomePaths, note: Callable[[str], object]) -> SweepSpec:
-    """The spec with its backbones named; one that names them already as it is.
+    """The spec with its backbones named, each with its sizes; one in which nothing is left open as it is.
 
     Args:
         spec: Whose `model.backbones` may be 'auto'.
@@ -34,8 +34,24 @@ def settle_backbones(spec: SweepSpec, home: HomePaths, note: Callable[[str], obj
     Raises:
         InputError: No network is within the bounds, or the weights of none can be had.
     """
-    if spec.model.backbones != "auto":
+    return _sized(_chosen(spec, home, note) if spec.model.backbones == "auto" else spec)
+
+
+def _sized(spec: SweepSpec) -> SweepSpec:
+    """The spec with the sizes that all networks are tried at given to each that has none of its own."""
+    sizes = spec.search.image_size_px
+    if sizes is None:
         return spec
+    entries = tuple(
+        entry if entry.image_size_px is not None else entry.model_copy(update={"image_size_px": sizes})
+        for entry in spec.model.entries
+    )
+    search = spec.search.model_copy(update={"image_size_px": None})
+    return spec.model_copy(update={"model": ModelSpec(backbones=entries), "search": search})
+
+
+def _chosen(spec: SweepSpec, home: HomePaths, note: Callable[[str], object]) -> SweepSpec:
+    """The spec with its networks chosen."""
     from trainables.backbones.published import all_published
 
     size_px = spec.data.image_size_px

@@ -18,10 +18,10 @@ from tuner.spread import explanation
 
 def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
     """What the parent run shows of the spec and the pictures."""
-    choices = spec.model.choices
+    named = spec.model.named
     return {
-        "backbone": _one_or_all([choice.backbone for choice in choices]),
-        "weights": _one_or_all([_weights(choice) for choice in choices]),
+        "backbone": _one_or_all(list(named)),
+        "weights": _one_or_all([_weights(choice) for choice in named.values()]),
         "source": spec.data.source,
         "image_size_px": spec.data.image_size_px,
         "fit": data.config.fit,

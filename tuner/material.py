@@ -82,11 +82,11 @@ class Material:
 
 def materials_of(spec: SweepSpec, networks: Mapping[str, Network], data: PreparedData) -> dict[str, Material]:
     """Of each of a sweep's backbones, by name."""
-    return {name: _material_of(spec, name, network.cuts, data) for name, network in networks.items()}
+    return {name: _material_of(spec, name, network, data) for name, network in networks.items()}
 
 
-def _material_of(spec: SweepSpec, backbone: str, cuts: CutGraph, data: PreparedData) -> Material:
+def _material_of(spec: SweepSpec, name: str, network: Network, data: PreparedData) -> Material:
     """Of one of a sweep's backbones."""
-    is_pretrained = all(choice.is_pretrained for choice in spec.model.choices if choice.backbone == backbone)
-    precision = spec.compute_of(backbone).without_auto().prefix_precision
-    return Material.of(cuts, data, precision, spec.search.repeats, is_pretrained=is_pretrained)
+    precision = spec.compute_of(name).without_auto().prefix_precision
+    is_pretrained = network.choice.is_pretrained
+    return Material.of(network.cuts, data, precision, spec.search.repeats, is_pretrained=is_pretrained)

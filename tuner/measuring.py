@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.compute_spec import ComputeSpec
+from search_spaces.model_spec import network_of
 from search_spaces.ranges import Range, listed
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
@@ -76,7 +77,7 @@ def measure_job(
     searched = spec.search.precision
     trained = listed(searched) if searched is not None else _open_values(compute.precision)
     return MeasureJob(
-        backbone=space.backbones[0],
+        backbone=network_of(space.backbones[0]),
         num_classes=max(2, num_classes),
         image_size_px=image_size_px,
         freeze_depth=shallowest,
@@ -144,8 +145,8 @@ def pinned(spec: SweepSpec, chosen: Mapping[str, ComputeConfig]) -> SweepSpec:
     if spec.model.backbone is not None:
         return spec.model_copy(update={"compute": fixed[spec.model.backbone]})
     choices = tuple(
-        choice.model_copy(update={"compute": fixed.get(choice.backbone, choice.compute)})
-        for choice in spec.model.choices
+        choice.model_copy(update={"compute": fixed.get(name, choice.compute)})
+        for name, choice in spec.model.named.items()
     )
     return spec.model_copy(update={"model": spec.model.model_copy(update={"backbones": choices})})
 

@@ -30,7 +30,7 @@ _PLACES = ("model.weights: ", "model.backbone: ")
 
 @dataclass(frozen=True)
 class Network:
-    """One backbone of a sweep.
+    """One backbone of a sweep, at one size of pictures.
 
     Attributes:
         choice: What the spec says of it.
@@ -57,7 +57,7 @@ def prepare_networks(
     pretrains: bool = True,
     note: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Network]:
-    """The spec's backbones by name, in its order.
+    """The spec's backbones by name (see `ModelSpec.named`), in its order.
 
     Args:
         spec: Of which the backbones are named.
@@ -73,16 +73,16 @@ def prepare_networks(
     """
     recipes = spec.pretrain_specs()
     networks: dict[str, Network] = {}
-    for choice in spec.model.choices:
-        name, size_px = choice.backbone, choice.image_size_px or data.image_size_px
+    for name, choice in spec.model.named.items():
+        size_px = choice.image_size_px if isinstance(choice.image_size_px, int) else data.image_size_px
         pretraining, weights = None, None
         with _named(spec, name):
             if isinstance(choice.weights, str):
-                weights = prepare_weights(choice.weights, name, home, tracking_uri, note)
+                weights = prepare_weights(choice.weights, choice.backbone, home, tracking_uri, note)
             elif pretrains:
                 pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted)
-            cuts = build_cuts(name, len(data.class_names), size_px)
-        _check_smallest(spec, cuts, name, len(data.class_names), size_px)
+            cuts = build_cuts(choice.backbone, len(data.class_names), size_px)
+        _check_smallest(spec, cuts, choice.backbone, len(data.class_names), size_px)
         networks[name] = Network(choice, size_px, cuts, weights, pretraining)
     return networks
 
@@ -149,6 +149,7 @@ def base_trials(
             spec,
             data.model_copy(update={"image_size_px": network.image_size_px}),
             name,
+            network.choice.backbone,
             pretrained.get(name, network.weights),
         )
         for name, network in networks.items()

@@ -308,14 +308,14 @@ def feature_settings(spec: SweepSpec, home: HomePaths) -> FeatureSettings | None
     )
 
 
-def base_trial(spec: SweepSpec, data: DataConfig, backbone: str, weights: WeightsFile | None) -> TrialConfig:
+def base_trial(spec: SweepSpec, data: DataConfig, name: str, backbone: str, weights: WeightsFile | None) -> TrialConfig:
     """What every trial of a sweep on one backbone has in common; the search fills in the rest."""
     return TrialConfig(
         data=data,
         backbone=BackboneConfig(name=backbone, weights=weights),
         freeze_depth=0,
         epochs=spec.budget.epochs,
-        compute=spec.compute_of(backbone).without_auto(),
+        compute=spec.compute_of(name).without_auto(),
         costs=cost_matrix(spec.costs, data.class_names),
         seed=spec.seed,
         repeats=spec.search.repeats,
@@ -353,7 +353,7 @@ def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
     check_local(home)
     home.tracking_uri(spec.tracking.uri)
     open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
-    for choice in spec.model.choices:
+    for choice in spec.model.entries:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
         is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))
         if is_file and not expand(str(weights)).is_file():

@@ -91,7 +91,7 @@ def run_probe_phase(
 
 def _to_be_probed(spec: SweepSpec, space: SearchSpace) -> list[str]:
     """The backbones of which a probe would tell where to begin."""
-    pretrained = {choice.backbone: choice.is_pretrained for choice in spec.model.choices}
+    pretrained = {name: choice.is_pretrained for name, choice in spec.model.named.items()}
     return [
         name
         for name in space.backbones

@@ -11,6 +11,7 @@ from searching_support import METRIC, Loop, told
 
 from search_spaces.advice import rules_of_thumb
 from search_spaces.loading import dump_spec, load_pretrain_spec, parse_spec
+from search_spaces.model_spec import network_of
 from search_spaces.search_spec import SearchSpec
 from search_spaces.seeding import ProbedDepth, first_points, first_points_of_all, rank_probed
 from search_spaces.single import searched_fields, single_spec
@@ -254,7 +255,7 @@ TWO = {
 
 def test_a_list_of_names_and_mappings_survives_the_way_through_a_file() -> None:
     spec = spec_with(TWO)
-    first, second = spec.model.choices
+    first, second = spec.model.entries
     assert (first.backbone, first.weights, first.is_pretrained) == ("resnet18", "default", True)
     assert (second.backbone, second.image_size_px, second.freeze_depth) == ("lenet", 32, (0, "all"))
     assert spec.model.label == "resnet18, lenet"
@@ -277,6 +278,26 @@ def test_a_list_of_names_and_mappings_survives_the_way_through_a_file() -> None:
         ({"backbone": "a", "max_parameters": 1}, {}, "model.max_parameters: only backbones: auto keeps to it, and one"),
         (TWO, {"search": {"cost_aware": True}}, "search.cost_aware: depth and policy, which decide a price, are"),
         (TWO, {"data": {"source": "x", "image_size_px": 16}}, "model.backbones[1].image_size_px: 32 is more than the"),
+        (
+            {"backbones": [{"backbone": "a", "image_size_px": 64}, {"backbone": "a", "image_size_px": [32, 64]}]},
+            {},
+            "model.backbones: 'a-64px' is listed twice; list each value once",
+        ),
+        (
+            {"backbones": ["a"]},
+            {"search": {"image_size_px": [64, 9999]}},
+            "search.image_size_px[1]: 9999 is not allowed: it should be less than or equal to 1024",
+        ),
+        (
+            {"backbones": ["a"]},
+            {"search": {"image_size_px": [64, 512]}},
+            "search.image_size_px: 512 is more than the 224 of data.image_size_px, for which pictures are kept; raise",
+        ),
+        (
+            {"backbone": "a"},
+            {"search": {"image_size_px": [64, 128], "cost_aware": True}},
+            "search.cost_aware: depth and policy, which decide a price, are",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(model: dict[str, Any], parts: dict[str, Any], line: str) -> None:
@@ -284,6 +305,37 @@ def test_what_cannot_be_meant_is_refused_in_one_line(model: dict[str, Any], part
         spec_with(model, **parts)
     assert str(caught.value).startswith(f"t: {line}")
     assert "\n" not in str(caught.value)
+
+
+def test_each_size_of_a_network_is_searched_as_a_network_of_its_own() -> None:
+    model = {"backbones": ["lenet", {"backbone": "resnet18", "image_size_px": [64, 96], "weights": "none"}]}
+    spec = spec_with(model)
+    assert list(spec.model.named) == ["lenet", "resnet18-64px", "resnet18-96px"]
+    assert spec.model.label == "lenet, resnet18-64px, resnet18-96px"
+    assert [choice.image_size_px for choice in spec.model.named.values()] == [None, 64, 96]
+    assert {network_of(name) for name in spec.model.named} == {"lenet", "resnet18"}
+    apart = {"backbones": [{"backbone": "resnet18", "image_size_px": size} for size in (64, 96)]}
+    assert list(spec_with(apart).model.named) == ["resnet18-64px", "resnet18-96px"]
+    assert spec_with(spec.model_dump(mode="json")["model"]) == spec
+    assert searched_fields(spec)[0] == "model.backbones"
+    one = spec_with({"backbone": "resnet18"}, search={"image_size_px": [64, 96]})
+    assert "search.image_size_px" in searched_fields(one)
+
+    shapes = {"lenet": BackboneShape(4), "resnet18-64px": BackboneShape(6), "resnet18-96px": BackboneShape(6)}
+    space = SearchSpace.over(spec.search, shapes)
+    points = [point for point, _ in draw(space)]
+    assert {point["backbone"] for point in points} == set(shapes)
+    # What is learnt of depths at one size is of use at the other.
+    known_as = {name for point in points for name in space.searched(point) if name.startswith("freeze_depth")}
+    assert known_as == {"freeze_depth@lenet", "freeze_depth@resnet18"}
+    shapes["resnet18-96px"] = BackboneShape(6, freeze_depth=(0, "all"))
+    apart_too = SearchSpace.over(spec.search, shapes)
+    known_as = {name for point, _ in draw(apart_too) for name in apart_too.searched(point) if "freeze" in name}
+    assert known_as == {"freeze_depth@lenet", "freeze_depth@resnet18-64px", "freeze_depth@resnet18-96px"}
+
+    single = single_spec(spec, next(point for point in points if point["backbone"] == "resnet18-96px"), "best")
+    (entry,) = single.model.entries
+    assert (entry.backbone, entry.image_size_px, list(single.model.named)) == ("resnet18", 96, ["resnet18"])
 
 
 def test_several_pretrained_backbones_each_have_a_recipe(tmp_path: Any) -> None:
@@ -306,7 +358,7 @@ def test_the_champions_spec_has_its_backbone_alone() -> None:
     space = SearchSpace.over(spec.search, {"resnet18": BackboneShape(6), "lenet": BackboneShape(4, False, (0, "all"))})
     point = next(point for point, _ in draw(space) if point["backbone"] == "lenet")
     single = single_spec(spec, point, "best")
-    (choice,) = single.model.choices
+    (choice,) = single.model.entries
     assert (choice.backbone, choice.weights, choice.image_size_px) == ("lenet", "none", 32)
     assert searched_fields(single) == []
     alone = SearchSpace.over(single.search, {"lenet": BackboneShape(4, False, choice.freeze_depth)})

@@ -125,7 +125,7 @@ def settled(spec: SweepSpec, pool: Pool, home: Path) -> tuple[SweepSpec, list[st
     head = SimpleNamespace(num_classes=2)
     networks = {
         choice.backbone: SimpleNamespace(image_size_px=64, cuts=SimpleNamespace(head=head))
-        for choice in spec.model.choices
+        for choice in spec.model.entries
     }
     space = SearchSpace.over(spec.search, dict.fromkeys(networks, BackboneShape(6)))
     args: Any = (networks, pool, HomePaths.at(home), progress)
@@ -154,12 +154,12 @@ def test_each_of_several_networks_has_its_own(tmp_path: Path) -> None:
     compute = {"precision": "auto", "prefix_precision": "auto"}
     pool = Pool(resnet18=FAST, efficientnet_b0=SLOW)
     spec, notes = settled(spec_with(model=model, compute=compute), pool, tmp_path)
-    found = {choice.backbone: spec.compute_of(choice.backbone) for choice in spec.model.choices}
+    found = {choice.backbone: spec.compute_of(choice.backbone) for choice in spec.model.entries}
     assert (found["resnet18"].precision, found["efficientnet_b0"].precision, found["lenet"].precision) == (
         "bf16", "fp32", "fp32"
     )  # fmt: skip
     assert notes[-1] == "compute: lenet: not measured (out of memory): the defaults are taken"
-    assert spec.model.choices[1].weights == "none"
+    assert spec.model.entries[1].weights == "none"
     path = tmp_path / "spec.yaml"
     path.write_text(dump_spec(spec))
     assert settled(load_spec(path), pool, tmp_path) == (spec, [])

@@ -46,7 +46,7 @@ def settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
 
 def test_the_best_of_each_family_within_the_bounds(settle: Any) -> None:
     spec, told, _ = settle(spec_with(max_parameters=6_000_000, max_gflops=0.2))
-    names = [choice.backbone for choice in spec.model.choices]
+    names = [choice.backbone for choice in spec.model.entries]
     facts = [published(name) for name in names]
     assert len(names) == MOST_CHOSEN == len({each.family for each in facts})
     assert [each.top1 for each in facts] == sorted((each.top1 for each in facts), reverse=True)
@@ -61,7 +61,7 @@ def test_the_best_of_each_family_within_the_bounds(settle: Any) -> None:
 
 def test_what_was_chosen_is_named_in_the_spec_with_its_weights(settle: Any) -> None:
     spec, _, _ = settle(spec_with(max_parameters=4_000_000))
-    assert all(choice.weights == published(choice.backbone).weights for choice in spec.model.choices)
+    assert all(choice.weights == published(choice.backbone).weights for choice in spec.model.entries)
     again = read_spec(dump_spec(spec), (), "spec.yaml")
     assert again == spec
     assert settle(again)[0] is again, "what is settled stays, whatever can be had now"
@@ -69,16 +69,16 @@ def test_what_was_chosen_is_named_in_the_spec_with_its_weights(settle: Any) -> N
 
 def test_what_cannot_be_had_is_left_out_and_said(settle: Any) -> None:
     bounds = spec_with(max_parameters=6_000_000)
-    first = settle(bounds)[0].model.choices[0].backbone
+    first = settle(bounds)[0].model.entries[0].backbone
     spec, told, _ = settle(bounds, lambda name: name == first)
-    assert first not in [choice.backbone for choice in spec.model.choices]
+    assert first not in [choice.backbone for choice in spec.model.entries]
     assert told[0].startswith(f"backbones: {first} is left out: ")
     assert "could not be downloaded (no route)" in told[0]
 
 
 def test_without_a_network_only_weights_on_disk_are_tried(settle: Any) -> None:
     spec, told, asked = settle(spec_with(), lambda name: name not in ("squeezenet1_1", "resnet18"))
-    assert [choice.backbone for choice in spec.model.choices] == ["resnet18", "squeezenet1_1"]
+    assert [choice.backbone for choice in spec.model.entries] == ["resnet18", "squeezenet1_1"]
     assert len(asked) == 2 + choosing._MOST_FAILED
     assert "only networks whose weights this machine has already" in told[choosing._MOST_FAILED]
 
@@ -102,3 +102,22 @@ def test_every_network_but_lenet_has_published_facts() -> None:
     assert {each.name for each in stated} == set(backbone_names()) - {"lenet"}
     assert all(each.num_parameters > 1e6 and each.flops > 1e7 and 50 < each.top1 < 100 for each in stated)
     assert published("resnet18").gflops_at(112) == pytest.approx(published("resnet18").flops / 4e9)
+
+
+def test_sizes_for_all_are_given_to_each_network_that_has_none_of_its_own(settle: Any) -> None:
+    raw = {
+        "name": "bees", "data": {"source": "x", "image_size_px": 128}, "search": {"image_size_px": [96, 128]},
+        "model": {"backbones": ["resnet18", {"backbone": "lenet", "weights": "none", "image_size_px": 32}]},
+    }  # fmt: skip
+    spec, told, _ = settle(parse_spec(raw, SweepSpec, "test"))
+    assert list(spec.model.named) == ["resnet18-96px", "resnet18-128px", "lenet"]
+    assert spec.search.image_size_px is None
+    assert told == []
+    assert read_spec(dump_spec(spec), [], "test") == spec
+    assert settle(spec)[0] == spec
+    single, _, _ = settle(parse_spec({**raw, "model": {"backbone": "resnet18", "weights": "none"}}, SweepSpec, "test"))
+    assert [(name, each.weights) for name, each in single.model.named.items()] == [
+        ("resnet18-96px", "none"), ("resnet18-128px", "none"),
+    ]  # fmt: skip
+    chosen, _, _ = settle(parse_spec({**raw, "model": {"backbones": "auto"}}, SweepSpec, "test"))
+    assert len(chosen.model.named) == 2 * MOST_CHOSEN

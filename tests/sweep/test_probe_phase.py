@@ -63,7 +63,7 @@ class Sweep:
 
     def __init__(self, root: Path, *overrides: str) -> None:
         self.spec: SweepSpec = load_spec("digits", list(overrides))
-        shapes = {each.backbone: BackboneShape(STAGES, each.is_pretrained) for each in self.spec.model.choices}
+        shapes = {each.backbone: BackboneShape(STAGES, each.is_pretrained) for each in self.spec.model.entries}
         self.space = SearchSpace.over(self.spec.search, shapes)
         self.bases = {
             name: BASE.model_copy(update={"backbone": BackboneConfig(name=name)}) for name in self.space.backbones

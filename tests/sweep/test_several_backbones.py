@@ -1,4 +1,4 @@
-"""A whole sweep over two networks as a user would run it: interrupted or not, and its champion trained again."""
+"""A whole sweep over two networks, one of them at two sizes: interrupted or not, its champion trained again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from running_thaw import numbers_of, run_sweep_to_its_end, start_thaw
 from test_end_to_end import await_epochs
 
 from search_spaces.loading import load_spec
+from search_spaces.model_spec import network_of
 from tuner.journal import champion_record, read_records, read_trials
 from tuner.model_file import Classifier
 from tuner.paths import HomePaths
 from tuner.probing import probe_record
+
+NAMES = ("lenet-16px", "lenet-24px", "shufflenet_v2_x0_5")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -29,7 +32,7 @@ data:
   split: {train: 0.3, val: 0.3, test: 0.4}
 model:
   backbones:
-    - {backbone: lenet, weights: none, image_size_px: 16}
+    - {backbone: lenet, weights: none, image_size_px: [16, 24]}
     - {backbone: shufflenet_v2_x0_5, weights: none, freeze_depth: [2, all]}
 search:
   num_trials: 10
@@ -61,17 +64,17 @@ def test_both_networks_are_probed_searched_and_told_apart(whole: tuple[HomePaths
     paths = home.sweep("two")
     trials = read_trials(paths.journal)
     depths = {
-        name: {trial.params["freeze_depth"] for trial in trials if trial.params["backbone"] == name}
-        for name in ("lenet", "shufflenet_v2_x0_5")
+        name: {trial.params["freeze_depth"] for trial in trials if trial.params["backbone"] == name} for name in NAMES
     }
-    assert depths["lenet"] <= set(range(5))
-    assert depths["shufflenet_v2_x0_5"] == {2, 5}
+    assert depths["lenet-16px"] | depths["lenet-24px"] <= set(range(5))
+    assert all(depths.values())
+    assert depths["shufflenet_v2_x0_5"] <= {2, 5}
     probed = {(row["backbone"], row["depth"]) for row in (probe_record(read_records(paths.journal)) or {})["probes"]}
-    assert len(probed) == 4 + 5
-    assert "probe: lenet: depth" in err
-    assert "backbone lenet" in out
+    assert len(probed) == 4 + 4 + 5
+    assert "probe: lenet-24px: depth" in err
+    assert "backbone lenet-" in out
     report = {path.name for path in paths.report.iterdir()}
-    assert {"probe-lenet.png", "probe-shufflenet_v2_x0_5.png", "sweep.png"} <= report
+    assert {"probe-lenet-16px.png", "probe-lenet-24px.png", "probe-shufflenet_v2_x0_5.png", "sweep.png"} <= report
     # What was predicted is what its own network computes.
     for trial in trials:
         if trial.outcome == "completed":
@@ -87,11 +90,11 @@ def test_mlflow_holds_the_network_of_each_trial(whole: tuple[HomePaths, str, str
     experiment = client.get_experiment_by_name("two")
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert parent.data.params["backbone"] == "lenet, shufflenet_v2_x0_5"
-    assert {"probe/lenet/accuracy", "probe/shufflenet_v2_x0_5/log_me"} <= parent.data.metrics.keys()
+    assert parent.data.params["backbone"] == ", ".join(NAMES)
+    assert {"probe/lenet-16px/accuracy", "probe/shufflenet_v2_x0_5/log_me"} <= parent.data.metrics.keys()
     children = [run.data.params for run in runs if run is not parent]
     assert all("freeze_depth" in params for params in children)
-    assert {params["backbone"] for params in children} == {"lenet", "shufflenet_v2_x0_5"}
+    assert {params["backbone"] for params in children} == set(NAMES)
 
 
 def test_the_models_pictures_are_those_of_its_network(whole: tuple[HomePaths, str, str]) -> None:
@@ -100,8 +103,9 @@ def test_the_models_pictures_are_those_of_its_network(whole: tuple[HomePaths, st
     (trial,) = (each for each in read_trials(home.sweep("two").journal) if each.number == champion["number"])
     uri = home.tracking_uri(None, {})
     card = Classifier.load("models:/two/1", uri).card
-    assert card.backbone == trial.params["backbone"]
-    assert card.image_size_px == (16 if card.backbone == "lenet" else 32)
+    sizes = {"lenet-16px": 16, "lenet-24px": 24, "shufflenet_v2_x0_5": 32}
+    assert card.backbone == network_of(trial.params["backbone"])
+    assert card.image_size_px == sizes[trial.params["backbone"]]
     assert card.stored_side_px == 48, "pictures are kept once, for the largest size"
 
 
@@ -127,7 +131,7 @@ def test_the_champions_spec_trains_the_champion_again(whole: tuple[HomePaths, st
     root, file = Path(home.root), tmp_path / "best.yaml"
     found, err = start_thaw(root, "best", "two", "--spec", str(file)).communicate(timeout=60)
     assert "thaw train" in found, err
-    assert len(load_spec(file).model.choices) == 1
+    assert len(load_spec(file).model.named) == 1
     process = start_thaw(root, "train", str(file))
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
