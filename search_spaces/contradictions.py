@@ -126,8 +126,13 @@ def _backbones(spec: SweepSpec) -> Iterator[str]:
     if model.backbones == "auto":
         return
     yield from _idle_bounds(spec, "model.backbones names the networks")
-    recipes = [entry.weights.pretrain.name for entry in model.entries if not isinstance(entry.weights, str)]
-    if twice := {name for name in recipes if recipes.count(name) > 1}:
+    recipes = {
+        (entry.backbone, entry.weights.pretrain.model_dump_json()): entry.weights.pretrain.name
+        for entry in model.entries
+        if not isinstance(entry.weights, str)
+    }
+    names = list(recipes.values())
+    if twice := {name for name in names if names.count(name) > 1}:
         yield f"model.backbones: two networks are pretrained as {min(twice)!r}; give each recipe another name"
 
 
@@ -151,7 +156,7 @@ def _sizes(spec: SweepSpec) -> Iterator[str]:
         if largest > most:
             yield (
                 f"{place}: {largest} is more than the {most} of data.image_size_px, for which pictures are kept; "
-                "raise that, and give the other networks theirs"
+                "raise that, with sizes for what is to see smaller ones, or lower this"
             )
 
 

@@ -37,7 +37,7 @@ from search_spaces.ranges import (
 )
 from search_spaces.search_spec import OptimizerName
 from search_spaces.wording import shorten
-from trainables.config import PolicyName
+from trainables.config import ComputeConfig, PolicyName
 
 MOST_CHOSEN = 4
 """Networks that `backbones: auto` takes."""
@@ -62,6 +62,9 @@ class PretrainRecipe(SpecPart):
     magnitude: Magnitude = Field(9, description="Strength of the policies that have one, of 30.")
     num_views: CountOrUnlimited = Field("unlimited", description="Epoch e trains on view e modulo this number.")
     seed: Int = Field(0, ge=0, description="Seed of initial weights, order and views.")
+    compute: ComputeConfig | None = Field(
+        None, description="Choices of speed and rounding; none: the sweep's, and the defaults for what it measures."
+    )
 
     check_its_name = field_validator("name")(check_name)
 
@@ -146,9 +149,10 @@ def _are_other_networks(entries: tuple[str | BackboneChoice, ...]) -> tuple[str 
         raise ValueError("the list is empty; give at least one network")
     names = [_name_of(entry) for entry in entries]
     sizes = [None if isinstance(entry, str) else entry.image_size_px for entry in entries]
-    if all(size is not None for name, size in zip(names, sizes, strict=True) if names.count(name) > 1):
-        names = [_at(name, each) for name, size in zip(names, sizes, strict=True) for each in listed(size)]
-    are_distinct(tuple(names))
+    for name, size in zip(names, sizes, strict=True):
+        if size is None and names.count(name) > 1:
+            raise ValueError(f"{shorten(name)} is listed twice; list it once, or give each an image_size_px of its own")
+    are_distinct(tuple(_at(name, each) for name, size in zip(names, sizes, strict=True) for each in listed(size)))
     return entries
 
 

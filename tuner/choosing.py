@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from search_spaces.model_spec import MOST_CHOSEN, BackboneChoice, ModelSpec
+from search_spaces.ranges import listed
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from tuner.paths import HomePaths
@@ -42,6 +43,10 @@ def _sized(spec: SweepSpec) -> SweepSpec:
     sizes = spec.search.image_size_px
     if sizes is None:
         return spec
+    if spec.model.backbone is not None:
+        from trainables.backbones.families import check_name
+
+        check_name(spec.model.backbone)  # while messages can name the field that was given
     entries = tuple(
         entry if entry.image_size_px is not None else entry.model_copy(update={"image_size_px": sizes})
         for entry in spec.model.entries
@@ -55,8 +60,9 @@ def _chosen(spec: SweepSpec, home: HomePaths, note: Callable[[str], object]) -> 
     from trainables.backbones.published import all_published
 
     size_px = spec.data.image_size_px
+    smallest_px = min(listed(spec.search.image_size_px or size_px))
     candidates = [each for each in all_published() if is_within(each, spec.model, size_px)]
-    chosen = _choose(candidates, size_px, home, note)
+    chosen = _choose(candidates, size_px, smallest_px, home, note)
     bounds = f"{spec.model.max_parameters:,} parameters"
     if spec.model.max_gflops is not None:
         bounds += f" and {spec.model.max_gflops:g} GFLOPs at {size_px} px"
@@ -78,7 +84,7 @@ def is_within(network: Published, model: ModelSpec, size_px: int) -> bool:
 
 
 def _choose(
-    candidates: Sequence[Published], size_px: int, home: HomePaths, note: Callable[[str], object]
+    candidates: Sequence[Published], size_px: int, smallest_px: int, home: HomePaths, note: Callable[[str], object]
 ) -> list[Published]:
     chosen: list[Published] = []
     num_failed = 0
@@ -88,7 +94,7 @@ def _choose(
         is_tried_in_vain = num_failed >= _MOST_FAILED and not network.is_on_disk
         if network.family in {each.family for each in chosen} or is_tried_in_vain:
             continue
-        if too_small := _too_small(network, size_px):
+        if too_small := _too_small(network, smallest_px):
             note(f"backbones: {network.name} is left out: {too_small}")
         elif missing := _missing(network, home):
             note(f"backbones: {network.name} is left out: {missing.removeprefix('model.weights: ')}")

@@ -19,11 +19,12 @@ from tuner.spread import explanation
 def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
     """What the parent run shows of the spec and the pictures."""
     named = spec.model.named
+    sizes = list(dict.fromkeys(choice.image_size_px or spec.data.image_size_px for choice in named.values()))
     return {
         "backbone": _one_or_all(list(named)),
         "weights": _one_or_all([_weights(choice) for choice in named.values()]),
         "source": spec.data.source,
-        "image_size_px": spec.data.image_size_px,
+        "image_size_px": _one_or_all(sizes),
         "fit": data.config.fit,
         "num_classes": len(data.config.class_names),
         "num_train": data.size("train"),
@@ -44,8 +45,8 @@ def _weights(choice: BackboneChoice) -> str:
     return weights if isinstance(weights, str) else f"pretrain:{weights.pretrain.name}"
 
 
-def _one_or_all(names: list[str]) -> str | list[str]:
-    return names if len(names) > 1 else names[0]
+def _one_or_all(values: list[Any]) -> Any:
+    return values if len(values) > 1 else values[0]
 
 
 def environment() -> dict[str, str]:

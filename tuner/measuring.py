@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.compute_spec import ComputeSpec
-from search_spaces.model_spec import network_of
+from search_spaces.model_spec import PretrainWeights, network_of
 from search_spaces.ranges import Range, listed
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
@@ -141,14 +141,25 @@ def pinned(spec: SweepSpec, chosen: Mapping[str, ComputeConfig]) -> SweepSpec:
     """The spec with what was chosen for each network written where it belongs."""
     if not chosen:
         return spec
+    weights = {name: _with_its_compute(spec, name) for name in spec.model.named}
     fixed = {name: ComputeSpec.model_validate(compute.model_dump()) for name, compute in chosen.items()}
     if spec.model.backbone is not None:
-        return spec.model_copy(update={"compute": fixed[spec.model.backbone]})
+        model = spec.model.model_copy(update={"weights": weights[spec.model.backbone]})
+        return spec.model_copy(update={"compute": fixed[spec.model.backbone], "model": model})
     choices = tuple(
-        choice.model_copy(update={"compute": fixed.get(name, choice.compute)})
+        choice.model_copy(update={"compute": fixed.get(name, choice.compute), "weights": weights[name]})
         for name, choice in spec.model.named.items()
     )
     return spec.model_copy(update={"model": spec.model.model_copy(update={"backbones": choices})})
+
+
+def _with_its_compute(spec: SweepSpec, name: str) -> str | PretrainWeights:
+    """A network's weights; a recipe for them says what it computes with, not what is measured for the sweep."""
+    weights = spec.model.named[name].weights
+    if isinstance(weights, str):
+        return weights
+    recipe = weights.pretrain.model_copy(update={"compute": spec.recipe_compute(name)})
+    return PretrainWeights(pretrain=recipe)
 
 
 def _measured(job: MeasureJob, compute: ComputeSpec, name: str, pool: LanePool) -> tuple[ComputeConfig, list[str]]:

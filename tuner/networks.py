@@ -25,6 +25,7 @@ from tuner.pretraining import Pretraining, prepare_pretraining
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
 
+_SIZE = "data.image_size_px: "
 _PLACES = ("model.weights: ", "model.backbone: ")
 
 
@@ -163,6 +164,8 @@ def _named(spec: SweepSpec, backbone: str) -> Iterator[None]:
         yield
     except InputError as error:
         place = next((place for place in _PLACES if str(error).startswith(place)), None)
+        if str(error).startswith(_SIZE) and spec.model.named[backbone].image_size_px is not None:
+            place = _SIZE
         if spec.model.backbone is not None or place is None:
             raise
         raise InputError(f"model.backbones: {backbone}: {str(error).removeprefix(place)}") from error

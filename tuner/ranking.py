@@ -114,10 +114,12 @@ def _rank(
 
     from trainables.probing import run_probe
     from trainables.ranks import Ranks
+    from trainables.repeatable import make_repeatable
     from trainables.workbench import Workbench
 
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    make_repeatable(device)  # as lanes do, or they would not read what is stored here
     bench = Workbench(features=FeatureSettings(directory=home.features, budget_bytes=_BUDGET_BYTES))
     try:
         config = TrialConfig(

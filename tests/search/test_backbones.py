@@ -269,7 +269,7 @@ def test_a_list_of_names_and_mappings_survives_the_way_through_a_file() -> None:
         ({}, {}, "model.backbone: missing; name of the network, as torchvision spells it; give it in the spec"),
         ({"backbones": "resnet18"}, {}, "model.backbones: 'resnet18' is neither 'auto' nor a list; write a list"),
         ({"backbones": []}, {}, "model.backbones: the list is empty; give at least one network"),
-        ({"backbones": ["a", {"backbone": "a"}]}, {}, "model.backbones: 'a' is listed twice; list each value once"),
+        ({"backbones": ["a", {"backbone": "a"}]}, {}, "model.backbones: 'a' is listed twice; list it once, or give"),
         ({"backbones": [18]}, {}, "model.backbones[0]: 18 is not allowed: it should be a valid string"),
         ({"backbones": [{"backbone": "a", "size": 3}]}, {}, "model.backbones[0].size: there is no such field; "),
         ({"backbone": "a", "backbones": ["b"]}, {}, "model.backbones: given beside model.backbone, which is a; leave"),

@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 
 from search_spaces.compute_spec import ComputeSpec
-from search_spaces.loading import dump_spec, load_spec, parse_spec
+from search_spaces.loading import dump_spec, load_spec, parse_spec, read_spec
 from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import ComputeConfig
 from trainables.errors import InputError
 from trainables.jobs import Timing
 from tuner.lanes import LaneError
-from tuner.measuring import batch_class, choose, measure_job, reasons, settle_compute
+from tuner.measuring import batch_class, choose, measure_job, pinned, reasons, settle_compute
 from tuner.paths import HomePaths
 
 AUTO = {"precision": "auto", "prefix_precision": "auto", "channels_last": "auto"}
@@ -174,6 +174,26 @@ def test_nothing_is_measured_where_nothing_is_open(tmp_path: Path) -> None:
 def test_a_pretraining_takes_the_defaults_in_the_place_of_what_is_measured() -> None:
     spec = load_spec("digits", ["compute.precision=auto", "compute.prefix_precision=bf16"])
     assert spec.pretrain_specs()["lenet"].compute == ComputeConfig(prefix_precision="bf16")
+
+
+def test_what_is_measured_changes_no_recipe_and_can_be_read_again() -> None:
+    recipe = {"name": "first", "data": {"source": "digits"}}
+    size = {"image_size_px": [16, 24]}
+    for model in (
+        {"backbone": "lenet", "weights": {"pretrain": recipe}},
+        {"backbones": [{"backbone": "lenet", "weights": {"pretrain": recipe}, **size}, {"backbone": "resnet18"}]},
+    ):
+        spec = spec_with(model=model, compute={"precision": "auto"}, data={"source": "digits", "image_size_px": 32})
+        before = spec.pretrain_specs()
+        fast = ComputeConfig(precision="bf16", prefix_precision="bf16")
+        chosen = {name: fast if number == 0 else ComputeConfig() for number, name in enumerate(spec.model.named)}
+        settled_spec = pinned(spec, chosen)
+        assert {name: settled_spec.compute_of(name).without_auto() for name in chosen} == chosen
+        again = read_spec(dump_spec(settled_spec), [], "kept")
+        assert again == settled_spec
+        for name, wanted in before.items():
+            for later in (settled_spec, again):
+                assert later.pretrain_specs()[name] == wanted
 
 
 @pytest.mark.parametrize("override", ["compute.precision=fast", "compute.channels_last=fast", "compute.precision=1"])
