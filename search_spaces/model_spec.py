@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, field
 
 from search_spaces.compute_spec import ComputeSpec
 from search_spaces.data_spec import DataSpec
+from search_spaces.naming import at_size
 from search_spaces.ranges import (
     CHOICES,
     NAME_RULE,
@@ -127,15 +128,6 @@ class BackboneChoice(SpecPart):
         return tuple(self.model_copy(update={"image_size_px": size}) for size in listed(self.image_size_px))
 
 
-def network_of(name: str) -> str:
-    """Torchvision's name of a network, of the one that a sweep has for it: see `ModelSpec.named`."""
-    return name.partition("-")[0]
-
-
-def _at(network: str, size_px: object) -> str:
-    return f"{network}-{size_px}px"
-
-
 def _form_of_backbones(value: object) -> str:
     return CHOICES if isinstance(value, (list, tuple)) else WORD
 
@@ -152,7 +144,7 @@ def _are_other_networks(entries: tuple[str | BackboneChoice, ...]) -> tuple[str 
     for name, size in zip(names, sizes, strict=True):
         if size is None and names.count(name) > 1:
             raise ValueError(f"{shorten(name)} is listed twice; list it once, or give each an image_size_px of its own")
-    are_distinct(tuple(_at(name, each) for name, size in zip(names, sizes, strict=True) for each in listed(size)))
+    are_distinct(tuple(at_size(name, each) for name, size in zip(names, sizes, strict=True) for each in listed(size)))
     return entries
 
 
@@ -218,7 +210,7 @@ class ModelSpec(SpecPart):
         choices = [choice for entry in self.entries for choice in entry.by_size()]
         networks = [choice.backbone for choice in choices]
         return {
-            name if networks.count(name) == 1 else _at(name, choice.image_size_px): choice
+            name if networks.count(name) == 1 else at_size(name, choice.image_size_px): choice
             for name, choice in zip(networks, choices, strict=True)
         }
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.dimension import Dimension, Value, dimension_of
-from search_spaces.model_spec import network_of
+from search_spaces.naming import network_of
 from search_spaces.ranges import DepthRange, listed
 from search_spaces.search_spec import SearchSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE, TrialConfig

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.compute_spec import ComputeSpec
-from search_spaces.model_spec import PretrainWeights, network_of
+from search_spaces.model_spec import PretrainWeights
+from search_spaces.naming import network_of
 from search_spaces.ranges import Range, listed
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace

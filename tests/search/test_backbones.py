@@ -11,7 +11,7 @@ from searching_support import METRIC, Loop, told
 
 from search_spaces.advice import rules_of_thumb
 from search_spaces.loading import dump_spec, load_pretrain_spec, parse_spec
-from search_spaces.model_spec import network_of
+from search_spaces.naming import network_of
 from search_spaces.search_spec import SearchSpec
 from search_spaces.seeding import ProbedDepth, first_points, first_points_of_all, rank_probed
 from search_spaces.single import searched_fields, single_spec

@@ -11,7 +11,7 @@ from running_thaw import numbers_of, run_sweep_to_its_end, start_thaw
 from test_end_to_end import await_epochs
 
 from search_spaces.loading import load_spec
-from search_spaces.model_spec import network_of
+from search_spaces.naming import network_of
 from tuner.journal import champion_record, read_records, read_trials
 from tuner.model_file import Classifier
 from tuner.paths import HomePaths
