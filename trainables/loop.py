@@ -47,7 +47,7 @@ from trainables.losses import TrainingLoss, class_weights
 from trainables.mixing import Mixer
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.scores import Evaluation, count_confusion, judge_whole
-from trainables.sizes import shares_of_size, size_at
+from trainables.sizes import share_at, size_at
 from trainables.workbench import Workbench
 
 _EVALUATION_BATCH_SIZE = 64
@@ -358,7 +358,7 @@ class TrialRun:
     def _train_size(self, epoch: int) -> int:
         """Side in pixels of the pictures that an epoch, counted from 0, trains on."""
         config = self.config
-        return size_at(shares_of_size(config.start_size, config.epochs)[epoch], config.data.image_size_px)
+        return size_at(share_at(epoch, config.start_size, config.epochs), config.data.image_size_px)
 
     def _views(self, side: Side, policy: AugmentationConfig, size_px: int | None = None) -> Views:
         data = self.config.data

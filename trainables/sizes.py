@@ -12,16 +12,24 @@ LEAST_PX = 8
 """The smallest square that any network sees."""
 
 
-def shares_of_size(start: float, epochs: int) -> tuple[float, ...]:
-    """The share of the full side's length that each epoch trains at.
+def thirds(start: float, epochs: int) -> tuple[tuple[float, int], ...]:
+    """Shares of the full side's length, in their order, and how many epochs train at each.
 
     Args:
         start: The first share; 1: always the full size.
         epochs: Of the whole trial; the last one is always at the full size.
     """
     first, second = epochs // 3, 2 * epochs // 3
-    middle = (1 + start) / 2
-    return tuple(start if epoch < first else middle if epoch < second else 1.0 for epoch in range(epochs))
+    return (start, first), ((1 + start) / 2, second - first), (1.0, epochs - second)
+
+
+def share_at(epoch: int, start: float, epochs: int) -> float:
+    """The share that an epoch, counted from 0, trains at; see `thirds`."""
+    for share, num_epochs in thirds(start, epochs):
+        if epoch < num_epochs:
+            return share
+        epoch -= num_epochs
+    return 1.0
 
 
 def size_at(share: float, full_px: int) -> int:

@@ -25,7 +25,7 @@ from search_spaces.space import BACKBONE, Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
 from trainables.jobs import CutsToKeep
-from trainables.sizes import shares_of_size
+from trainables.sizes import thirds
 from tuner.material import Material
 
 if TYPE_CHECKING:
@@ -219,8 +219,8 @@ class Pricing:
     def _cost(self, point: Mapping[str, Any], held: Iterable[HeldCut], kept: CutsToKeep) -> Cost:
         material = self._materials[self._space.backbone_of(point)]
         # FLOPs go by the square of a picture's side.
-        shares = shares_of_size(float(point.get("start_size", 1.0)), self._epochs)
-        mean_pixels = sum(share**2 for share in shares) / len(shares)
+        stages = thirds(float(point.get("start_size", 1.0)), self._epochs)
+        mean_pixels = sum(num_epochs * share**2 for share, num_epochs in stages) / self._epochs
         return trial_flops(
             freeze_depth=int(point["freeze_depth"]),
             epochs=self._epochs,

@@ -15,15 +15,19 @@ from trainables.config import FeatureSettings, TrialConfig
 from trainables.errors import InputError
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.sizes import shares_of_size, size_at
+from trainables.sizes import share_at, size_at, thirds
 from trainables.workbench import Workbench
 from tuner.networks import prepare_networks
 from tuner.paths import HomePaths
 
 
+def shares(start: float, epochs: int) -> list[float]:
+    return [share_at(epoch, start, epochs) for epoch in range(epochs)]
+
+
 @given(st.floats(0.25, 1), st.integers(1, 60), st.integers(8, 1024))
 def test_sizes_grow_to_the_full_one(start: float, epochs: int, full_px: int) -> None:
-    sizes = [size_at(share, full_px) for share in shares_of_size(start, epochs)]
+    sizes = [size_at(share, full_px) for share in shares(start, epochs)]
     assert len(sizes) == epochs
     assert sizes == sorted(sizes)
     assert sizes[-1] == full_px
@@ -34,9 +38,10 @@ def test_sizes_grow_to_the_full_one(start: float, epochs: int, full_px: int) -> 
 
 
 def test_thirds() -> None:
-    assert shares_of_size(0.5, 6) == (0.5, 0.5, 0.75, 0.75, 1.0, 1.0)
-    assert shares_of_size(0.5, 8) == (0.5, 0.5, 0.75, 0.75, 0.75, 1.0, 1.0, 1.0)
-    assert shares_of_size(0.5, 1) == (1.0,)
+    assert shares(0.5, 6) == [0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
+    assert shares(0.5, 8) == [0.5, 0.5, 0.75, 0.75, 0.75, 1.0, 1.0, 1.0]
+    assert shares(0.5, 1) == [1.0]
+    assert thirds(0.5, 8) == ((0.5, 2), (0.75, 3), (1.0, 3))
     assert [size_at(share, 224) for share in (0.5, 0.75, 1.0)] == [112, 168, 224]
 
 
