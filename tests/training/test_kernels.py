@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 from trainables.kernels import Float32Conv2d, RepeatableAvgPool2d, choose_kernels
+from trainables.repeatable import make_repeatable
 
 CPU = torch.device("cpu")
 
@@ -90,3 +92,10 @@ def test_the_neighbours_get_the_type_that_they_would_have_got() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(torch.randn(2, 8, 6, 6, dtype=dtype)).dtype == torch.bfloat16
+
+
+def test_a_cpu_repeats_itself_and_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    make_repeatable(CPU)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
