@@ -80,7 +80,7 @@ def test_no_head_of_several_labels_starts_from_a_probe_on_any_backbone(tmp_path:
     def heads(*overrides: str) -> set[Value]:
         spec = load_spec(path, overrides)
         cuts = build_cuts("lenet", 2, 16)
-        space = space_over(spec, {each.backbone: Network(each, 16, cuts) for each in spec.model.choices})
+        space = space_over(spec, {each.backbone: Network(each, 16, cuts) for each in spec.model.entries})
         return {point.get("head_init", "random") for point in rules_of_thumb(space)}
 
     assert heads() == {"random"}
