@@ -41,10 +41,11 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
-from trainables.data.batches import memory_format, plan_epoch
+from trainables.data.batches import plan_epoch
 from trainables.data.packing import pack
 from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
+from trainables.frozen_prefix import memory_format
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks
 from trainables.repeatable import make_repeatable

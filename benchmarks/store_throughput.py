@@ -34,13 +34,19 @@ from trainables.config import (
     SplitConfig,
     TrialConfig,
 )
-from trainables.data.batches import FrozenPrefix, ImageBatches, Normaliser, Views, canonical_blocks, memory_format
+from trainables.data.batches import (
+    ImageBatches,
+    Normaliser,
+    Views,
+    canonical_blocks,
+)
 from trainables.data.packing import PackReport, pack
 from trainables.data.sources import open_source
 from trainables.features.key import FeatureKey, FrozenPart, Machine, ViewKey
 from trainables.features.reading import Features
 from trainables.features.source import StoredFeatures, visit
 from trainables.features.store import FeatureStore
+from trainables.frozen_prefix import FrozenPrefix, memory_format
 from trainables.memory import keep_freed_memory
 from trainables.ranks import Ranks
 from trainables.workbench import Workbench

@@ -28,19 +28,18 @@ from trainables.config import AugmentationConfig, SplitName, TrialConfig
 from trainables.data.batches import (
     Batch,
     BatchSource,
-    FrozenPrefix,
     ImageBatches,
     Normaliser,
     PartOf,
     Side,
     Views,
-    memory_format,
     plan_epoch,
     plan_in_order,
 )
 from trainables.data.label_sets import members_of
 from trainables.data.views import view_index
 from trainables.features.source import FeatureBatches, StoredFeatures, at_places, visit
+from trainables.frozen_prefix import FrozenPrefix, memory_format
 from trainables.kernels import choose_kernels
 from trainables.label_scores import judge_labels
 from trainables.losses import TrainingLoss, class_weights

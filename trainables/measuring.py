@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.classifier import split_network
 from trainables.config import ComputeConfig, Precision
-from trainables.data.batches import FrozenPrefix, laid_out, memory_format
 from trainables.features.machine import describe_machine
+from trainables.frozen_prefix import FrozenPrefix, laid_out, memory_format
 from trainables.jobs import MeasureJob, Message, Timing
 from trainables.kernels import choose_kernels
 from trainables.ranks import Ranks

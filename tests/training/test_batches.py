@@ -16,19 +16,18 @@ from trainables.backbones.zoo import load_backbone
 from trainables.config import AugmentationConfig, ComputeConfig, Precision, TrialConfig
 from trainables.data.batches import (
     Batch,
-    FrozenPrefix,
     ImageBatches,
     Normaliser,
     Side,
     ViewCache,
     Views,
-    memory_format,
     plan_epoch,
     plan_in_order,
 )
 from trainables.data.packing import PackReport
 from trainables.data.table import ImageTable
 from trainables.data.views import view
+from trainables.frozen_prefix import FrozenPrefix, memory_format
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks, share_bounds
 from trainables.workbench import Workbench

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from trainables.data.batches import FrozenPrefix, ImagesAhead
+from trainables.data.batches import ImagesAhead
 from trainables.features.filling import Part, Writer
 from trainables.features.reading import Features
+from trainables.frozen_prefix import FrozenPrefix
 
 Held = Mapping[int, Features]
 """Opened entries of one view of a side, by cut."""

@@ -22,14 +22,11 @@ import torch
 from trainables.backbones.zoo import Backbone
 from trainables.config import TrialConfig
 from trainables.data.batches import (
-    DTYPES,
     Batch,
-    FrozenPrefix,
     ImageBatches,
     ImagesAhead,
     Side,
     canonical_blocks,
-    laid_out,
     recut,
 )
 from trainables.features.blocks import BlockReader, Held, Shelf, legs
@@ -39,6 +36,7 @@ from trainables.features.machine import describe_machine, describe_prefix
 from trainables.features.reading import Features
 from trainables.features.residence import PageBudget
 from trainables.features.store import FeatureStore
+from trainables.frozen_prefix import DTYPES, FrozenPrefix, laid_out
 from trainables.ranks import Ranks
 
 _digests: WeakKeyDictionary[Side, str] = WeakKeyDictionary()
