@@ -272,14 +272,12 @@ class SweepSpec(SpecPart):
         choice = self.model.named.get(name)
         return self.compute if choice is None or choice.compute is None else choice.compute
 
-    def recipe_compute(self, name: str) -> ComputeConfig:
+    def recipe_compute(self, name: str, recipe: PretrainRecipe) -> ComputeConfig:
         """Speed and rounding of a network's pretraining.
 
         A recipe names its weights on every machine, so it takes the defaults in place of what is measured.
         """
-        weights = self.model.named[name].weights
-        own = None if isinstance(weights, str) else weights.pretrain.compute
-        return own or self.compute_of(name).without_auto()
+        return recipe.compute or self.compute_of(name).without_auto()
 
     def pretrain_specs(self) -> dict[str, PretrainSpec]:
         """The networks to train first, as `ModelSpec.named` names them, on the sweep's resources."""
@@ -287,7 +285,7 @@ class SweepSpec(SpecPart):
         return {
             name: PretrainSpec(
                 **{field: getattr(choice.weights.pretrain, field) for field in PretrainRecipe.model_fields}
-                | {"compute": self.recipe_compute(name)},
+                | {"compute": self.recipe_compute(name, choice.weights.pretrain)},
                 backbone=choice.backbone,
                 resources=resources,
                 tracking=TrackingSpec(uri=self.tracking.uri),

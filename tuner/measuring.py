@@ -142,24 +142,24 @@ def pinned(spec: SweepSpec, chosen: Mapping[str, ComputeConfig]) -> SweepSpec:
     """The spec with what was chosen for each network written where it belongs."""
     if not chosen:
         return spec
-    weights = {name: _with_its_compute(spec, name) for name in spec.model.named}
+    named = spec.model.named
+    weights = {name: _with_its_compute(spec, name, choice.weights) for name, choice in named.items()}
     fixed = {name: ComputeSpec.model_validate(compute.model_dump()) for name, compute in chosen.items()}
     if spec.model.backbone is not None:
         model = spec.model.model_copy(update={"weights": weights[spec.model.backbone]})
         return spec.model_copy(update={"compute": fixed[spec.model.backbone], "model": model})
     choices = tuple(
         choice.model_copy(update={"compute": fixed.get(name, choice.compute), "weights": weights[name]})
-        for name, choice in spec.model.named.items()
+        for name, choice in named.items()
     )
     return spec.model_copy(update={"model": spec.model.model_copy(update={"backbones": choices})})
 
 
-def _with_its_compute(spec: SweepSpec, name: str) -> str | PretrainWeights:
+def _with_its_compute(spec: SweepSpec, name: str, weights: str | PretrainWeights) -> str | PretrainWeights:
     """A network's weights; a recipe for them says what it computes with, not what is measured for the sweep."""
-    weights = spec.model.named[name].weights
     if isinstance(weights, str):
         return weights
-    recipe = weights.pretrain.model_copy(update={"compute": spec.recipe_compute(name)})
+    recipe = weights.pretrain.model_copy(update={"compute": spec.recipe_compute(name, weights.pretrain)})
     return PretrainWeights(pretrain=recipe)
 
 
