@@ -1,4 +1,4 @@
-"""What may be pictures, files of a folder or rows of a list, in a few bytes each: 100,000 take 10 MB and not 100.
+"""What may be pictures, files of a folder or rows of a list, in a few bytes each: 100,000 take 7 MB and not 100.
 
 In: names, sizes and times, one after another. Out: a sequence of `Picture`s that are made when somebody looks at one,
 and what tells one version of the files from another. No torch.
@@ -7,8 +7,9 @@ and what tells one version of the files from another. No torch.
 from __future__ import annotations
 
 import hashlib
-from array import array
+import struct
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -16,8 +17,20 @@ import numpy as np
 from trainables.config import SPLIT_NAMES, SplitName
 from trainables.data.picture import Picture
 
-_NO_SIDE = -1
-_NUM_FACTS = 6
+_SIDE_CODES: dict[SplitName | None, int] = {None: -1, **{side: code for code, side in enumerate(SPLIT_NAMES)}}
+_SIDE_OF_CODE = {code: side for side, code in _SIDE_CODES.items()}
+_FACTS = np.dtype(
+    [
+        ("end", "<i8"),  # of the name, among all names one behind the other
+        ("size_bytes", "<i8"),
+        ("written_ns", "<i8"),
+        ("changed_ns", "<i8"),
+        ("label", "<i4"),
+        ("group", "<i4"),
+        ("side", "i1"),
+    ]
+)
+_PACKER = struct.Struct("<qqqqiib")
 
 
 class Candidate(NamedTuple):
@@ -27,7 +40,7 @@ class Candidate(NamedTuple):
         name: Its place in the source, as the bytes that the storage has for it.
         class_name: The class whose folder it is in, or that the list says.
         side: The side whose folder that is in, or that the list says; None without any.
-        size_bytes: Its size; of a row whatever its reader finds it by.
+        size_bytes: Its size; of a row its place in the list.
         times_ns: When it was written, and when its entry was changed (0 where nobody says).
         group: See `Picture.group`.
     """
@@ -52,26 +65,21 @@ class Candidates(Sequence[Picture]):
         self._reader = reader
         labels: dict[str, int] = {}
         groups: dict[str, int] = {"": 0}
-        names: list[bytes] = []
-        facts = array("q")
+        # One object of each name would stay scattered over memory that the system does not get back.
+        text, facts = bytearray(), bytearray()
         for name, class_name, side, size_bytes, times_ns, group in found:
-            names.append(name)
-            side_code = _NO_SIDE if side is None else SPLIT_NAMES.index(side)
+            text += name
             label, group_code = labels.setdefault(class_name, len(labels)), groups.setdefault(group, len(groups))
-            facts.extend((label, side_code, group_code, size_bytes, *times_ns))
-        if not names:
-            facts.extend([0] * _NUM_FACTS)  # NumPy takes no empty buffer
-        order = sorted(range(len(names)), key=lambda number: _sorting_key(names[number]))
+            facts += _PACKER.pack(len(text), size_bytes, *times_ns, label, group_code, _SIDE_CODES[side])
+        self._text, self._facts = text, np.frombuffer(facts, _FACTS)
         self.class_names, self._groups = tuple(labels), tuple(groups)
-        codes = set(facts[1::_NUM_FACTS][: len(names)])
-        self.sides = {None if code == _NO_SIDE else SPLIT_NAMES[code] for code in codes}
-        self._facts = np.frombuffer(facts, dtype=np.int64).reshape(-1, _NUM_FACTS)[order]
-        self._ends = np.cumsum([len(names[number]) for number in order], dtype=np.int64)
-        self._text = b"".join(names[number] for number in order)
+        self.sides = {_SIDE_OF_CODE[code] for code in np.unique(self._facts["side"]).tolist()}
+        order = sorted(range(len(self)), key=lambda number: _sorting_key(self._name(number)))
+        self._order = np.array(order, dtype=np.int32)
 
     def __len__(self) -> int:
         """Number of files."""
-        return len(self._ends)
+        return len(self._facts)
 
     @overload
     def __getitem__(self, place: int) -> Picture: ...
@@ -81,24 +89,34 @@ class Candidates(Sequence[Picture]):
         """One picture, or some."""
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
-        name = self._name(number)
-        label, side_code, group_code, size_bytes = self._facts[number, :4].tolist()
-        side = None if side_code == _NO_SIDE else SPLIT_NAMES[side_code]
-        read = self._reader(name, size_bytes)
-        return Picture(shown(name), self.class_names[label], side, read, self._groups[group_code])
+        number = self._order[range(len(self))[place]]
+        name, facts = self._name(number), self._facts[number]
+        return Picture(
+            shown(name),
+            self.class_names[facts["label"]],
+            _SIDE_OF_CODE[int(facts["side"])],
+            self._reader(name, int(facts["size_bytes"])),
+            self._groups[facts["group"]],
+        )
+
+    def repeated(self) -> tuple[str, int, int] | None:
+        """A name that stands there twice, and `size_bytes` of both as they were found; None if there is none."""
+        for first, second in pairwise(self._order):
+            if (name := self._name(first)) == self._name(second):
+                return shown(name), int(self._facts[first]["size_bytes"]), int(self._facts[second]["size_bytes"])
+        return None
 
     def digest(self, place: bytes) -> str:
         """SHA-256 over a place and every candidate's name, size and times."""
         digest = hashlib.sha256(place)
-        for number in range(len(self)):
-            size_bytes, written_ns, changed_ns = self._facts[number, 3:].tolist()
+        for number in self._order:
+            _, size_bytes, written_ns, changed_ns, *_ = self._facts[number].item()
             digest.update(f"\0{shown(self._name(number))}\0{size_bytes}\0{written_ns}\0{changed_ns}".encode())
         return digest.hexdigest()
 
     def _name(self, number: int) -> bytes:
-        start = int(self._ends[number - 1]) if number else 0
-        return self._text[start : int(self._ends[number])]
+        start = self._facts["end"][number - 1] if number else 0
+        return bytes(self._text[start : self._facts["end"][number]])
 
 
 def shown(name: bytes) -> str:

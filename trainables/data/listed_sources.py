@@ -69,13 +69,15 @@ class CsvSource:
         found = Candidates(self._listed(), self._reader)
         if not found:
             raise InputError(f"{self.uri}: no line below the header: list some pictures")
+        if repeated := found.repeated():
+            name, earlier, later = repeated
+            raise InputError(f"{self.uri}, line {later}: {name} stands on line {earlier} already: remove one of them")
         return found
 
     def _reader(self, name: bytes, _: int) -> Callable[[], bytes]:
         return partial(read_file, self._path.parent / name.decode())
 
     def _listed(self) -> Iterator[Candidate]:
-        lines: dict[str, int] = {}
         for number, row in self._rows():
             where = f"{self.uri}, line {number}"
             name = row["file"]
@@ -83,10 +85,8 @@ class CsvSource:
                 raise InputError(f"{where}: no file: name one, or remove the line")
             if "\0" in name:
                 raise InputError(f"{where}: {name!r}: no file's name holds a NUL character: save the list anew")
-            if (earlier := lines.setdefault(name, number)) != number:
-                raise InputError(f"{where}: {name} stands on line {earlier} already: remove one of them")
             facts = _facts(row, where, self._separator)
-            yield Candidate(name.encode(), facts.class_name, facts.side, 0, group=facts.group)
+            yield Candidate(name.encode(), facts.class_name, facts.side, number, group=facts.group)
 
     def signature(self) -> str:
         """SHA-256 over the list itself and the size and times of every file on it."""

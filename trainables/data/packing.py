@@ -13,7 +13,6 @@ import os
 import time
 import uuid
 import warnings
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,9 +35,11 @@ from trainables.data.table_file import (
     Manifest,
     Row,
     TableWriter,
+    read_ids,
     read_rows,
 )
 from trainables.errors import InputError, StorageError
+from trainables.memory import give_back_freed_memory
 from trainables.storage import is_local
 
 PICTURES_IN_FLIGHT_PER_THREAD = 4
@@ -111,6 +112,7 @@ def pack(
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
         manifest = _write_table(source, folder, side_px, num_threads or _num_readers(source.uri), progress)
+        give_back_freed_memory()
     return PackReport(
         path=folder,
         fingerprint=manifest.fingerprint,
@@ -153,6 +155,7 @@ def _write_table(
     source: Source, folder: Path, side_px: int, num_threads: int, progress: Callable[[int, int], None] | None
 ) -> Manifest:
     pictures = source.pictures()
+    give_back_freed_memory()  # what listing them took, before decoding takes its own
     class_names = tuple(sorted({picture.class_name for picture in pictures}))
     labels = {name: label for label, name in enumerate(class_names)}
     partial_path = folder / f"{uuid.uuid4().hex}.partial"
@@ -209,32 +212,28 @@ def _write_rows(
     rows: Iterator[Row | BadFile], class_names: tuple[str, ...], path: Path, side_px: int, report: Callable[[int], None]
 ) -> _Packed:
     bad: list[BadFile] = []
-    ids, labels = bytearray(), array("i")
     with TableWriter(path, class_names, side_px) as writer:
         for done, row in enumerate(rows, start=1):
             if isinstance(row, BadFile):
                 bad.append(row)
             else:
                 writer.append(row)
-                ids += bytes.fromhex(row.id)
-                labels.append(row.label)
             report(done)
     packed = _Packed(writer.num_rows, writer.fingerprint, [])
-    if disputed := _under_two_labels(ids, labels):
+    if disputed := _under_two_labels(path):
         packed = _drop_disputed(path, class_names, side_px, disputed)
     return replace(packed, bad=sorted(bad + packed.bad, key=lambda bad: bad.name))
 
 
-def _under_two_labels(ids: bytearray, labels: array[int]) -> set[str]:
-    """Content ids that stand there with different labels."""
-    if not labels:
-        return set()
-    words = np.frombuffer(ids, dtype=np.uint64).reshape(-1, hashlib.sha256().digest_size // 8)
-    label_of = np.frombuffer(labels, dtype=np.int32)
-    order = np.lexsort((label_of, *words.T))
-    is_same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
-    differs = is_same & (label_of[order[1:]] != label_of[order[:-1]])
-    return {words[row].tobytes().hex() for row in order[1:][differs]}
+def _under_two_labels(path: Path) -> set[str]:
+    """Content ids that stand in a table with different labels."""
+    ids, labels = read_ids(path)
+    order = np.lexsort((labels, ids))
+    beginnings = ids.view("S8")[:: ids.itemsize // 8]  # few are the same in these: only those are compared whole
+    near = np.flatnonzero(beginnings[order[1:]] == beginnings[order[:-1]])
+    first, second = order[near], order[near + 1]
+    disputed = ids[second[(ids[first] == ids[second]) & (labels[first] != labels[second])]]
+    return {bytes(image_id).decode("ascii") for image_id in disputed}
 
 
 def _in_order(

@@ -18,6 +18,7 @@ from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
 MIN_PICTURES_PER_CLASS = 3
+_COMPARED_AT_ONCE = 4096
 _MOST_TO_LEAVE_OUT = 20
 """Classes that people may still leave out by name."""
 _HELD_OUT_MOST = {None: -1, "train": 0, "val": 1, "test": 2}
@@ -83,7 +84,7 @@ def assign_sides(
     ranks = np.fromiter((_HELD_OUT_MOST[side] for side in stated), dtype=np.int8, count=len(keys))
     # Arrays and not a dict: there may be a hundred thousand pictures, and a hundred bytes of each add up.
     order = np.argsort(keys, kind="stable")
-    firsts = np.flatnonzero(np.r_[True, keys[order[1:]] != keys[order[:-1]]])
+    firsts = _firsts(keys, order)
     given = np.maximum.reduceat(ranks[order], firsts)
     present = {_SIDE_OF_RANK[rank] for rank in np.unique(given).tolist()}
     shares = {from_side: _shares(from_side, present, config) for from_side in present}
@@ -98,6 +99,16 @@ def assign_sides(
     codes = np.empty(len(keys), dtype=np.int8)
     codes[order] = np.repeat(dealt, np.diff(np.r_[firsts, len(keys)]))
     return np.array(SPLIT_NAMES, dtype="<U5")[codes]
+
+
+def _firsts(keys: NDArray[np.bytes_], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where in the order another key begins; compared in pieces, because keys are long and copied for it."""
+    is_first = np.ones(len(order), dtype=bool)
+    for start in range(1, len(order), _COMPARED_AT_ONCE):
+        stop = start + _COMPARED_AT_ONCE
+        here, before = order[start:stop], order[start - 1 : stop - 1]
+        is_first[start:stop] = keys[here] != keys[before[: len(here)]]
+    return np.flatnonzero(is_first)
 
 
 def _text(key: Any) -> str:

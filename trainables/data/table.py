@@ -11,7 +11,7 @@ import mmap
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -21,14 +21,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainables.config import SPLIT_NAMES
-from trainables.data.table_file import MANIFEST_NAME, SCHEMA, Manifest
+from trainables.data.table_file import MANIFEST_NAME, SCHEMA, Manifest, column_values
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
 MAPPED_BYTES = 64 * 1024 * 1024
-"""Pixels read after which the process lets go of its map's pages: what stays in the system's cache costs it nothing."""
+"""Mapped at most before the process lets go of its map's pages: what stays in the system's cache costs it nothing."""
+_AROUND_BYTES = 64 * 1024  # that the kernel maps with a page that is missing, as far as it has them
 
 # Python 3.11 does not name it yet.
 MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -53,20 +54,18 @@ class ImageTable:
         self.side_px = manifest.side_px
         self.class_names = manifest.class_names
         self._map = _map_privately(path / manifest.file)
-        self._num_read = 0
         if len(self._map) != manifest.file_bytes:
             raise ValueError(f"{manifest.file} has {len(self._map)} bytes, not {manifest.file_bytes}")
         self._batches = _read_batches(self._map)
-        self.ids: NDArray[np.bytes_] = self._column(lambda batch: _values(batch, "id", np.dtype("S64")))
-        self.labels: NDArray[np.int64] = self._column(lambda batch: _values(batch, "label", np.dtype(np.int32))).astype(
-            np.int64
-        )
-        codes = self._column(lambda batch: _values(batch, "side", np.dtype(np.int8)))
+        self.ids: NDArray[np.bytes_] = self._column(partial(column_values, name="id"))
+        self.labels: NDArray[np.int64] = self._column(partial(column_values, name="label")).astype(np.int64)
+        codes = self._column(partial(column_values, name="side"))
         self.sides: NDArray[np.object_] = np.array([*SPLIT_NAMES, None], dtype=object)[codes]
-        self._heights = self._column(lambda batch: _values(batch, "height", np.dtype(np.int32)))
-        self._widths = self._column(lambda batch: _values(batch, "width", np.dtype(np.int32)))
+        self._heights = self._column(partial(column_values, name="height"))
+        self._widths = self._column(partial(column_values, name="width"))
         address = pa.py_buffer(self._map).address
         self._starts = self._column(lambda batch: _pixel_starts(batch, address))
+        self._let_go()
         if len(self.ids) != manifest.num_images:
             raise ValueError(f"{manifest.file} has {len(self.ids)} images, not {manifest.num_images}")
 
@@ -102,12 +101,12 @@ class ImageTable:
     @cached_property
     def names(self) -> list[str]:
         """The name of each picture in its source."""
-        return [name for batch in self._batches for name in batch.column("name").to_pylist()]
+        return self._texts("name")
 
     @cached_property
     def source_groups(self) -> list[str]:
         """The group that the source puts each picture in; empty for none."""
-        return [group for batch in self._batches for group in batch.column("group").to_pylist()]
+        return self._texts("group")
 
     def groups_of(self, rows: NDArray[np.int64], pattern: str | None) -> list[str]:
         """The group of some rows; empty for a picture that stays with nobody.
@@ -158,9 +157,13 @@ class ImageTable:
 
     def _count_read(self, num_bytes: int) -> None:
         """Or a process that has seen all pictures would seem as large as all of them."""
-        self._num_read += num_bytes
-        if self._num_read > MAPPED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            self._num_read = 0
+        self._num_mapped += num_bytes + _AROUND_BYTES
+        if self._num_mapped > MAPPED_BYTES:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._num_mapped = 0
+        if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     @cached_property
@@ -169,6 +172,11 @@ class ImageTable:
         import torch
 
         return torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def _texts(self, name: str) -> list[str]:
+        texts = [text for batch in self._batches for text in batch.column(name).to_pylist()]
+        self._let_go()
+        return texts
 
     def _column(self, read: Callable[[pa.RecordBatch], NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([read(batch) for batch in self._batches])
@@ -198,10 +206,6 @@ def _read_batches(mapped: mmap.mmap) -> list[pa.RecordBatch]:
         if not reader.schema.equals(SCHEMA):
             raise ValueError("its columns are not those of an image table")
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
-
-
-def _values(batch: pa.RecordBatch, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.frombuffer(batch.column(name).buffers()[1], dtype=dtype, count=batch.num_rows)
 
 
 def _pixel_starts(batch: pa.RecordBatch, map_address: int) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 SCHEMA_VERSION = 2
 _FINGERPRINT_VERSION = 1
@@ -180,6 +181,24 @@ def read_rows(path: Path) -> Iterator[Row]:
             for position in range(batch.num_rows):
                 values = {name: batch.column(name)[position].as_py() for name in SCHEMA.names}
                 yield Row(**{**values, "id": values["id"].decode("ascii")})
+
+
+def read_ids(path: Path) -> tuple[NDArray[np.bytes_], NDArray[np.int32]]:
+    """Content ids [N] of dtype S64 and labels [N] of a finished file; nothing else of it is read."""
+    fields = [SCHEMA.get_field_index(name) for name in ("id", "label")]
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file, options=options) as reader:
+        batches = map(reader.get_batch, range(reader.num_record_batches))
+        parts = [(column_values(batch, "id").copy(), column_values(batch, "label").copy()) for batch in batches]
+    ids, labels = zip(*parts, strict=True) if parts else ((), ())
+    return np.concatenate([np.empty(0, "S64"), *ids]), np.concatenate([np.empty(0, np.int32), *labels])
+
+
+def column_values(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+    """A column of numbers, or of as many bytes each, as an array [N] that is a view of it."""
+    kind = SCHEMA.field(name).type
+    dtype = np.dtype(f"S{kind.byte_width}" if pa.types.is_fixed_size_binary(kind) else f"i{kind.byte_width}")
+    return np.frombuffer(batch.column(name).buffers()[1], dtype, count=batch.num_rows)
 
 
 def fingerprint_of(path: Path, manifest: Manifest) -> str:
