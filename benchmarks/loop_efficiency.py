@@ -41,8 +41,8 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
-from trainables.data.batches import plan_epoch
 from trainables.data.packing import pack
+from trainables.data.side import plan_epoch
 from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.frozen_prefix import memory_format

@@ -34,12 +34,8 @@ from trainables.config import (
     SplitConfig,
     TrialConfig,
 )
-from trainables.data.batches import (
-    ImageBatches,
-    Normaliser,
-    Views,
-    canonical_blocks,
-)
+from trainables.data.batches import ImageBatches, Normaliser, canonical_blocks
+from trainables.data.kept_views import Views
 from trainables.data.packing import PackReport, pack
 from trainables.data.sources import open_source
 from trainables.features.key import FeatureKey, FrozenPart, Machine, ViewKey

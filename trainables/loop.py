@@ -25,18 +25,10 @@ from trainables.backbones.zoo import Backbone
 from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
 from trainables.classifier import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
 from trainables.config import AugmentationConfig, SplitName, TrialConfig
-from trainables.data.batches import (
-    Batch,
-    BatchSource,
-    ImageBatches,
-    Normaliser,
-    PartOf,
-    Side,
-    Views,
-    plan_epoch,
-    plan_in_order,
-)
+from trainables.data.batches import Batch, BatchSource, ImageBatches, Normaliser, PartOf
+from trainables.data.kept_views import Views
 from trainables.data.label_sets import members_of
+from trainables.data.side import Side, plan_epoch, plan_in_order
 from trainables.data.views import view_index
 from trainables.features.source import FeatureBatches, StoredFeatures, at_places, visit
 from trainables.frozen_prefix import FrozenPrefix, memory_format

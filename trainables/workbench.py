@@ -13,8 +13,9 @@ import numpy as np
 
 from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.config import DataConfig, FeatureSettings, SplitName, TrialConfig
-from trainables.data.batches import Side, ViewCache
+from trainables.data.kept_views import ViewCache
 from trainables.data.sharing import open_table
+from trainables.data.side import Side
 from trainables.data.splits import labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError

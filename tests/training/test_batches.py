@@ -14,17 +14,10 @@ from training_support import DEVICE, num_stages
 
 from trainables.backbones.zoo import load_backbone
 from trainables.config import AugmentationConfig, ComputeConfig, Precision, TrialConfig
-from trainables.data.batches import (
-    Batch,
-    ImageBatches,
-    Normaliser,
-    Side,
-    ViewCache,
-    Views,
-    plan_epoch,
-    plan_in_order,
-)
+from trainables.data.batches import Batch, ImageBatches, Normaliser
+from trainables.data.kept_views import ViewCache, Views
 from trainables.data.packing import PackReport
+from trainables.data.side import Side, plan_epoch, plan_in_order
 from trainables.data.table import ImageTable
 from trainables.data.views import view
 from trainables.frozen_prefix import FrozenPrefix, memory_format

@@ -13,7 +13,8 @@ from family_sizes import SIZES_PX
 from training_support import DEVICE, RankGroup, assert_same_bits, copied, finish, num_stages
 
 from trainables.config import FeatureSettings, Precision, TrialConfig
-from trainables.data.batches import ImageBatches, Normaliser, Views
+from trainables.data.batches import ImageBatches, Normaliser
+from trainables.data.kept_views import Views
 from trainables.features import filling
 from trainables.features.source import StoredFeatures, visit
 from trainables.frozen_prefix import FrozenPrefix, memory_format

@@ -14,7 +14,7 @@ from training_support import DEVICE, EVERY_CHOICE, Numbers, RankGroup, Tensors, 
 
 from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import DataConfig, FeatureSettings, SplitConfig, SplitName, TrialConfig
-from trainables.data.batches import Side
+from trainables.data.side import Side
 from trainables.loop import DivergedError, TrialRun
 from trainables.ranks import Ranks
 from trainables.replicas import ReplicatedRun

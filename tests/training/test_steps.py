@@ -15,7 +15,7 @@ from training_support import DEVICE, DoubleRun, RankGroup, finish, num_stages, t
 from trainables.accumulation import turns_of
 from trainables.classifier import lr_scale
 from trainables.config import TrialConfig
-from trainables.data.batches import plan_epoch
+from trainables.data.side import plan_epoch
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks
 from trainables.workbench import Workbench

@@ -21,14 +21,8 @@ import torch
 
 from trainables.backbones.zoo import Backbone
 from trainables.config import TrialConfig
-from trainables.data.batches import (
-    Batch,
-    ImageBatches,
-    ImagesAhead,
-    Side,
-    canonical_blocks,
-    recut,
-)
+from trainables.data.batches import Batch, ImageBatches, ImagesAhead, canonical_blocks, recut
+from trainables.data.side import Side
 from trainables.features.blocks import BlockReader, Held, Shelf, legs
 from trainables.features.filling import Part, Writer, parts_together
 from trainables.features.key import FeatureKey, FrozenPart, rows_digest
