@@ -161,7 +161,7 @@ def _sizes(spec: SweepSpec) -> Iterator[str]:
 
 
 def _idle_bounds(spec: SweepSpec, why: str) -> Iterator[str]:
-    for name in ("max_parameters", "max_gflops"):
+    for name in ("max_parameters", "max_gflops", "max_latency_ms"):
         if getattr(spec.model, name) != type(spec.model).model_fields[name].default:
             yield f"model.{name}: only backbones: auto keeps to it, and {why}; leave it out, or write backbones: auto"
 

@@ -173,7 +173,7 @@ class ModelSpec(SpecPart):
         None,
         description="Several networks that are searched at once: a list of names (with weights: default) and of "
         "{backbone: ..., weights: ..., freeze_depth: ..., image_size_px: ...}; or 'auto': up to "
-        f"{MOST_CHOSEN} of torchvision's, the best of each family by published top-1 within the two bounds below.",
+        f"{MOST_CHOSEN} of torchvision's, the best of each family by published top-1 within the bounds below.",
     )
     max_parameters: Count = Field(
         30_000_000, description="Most parameters of a network that `backbones: auto` may take, in all its layers."
@@ -181,6 +181,11 @@ class ModelSpec(SpecPart):
     max_gflops: Positive | None = Field(
         None,
         description="Most GFLOPs that it may need for one picture of data.image_size_px, forward; none: any number.",
+    )
+    max_latency_ms: Positive | None = Field(
+        None,
+        description="Longest that it may take for one picture of data.image_size_px, in milliseconds: measured on one "
+        "core of the machine that starts the sweep, the whole network in fp32, and remembered; none: any time.",
     )
 
     @field_validator("backbones", mode="before")

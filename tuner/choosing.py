@@ -60,32 +60,41 @@ def _chosen(spec: SweepSpec, home: HomePaths, note: Callable[[str], object]) -> 
     from trainables.backbones.published import all_published
 
     size_px = spec.data.image_size_px
-    smallest_px = min(listed(spec.search.image_size_px or size_px))
     candidates = [each for each in all_published() if is_within(each, spec.model, size_px)]
-    chosen = _choose(candidates, size_px, smallest_px, home, note)
-    bounds = f"{spec.model.max_parameters:,} parameters"
-    if spec.model.max_gflops is not None:
-        bounds += f" and {spec.model.max_gflops:g} GFLOPs at {size_px} px"
-    if not candidates:
-        raise InputError(f"model.backbones: auto: no network is within {bounds}; raise the bound")
+    chosen, is_any_missing = _choose(candidates, spec, home, note)
     if not chosen:
+        bounds = _bounds(spec.model, size_px)
+        if not is_any_missing:
+            raise InputError(f"model.backbones: auto: no network is within {bounds}; raise the bound")
         raise InputError(
-            f"model.backbones: auto: the weights of none of the {len(candidates)} networks within {bounds} can be had; "
+            f"model.backbones: auto: the weights of no network within {bounds} can be had; "
             "fetch some elsewhere and name them: [{backbone: NAME, weights: FILE}]"
         )
     choices = tuple(BackboneChoice(backbone=each.name, weights=each.weights) for each in chosen)
     return spec.model_copy(update={"model": ModelSpec(backbones=choices)})
 
 
+def _bounds(model: ModelSpec, size_px: int) -> str:
+    bounds = [f"{model.max_parameters:,} parameters"]
+    if model.max_gflops is not None:
+        bounds.append(f"{model.max_gflops:g} GFLOPs at {size_px} px")
+    if model.max_latency_ms is not None:
+        bounds.append(f"{model.max_latency_ms:g} ms for a picture of {size_px} px here")
+    return " and ".join(bounds)
+
+
 def is_within(network: Published, model: ModelSpec, size_px: int) -> bool:
-    """Whether a network keeps to the bounds that the spec sets."""
+    """Whether a network keeps to the bounds that the spec sets and that need no measurement."""
     is_fast = model.max_gflops is None or network.gflops_at(size_px) <= model.max_gflops
     return network.num_parameters <= model.max_parameters and is_fast
 
 
 def _choose(
-    candidates: Sequence[Published], size_px: int, smallest_px: int, home: HomePaths, note: Callable[[str], object]
-) -> list[Published]:
+    candidates: Sequence[Published], spec: SweepSpec, home: HomePaths, note: Callable[[str], object]
+) -> tuple[list[Published], bool]:
+    """The networks, and whether the weights of any that would do could not be had."""
+    size_px, most_ms = spec.data.image_size_px, spec.model.max_latency_ms
+    smallest_px = min(listed(spec.search.image_size_px or size_px))
     chosen: list[Published] = []
     num_failed = 0
     for network in candidates:
@@ -94,8 +103,8 @@ def _choose(
         is_tried_in_vain = num_failed >= _MOST_FAILED and not network.is_on_disk
         if network.family in {each.family for each in chosen} or is_tried_in_vain:
             continue
-        if too_small := _too_small(network, smallest_px):
-            note(f"backbones: {network.name} is left out: {too_small}")
+        if unfit := _too_small(network, smallest_px) or _too_slow(network, size_px, most_ms, home):
+            note(f"backbones: {network.name} is left out: {unfit}")
         elif missing := _missing(network, home):
             note(f"backbones: {network.name} is left out: {missing.removeprefix('model.weights: ')}")
             num_failed += 1
@@ -104,7 +113,7 @@ def _choose(
         else:
             chosen.append(network)
             note(f"backbones: {_reason(network, size_px)}")
-    return chosen
+    return chosen, num_failed > 0
 
 
 def _reason(network: Published, size_px: int) -> str:
@@ -123,6 +132,16 @@ def _too_small(network: Published, size_px: int) -> str | None:
     except InputError as error:
         return str(error)
     return None
+
+
+def _too_slow(network: Published, size_px: int, most_ms: float | None, home: HomePaths) -> str | None:
+    """Why a network is not fast enough here; measures it."""
+    if most_ms is None:
+        return None
+    from trainables.latency import latency_ms
+
+    taken = latency_ms(network.name, size_px, home.measured)
+    return f"it takes {taken:.3g} ms for a picture of {size_px} px here" if taken > most_ms else None
 
 
 def _missing(network: Published, home: HomePaths) -> str | None:

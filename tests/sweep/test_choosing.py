@@ -11,6 +11,7 @@ import pytest
 from search_spaces.loading import dump_spec, parse_spec, read_spec
 from search_spaces.model_spec import MOST_CHOSEN
 from search_spaces.spec import SweepSpec
+from trainables import latency
 from trainables.backbones.families import backbone_names
 from trainables.backbones.published import Published, all_published, published
 from trainables.errors import InputError
@@ -65,6 +66,34 @@ def test_what_was_chosen_is_named_in_the_spec_with_its_weights(settle: Any) -> N
     again = read_spec(dump_spec(spec), (), "spec.yaml")
     assert again == spec
     assert settle(again)[0] is again, "what is settled stays, whatever can be had now"
+
+
+def test_what_takes_too_long_here_is_left_out_and_said(settle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No real times in a test: as many milliseconds as GFLOPs at 64 px, in tenths.
+    monkeypatch.setattr(latency, "latency_ms", lambda name, size_px, _: 10 * published(name).gflops_at(size_px))
+    by_time, told, asked = settle(spec_with(max_parameters=6_000_000, max_latency_ms=0.5))
+    by_flops, _, _ = settle(spec_with(max_parameters=6_000_000, max_gflops=0.05))
+    assert by_time.model.entries == by_flops.model.entries
+    assert any("is left out: it takes " in line and "ms for a picture of 64 px here" in line for line in told)
+    assert asked == [choice.backbone for choice in by_time.model.entries], "nothing is downloaded in vain"
+    with pytest.raises(
+        InputError, match=r"no network is within 30,000,000 parameters and 0\.001 ms for a picture of 64"
+    ):
+        settle(spec_with(max_latency_ms=0.001))
+
+
+def test_a_latency_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = latency.latency_ms("squeezenet1_1", 32, tmp_path)
+    assert 0 < taken < 60_000
+    measured = []
+    monkeypatch.setattr(latency, "_measure", lambda *what: measured.append(what) or 7.0)
+    assert latency.latency_ms("squeezenet1_1", 32, tmp_path) == taken
+    assert not measured
+    [path] = tmp_path.iterdir()
+    path.write_text(path.read_text()[:10])
+    assert latency.latency_ms("squeezenet1_1", 32, tmp_path) == 7.0, "what is damaged is measured anew"
+    assert latency.latency_ms("squeezenet1_1", 48, tmp_path) == 7.0
+    assert measured == [("squeezenet1_1", 32), ("squeezenet1_1", 48)]
 
 
 def test_what_cannot_be_had_is_left_out_and_said(settle: Any) -> None:
