@@ -45,13 +45,14 @@ def contact_sheet(rows: Sequence[SheetRow], tile_px: int = TILE_PX) -> Image.Ima
         top = _GAP_PX + number * row_px
         draw.text((_GAP_PX, top), row.title, _INK, font)
         for column, pixels_HWC in enumerate(row.pictures):
-            tile = _tile(pixels_HWC, tile_px)
-            left = _GAP_PX + column * (tile_px + _GAP_PX) + (tile_px - tile.width) // 2
-            sheet.paste(tile, (left, top + _TITLE_PX + (tile_px - tile.height) // 2))
+            picture = tile(pixels_HWC, tile_px)
+            left = _GAP_PX + column * (tile_px + _GAP_PX) + (tile_px - picture.width) // 2
+            sheet.paste(picture, (left, top + _TITLE_PX + (tile_px - picture.height) // 2))
     return sheet
 
 
-def _tile(pixels_HWC: NDArray[np.uint8], tile_px: int) -> Image.Image:
+def tile(pixels_HWC: NDArray[np.uint8], tile_px: int = TILE_PX) -> Image.Image:
+    """A picture as it stands on a sheet; a tile stays as it is."""
     picture = Image.fromarray(np.ascontiguousarray(pixels_HWC))
     scale = tile_px / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

@@ -300,7 +300,7 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> f
     data = config.data.model_copy(update={"class_names": card.class_names})
     rows, labels = labelled_rows(table, data)
     tested = sides_of(table, rows, data) == "test"
-    probabilities = classifier.probabilities([table.image(int(row)) for row in rows[tested]])
+    probabilities = classifier.probabilities(table.image(int(row)) for row in rows[tested])
     if data.label_separator is not None:
         members_SK = members_of(table.class_names, data.class_names, data.label_separator)
         logits = probabilities.double().logit(eps=1e-12)  # what rounds to 0 or 1 stays finite

@@ -14,8 +14,9 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,13 +171,13 @@ class Classifier:
             folder = fetch_model(str(location), tracking_uri)
         return cls(load_card(folder), _load_network(folder, device), torch.device(device))
 
-    def probabilities(self, images: Sequence[torch.Tensor], batch_size: int = 32) -> torch.Tensor:
+    def probabilities(self, images: Iterable[torch.Tensor], batch_size: int = 32) -> torch.Tensor:
         """What each picture shows: float32 [N, K], classes as in ``card.class_names``.
 
         Rows sum to 1 where a picture shows one class; where it shows several, each is a probability of its own.
 
         Args:
-            images: uint8 [3, H, W] each, of any size; best decoded to ``card.stored_side_px``.
+            images: uint8 [3, H, W] each, of any size; best decoded to ``card.stored_side_px``. Taken as needed.
             batch_size: Pictures at a time; changes speed and memory, not results beyond rounding.
         """
         import torch
@@ -185,8 +186,8 @@ class Classifier:
 
         parts = [torch.empty(0, len(self.card.class_names))]
         with torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                some = images[start : start + batch_size]
+            waiting = iter(images)
+            while some := list(islice(waiting, batch_size)):
                 views = [eval_view(image, self.card.image_size_px, self.card.fit) for image in some]
                 logits = self._network(self._normalise(torch.stack(views))).float()
                 parts.append((logits.softmax(dim=1) if self.card.labels == "single" else logits.sigmoid()).cpu())

@@ -16,7 +16,7 @@ from search_spaces.spec import SweepSpec
 from trainables.config import POLICIES_WITH_MAGNITUDE, AugmentationConfig, Fit
 from trainables.data.fit import lost_by_crop
 from trainables.data.views import eval_view, view
-from tuner.contact_sheet import SheetRow, contact_sheet
+from tuner.contact_sheet import SheetRow, contact_sheet, tile
 from tuner.preparing import DealtData
 
 _COLUMNS = 8
@@ -30,7 +30,8 @@ def sheet_of_classes(dealt: DealtData) -> Image.Image:
     for label, name in enumerate(names[:_MOST_CLASSES]):
         some = dealt.rows[has_NK[:, label]]
         chosen = some[np.linspace(0, len(some) - 1, min(_COLUMNS, len(some))).round().astype(int)]
-        pictures = [dealt.table.image(row).permute(1, 2, 0).numpy() for row in chosen.tolist()]
+        # Tiles already: there may be 1,600 pictures on the sheet.
+        pictures = [np.asarray(tile(dealt.table.image(row).permute(1, 2, 0).numpy())) for row in chosen.tolist()]
         rows.append(SheetRow(f"{name}: {len(some)}", pictures))
     if len(names) > _MOST_CLASSES:
         rows.append(SheetRow(f"and {len(names) - _MOST_CLASSES} classes more", []))

@@ -1,4 +1,4 @@
-"""A packed image table: opened in milliseconds by any number of processes, its pixels mapped and never copied.
+"""A packed image table: opened in milliseconds by any number of processes, its pixels read as they are asked for.
 
 In: the folder that `packing.pack` wrote. Out: content ids, labels, sides and images by row. torch is imported when the
 first image is asked for, so that light processes can read the rest.
@@ -7,9 +7,11 @@ first image is asked for, so that light processes can read the rest.
 from __future__ import annotations
 
 import difflib
+import errno
 import mmap
+import os
 import re
-import sys
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,13 +28,6 @@ from trainables.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-
-MAPPED_BYTES = 64 * 1024 * 1024
-"""Mapped at most before the process lets go of its map's pages: what stays in the system's cache costs it nothing."""
-_AROUND_BYTES = 64 * 1024  # that the kernel maps with a page that is missing, as far as it has them
-
-# Python 3.11 does not name it yet.
-MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class ImageTable:
@@ -53,7 +48,9 @@ class ImageTable:
         self.fingerprint = manifest.fingerprint
         self.side_px = manifest.side_px
         self.class_names = manifest.class_names
-        self._map = _map_privately(path / manifest.file)
+        self._descriptor = os.open(path / manifest.file, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         if len(self._map) != manifest.file_bytes:
             raise ValueError(f"{manifest.file} has {len(self._map)} bytes, not {manifest.file_bytes}")
         self._batches = _read_batches(self._map)
@@ -122,15 +119,20 @@ class ImageTable:
         return ["" if match is None else match[1 if match.re.groups else 0] or "" for match in found]
 
     def image(self, row: int) -> torch.Tensor:
-        """The pixels of one row: uint8 [3, H, W] in channels-last memory, a view of the map.
+        """The pixels of one row: uint8 [3, H, W] in channels-last memory, the caller's own.
 
-        Writing to it would change this process's picture for a while, though never the file: copy first.
+        Read and not mapped: with a page that is missing the kernel maps its neighbours, up to 2 MiB of them, and a
+        process that has seen all pictures would be as large as all of them.
+
+        Raises:
+            OSError: The disk failed, or the file was cut short since it was opened.
         """
         import torch
 
-        height, width = int(self._heights[row]), int(self._widths[row])
-        self._count_read(3 * height * width)
-        return torch.as_strided(self._pixels, (3, height, width), (1, 3 * width, 3), int(self._starts[row]))
+        pixels_HWC = np.empty((self._heights[row], self._widths[row], 3), np.uint8)
+        if os.preadv(self._descriptor, [pixels_HWC.data], int(self._starts[row])) != pixels_HWC.nbytes:
+            raise OSError(errno.EIO, f"image table {self.path}: the pixels of row {row} are not there: pack it again")
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
     def rows_of(self, class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows of some classes, in table order, and their labels as positions in `class_names`.
@@ -155,23 +157,10 @@ class ImageTable:
         """Heights and widths of the pictures of some rows, as they are packed: [N] each."""
         return self._heights[rows].astype(np.int64), self._widths[rows].astype(np.int64)
 
-    def _count_read(self, num_bytes: int) -> None:
-        """Or a process that has seen all pictures would seem as large as all of them."""
-        self._num_mapped += num_bytes + _AROUND_BYTES
-        if self._num_mapped > MAPPED_BYTES:
-            self._let_go()
-
     def _let_go(self) -> None:
-        self._num_mapped = 0
+        """Of the columns' pages: what stays in the system's cache costs this process nothing."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
-
-    @cached_property
-    def _pixels(self) -> torch.Tensor:
-        """The whole file as bytes."""
-        import torch
-
-        return torch.frombuffer(self._map, dtype=torch.uint8)
 
     def _texts(self, name: str) -> list[str]:
         texts = [text for batch in self._batches for text in batch.column(name).to_pylist()]
@@ -189,16 +178,6 @@ def _local_folder(path: str | Path) -> Path:
     if "://" in str(path):
         raise InputError(f"image table {path}: only local folders can be mapped: copy the table to a local disk")
     return Path(path)
-
-
-def _map_privately(path: Path) -> mmap.mmap:
-    """The file as memory that may be written to without the file noticing.
-
-    torch warns of memory that it must not write to. NORESERVE: the table may be larger than the machine's memory.
-    """
-    with path.open("rb") as file:
-        flags = mmap.MAP_PRIVATE | MAP_NORESERVE
-        return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _read_batches(mapped: mmap.mmap) -> list[pa.RecordBatch]:

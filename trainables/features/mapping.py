@@ -13,6 +13,7 @@ import functools
 import math
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.data.table import MAP_NORESERVE
 from trainables.features.layout import ITEM_BYTES, DamagedError, Plan, ShardFile
 from trainables.features.shards import PAGE_BYTES, WORDS, find_values, verify
 
 if TYPE_CHECKING:
     import torch
 
+# Python 3.11 does not name it yet.
+_MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _MAP_FIXED = 0x10  # on Linux and macOS alike; Python does not name it
 _FAILED = ctypes.c_void_p(-1).value
 _READ_AND_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
@@ -42,7 +44,7 @@ class RowMap:
         self._plan = plan
         self._row_bytes = plan.row_stride * ITEM_BYTES[plan.key.dtype]
         size = plan.num_shards * plan.rows_per_shard * self._row_bytes
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._region = mmap.mmap(-1, max(size, 1), flags=flags, prot=_READ_AND_WRITE)
         dtype = WORDS[plan.key.dtype]
         words = np.frombuffer(self._region, dtype, plan.num_rows * plan.row_stride)
@@ -71,7 +73,7 @@ class RowMap:
             os.preadv(descriptor, [memoryview(self._region)[start : start + length]], offset)
             return
         address = np.frombuffer(self._region, np.uint8).ctypes.data + start
-        flags = mmap.MAP_PRIVATE | _MAP_FIXED | MAP_NORESERVE
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
         if _mmap()(address, length, _READ_AND_WRITE, flags, descriptor, offset) == _FAILED:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
