@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Tests that start no Ray run in so many processes.
 PROCESSES ?= 2
 
-.PHONY: sweep install check lint docs fast-tests test gpu-tests chaos fuzz clean
+.PHONY: sweep install check lint docs fast-tests test long-tests gpu-tests chaos fuzz clean
 
 sweep: $(INSTALLED)
 	$(BIN)/thaw sweep search_spaces/presets/digits.yaml --new
@@ -35,7 +35,11 @@ fast-tests: $(INSTALLED)
 
 test: fast-tests
 	$(BIN)/pytest -n $(PROCESSES) -m 'slow and not ray and not gpu and not fuzz'
-	$(BIN)/pytest -m 'ray and not gpu'
+	$(BIN)/pytest -m 'ray and not long and not gpu'
+
+# Whole sweeps of every kind, and what machines and people do to them; an hour on two cores. CI runs them too.
+long-tests: $(INSTALLED)
+	$(BIN)/pytest -m 'long and not gpu'
 
 # Random faults for so many minutes; not part of `make test`.
 MINUTES ?= 10

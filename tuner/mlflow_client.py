@@ -167,3 +167,5 @@ def _quieten() -> None:
     """MLflow narrates its database's creation on standard error, across a live display."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A full or locked database gives its traceback there before it is raised; who catches it says it in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

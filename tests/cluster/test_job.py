@@ -98,6 +98,7 @@ def head() -> Iterator[RayHead]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_submitted_sweep_leaves_its_trials_in_the_home(
     head: RayHead, bucket: Path, bucket_uri: str, node: Path, tmp_path: Path
@@ -187,6 +188,7 @@ print(seen)
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_machine_comes_for_the_sweep_and_goes_after_it(
     growing_head: RayHead, bucket: Path, bucket_uri: str, node: Path, tmp_path: Path

@@ -18,7 +18,7 @@ from faults_support import NAME, SPEC, Sweep, kill
 from heads import STORE, running_head
 from servers import reported, rows, told
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 NUM_MOMENTS = int(os.environ.get("THAW_DRIVER_KILLS", "20"))
 NUM_SWEEPS = 2

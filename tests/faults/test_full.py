@@ -11,7 +11,7 @@ from disks import fill
 from faults_support import Sweep
 from servers import rows
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 Disk = Callable[[Path, str], None]
 

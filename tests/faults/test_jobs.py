@@ -13,7 +13,7 @@ import pytest
 from faults_support import NAME, TITLES, Sweep
 from heads import STORE, RayHead, running_head
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 def ask(head: RayHead, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

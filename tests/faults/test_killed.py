@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from faults_support import TITLES, Sweep, kill
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 def test_every_process_of_a_running_trial(sweep: Sweep, undisturbed: Sweep) -> None:

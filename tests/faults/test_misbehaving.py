@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from faults_support import Sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 def test_each_kind_costs_its_own_trial(sweep: Sweep, undisturbed: Sweep) -> None:

@@ -9,7 +9,7 @@ import pytest
 from faults_support import Sweep
 from servers import Gate, Server, reported, told
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from servers import Server, reported, rows, told
 from tuner.journal import read_trials
 from tuner.paths import HomePaths
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from faults_support import TITLES, Sweep
 from heads import STORE, RayNode, running_head, running_node
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 CUT_S = 30
 NOTICED_S = 20

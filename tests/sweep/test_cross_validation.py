@@ -17,7 +17,7 @@ from tuner.paths import HomePaths
 from tuner.refitting import FIRST_REFIT
 from tuner.spread import standard_error
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 DATA = TINY_DATA.replace("  split:", "  folds: 3\n  split:")
 SPEC = f"""

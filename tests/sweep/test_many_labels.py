@@ -107,6 +107,7 @@ def test_a_metric_that_the_validation_side_cannot_have_is_refused(tmp_path: Path
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 def test_labels_are_learnt_reported_and_predicted(tmp_path: Path) -> None:
     digits, lines = load_digits(), ["file,label"]

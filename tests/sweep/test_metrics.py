@@ -15,7 +15,7 @@ from tuner.journal import champion_record, read_records, read_trials
 from tuner.model_file import load_card
 from tuner.paths import HomePaths
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 SHORT = ("search.num_trials=2", "search.probe=off", "search.head_init=random", "budget.epochs=3", "baselines=[]")
 
 

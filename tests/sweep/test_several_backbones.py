@@ -19,7 +19,7 @@ from tuner.probing import probe_record
 
 NAMES = ("lenet-16px", "lenet-24px", "shufflenet_v2_x0_5")
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 # Their sizes differ, and with them the pictures that each sees, their stages, and the depths that are searched.
 SPEC = """

@@ -59,6 +59,7 @@ def sweep(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 def test_trials_that_wait_go_on_with_the_numbers_of_trials_that_never_waited(tmp_path: Path) -> None:
     home = tmp_path / "home"
@@ -73,6 +74,7 @@ def test_trials_that_wait_go_on_with_the_numbers_of_trials_that_never_waited(tmp
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_population_that_was_killed_and_interrupted_takes_over_what_it_would_have(tmp_path: Path) -> None:
     home = tmp_path / "home"

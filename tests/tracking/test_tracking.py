@@ -304,3 +304,19 @@ def test_a_database_is_there_whole_or_not_at_all(tmp_path: Path, mount: Callable
     mount(place, "size=8m")
     assert ensure_experiment(open_client(uri), "parts", None)
     assert [path.name for path in place.iterdir()] == ["mlflow.db"]
+
+
+def test_a_database_without_room_is_an_error_and_no_traceback(
+    tmp_path: Path, mount: Callable[[Path, str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow prints one before it raises: on a terminal that would look as if the sweep had failed."""
+    place = tmp_path / "disk"
+    mount(place, "size=8m")
+    client = open_client(f"sqlite:///{place / 'mlflow.db'}")
+    with pytest.raises(OSError, match="No space left"), (place / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    with pytest.raises(outages()):
+        for number in range(1000):
+            ensure_experiment(client, f"{number} {'long name ' * 40}", None)
+    assert "Traceback" not in capfd.readouterr().err
