@@ -1,4 +1,4 @@
-# `make sweep` on a fresh machine is the first thing a new user runs; `make check` and `make test` are what CI runs.
+# `make sweep` on a fresh machine is the first thing a new user runs; `make check test long-tests` is what CI runs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

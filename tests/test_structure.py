@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,22 @@ def modules_after(statement: str) -> set[str]:
 )
 def test_heavy_packages_stay_out(statement: str, forbidden: set[str]) -> None:
     assert not modules_after(statement) & forbidden
+
+
+def test_what_a_benchmark_takes_out_is_there_to_be_taken() -> None:
+    """`versus_plain_ray.py --ablation` patches modules as they are imported, by name."""
+    statement = (
+        "import trainables.lane, trainables.data.table as table, trainables.data.kept_views as kept; "
+        "assert kept.ViewCache.slot() is None; assert table.ImageTable.image.__module__ == 'sitecustomize'; "
+        "assert trainables.lane._Line.next_order.__module__ == 'sitecustomize'"
+    )
+    folder = ROOT / "benchmarks" / "ablations"
+    environment = os.environ | {
+        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+        "THAW_ABLATIONS": "lanes,packed_images",
+        "THAW_ABLATION_IMAGES": "pictures",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", statement], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,10 +32,9 @@ from trainables.frozen_prefix import FrozenPrefix, laid_out, memory_format
 from trainables.jobs import MeasureJob, Message, Timing
 from trainables.kernels import choose_kernels
 from trainables.ranks import Ranks
+from trainables.remembering import recall, remember
 from trainables.stopwatch import HOPELESS, best_of_rounds, first_look
-from trainables.storage import join, read_bytes, write_bytes
-
-logger = logging.getLogger(__name__)
+from trainables.storage import join
 
 _Step = Callable[[int], object]
 """Computes with so many pictures."""
@@ -73,7 +71,8 @@ def run_measure(job: MeasureJob, ranks: Ranks, beat: Callable[[], object] = lamb
         for case, taken in zip(cases, seconds, strict=True)
     ]
     if not is_remembered:
-        _remember(memory, job, timings, name)
+        facts = {"backbone": job.backbone, "image_size_px": job.image_size_px, "machine": name}
+        remember(memory, {**facts, "timings": timings})
     return {"kind": "measured", "timings": timings, "is_remembered": is_remembered, "place": name}
 
 
@@ -86,23 +85,15 @@ def _key(job: MeasureJob, device: torch.device) -> str:
 def _remembered(memory: str, cases: Sequence[_Case]) -> list[float] | None:
     """Seconds of each case; None where it was never measured or the file is damaged: measuring again costs seconds."""
     try:
-        known = json.loads(read_bytes(memory))["timings"]
+        known = (recall(memory) or {})["timings"]
         found = {
             _Case(each["part"], each["precision"], each["channels_last"]): float(each["seconds"]) for each in known
         }
         if not all(0 < seconds < math.inf for seconds in found.values()):
             return None
         return [found[case] for case in cases]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
-
-
-def _remember(memory: str, job: MeasureJob, timings: Sequence[Timing], name: str) -> None:
-    content = {"backbone": job.backbone, "image_size_px": job.image_size_px, "machine": name, "timings": timings}
-    try:
-        write_bytes(memory, json.dumps(content, indent=1).encode())
-    except OSError as error:
-        logger.warning("what was measured cannot be kept at %s: %s", memory, error)
 
 
 def _cases(job: MeasureJob) -> list[_Case]:

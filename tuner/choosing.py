@@ -3,7 +3,7 @@
 In: a spec. Out: the same spec with the networks named, their weights and sizes too, so that whoever goes on with the
 sweep searches the same ones. The rule of ``backbones: auto``: by published top-1 from the best down, one network of
 each family, within the spec's bounds, as long as its weights can be had and it takes pictures of this size, until there
-are `MOST_CHOSEN`. What was left out on the way for another reason than the bounds is told.
+are `MOST_CHOSEN`. What was left out on the way is told with the reason, but for what is stated of networks.
 """
 
 from __future__ import annotations
@@ -59,22 +59,24 @@ def _chosen(spec: SweepSpec, home: HomePaths, note: Callable[[str], object]) -> 
     """The spec with its networks chosen."""
     from trainables.backbones.published import all_published
 
-    size_px = spec.data.image_size_px
-    candidates = [each for each in all_published() if is_within(each, spec.model, size_px)]
-    chosen, is_any_missing = _choose(candidates, spec, home, note)
-    if not chosen:
-        bounds = _bounds(spec.model, size_px)
-        if not is_any_missing:
-            raise InputError(f"model.backbones: auto: no network is within {bounds}; raise the bound")
+    candidates = [each for each in all_published() if is_within(each, spec.model, spec.data.image_size_px)]
+    chosen, was_missing = _choose(candidates, spec, home, note)
+    if not chosen and was_missing:
         raise InputError(
-            f"model.backbones: auto: the weights of no network within {bounds} can be had; "
+            f"model.backbones: auto: the weights of no network within {_bounds(spec)} can be had; "
             "fetch some elsewhere and name them: [{backbone: NAME, weights: FILE}]"
+        )
+    if not chosen:
+        raise InputError(
+            f"model.backbones: auto: no network is within {_bounds(spec)}; raise the bound"
+            + (", or data.image_size_px" if candidates else "")
         )
     choices = tuple(BackboneChoice(backbone=each.name, weights=each.weights) for each in chosen)
     return spec.model_copy(update={"model": ModelSpec(backbones=choices)})
 
 
-def _bounds(model: ModelSpec, size_px: int) -> str:
+def _bounds(spec: SweepSpec) -> str:
+    model, size_px = spec.model, spec.data.image_size_px
     bounds = [f"{model.max_parameters:,} parameters"]
     if model.max_gflops is not None:
         bounds.append(f"{model.max_gflops:g} GFLOPs at {size_px} px")
@@ -93,8 +95,6 @@ def _choose(
     candidates: Sequence[Published], spec: SweepSpec, home: HomePaths, note: Callable[[str], object]
 ) -> tuple[list[Published], bool]:
     """The networks, and whether the weights of any that would do could not be had."""
-    size_px, most_ms = spec.data.image_size_px, spec.model.max_latency_ms
-    smallest_px = min(listed(spec.search.image_size_px or size_px))
     chosen: list[Published] = []
     num_failed = 0
     for network in candidates:
@@ -103,7 +103,7 @@ def _choose(
         is_tried_in_vain = num_failed >= _MOST_FAILED and not network.is_on_disk
         if network.family in {each.family for each in chosen} or is_tried_in_vain:
             continue
-        if unfit := _too_small(network, smallest_px) or _too_slow(network, size_px, most_ms, home):
+        if unfit := _unfit(network, spec, home):
             note(f"backbones: {network.name} is left out: {unfit}")
         elif missing := _missing(network, home):
             note(f"backbones: {network.name} is left out: {missing.removeprefix('model.weights: ')}")
@@ -112,15 +112,28 @@ def _choose(
                 note("backbones: from here on only networks whose weights this machine has already")
         else:
             chosen.append(network)
-            note(f"backbones: {_reason(network, size_px)}")
+            note(f"backbones: {_reason(network, spec, home)}")
     return chosen, num_failed > 0
 
 
-def _reason(network: Published, size_px: int) -> str:
+def _reason(network: Published, spec: SweepSpec, home: HomePaths) -> str:
+    size_px = spec.data.image_size_px
+    here = "" if spec.model.max_latency_ms is None else f", {_latency_ms(network, size_px, home):.3g} ms a picture here"
     return (
         f"{network.name}: top-1 {network.top1:.1f}%, the best of {network.family} that can be had, "
         f"{network.num_parameters / 1e6:.1f} M parameters, {network.gflops_at(size_px):.2g} GFLOPs at {size_px} px"
+        f"{here}"
     )
+
+
+def _unfit(network: Published, spec: SweepSpec, home: HomePaths) -> str | None:
+    """Why a network will not do for these pictures or on this machine."""
+    size_px, most_ms = spec.data.image_size_px, spec.model.max_latency_ms
+    if too_small := _too_small(network, min(listed(spec.search.image_size_px or size_px))):
+        return too_small
+    if most_ms is None or (taken := _latency_ms(network, size_px, home)) <= most_ms:
+        return None
+    return f"it takes {taken:.3g} ms for a picture of {size_px} px here"
 
 
 def _too_small(network: Published, size_px: int) -> str | None:
@@ -134,14 +147,10 @@ def _too_small(network: Published, size_px: int) -> str | None:
     return None
 
 
-def _too_slow(network: Published, size_px: int, most_ms: float | None, home: HomePaths) -> str | None:
-    """Why a network is not fast enough here; measures it."""
-    if most_ms is None:
-        return None
+def _latency_ms(network: Published, size_px: int, home: HomePaths) -> float:
     from trainables.latency import latency_ms
 
-    taken = latency_ms(network.name, size_px, home.measured)
-    return f"it takes {taken:.3g} ms for a picture of {size_px} px here" if taken > most_ms else None
+    return latency_ms(network.name, size_px, home.uri_of(home.measured))
 
 
 def _missing(network: Published, home: HomePaths) -> str | None:

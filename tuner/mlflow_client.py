@@ -163,9 +163,13 @@ def _set_environment() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
 def _quieten() -> None:
     """MLflow narrates its database's creation on standard error, across a live display."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # A full or locked database gives its traceback there before it is raised; who catches it says it in a line.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("mlflow.store.db.utils").addFilter(_has_no_traceback)

@@ -159,7 +159,7 @@ class HomePaths:
 
     @property
     def measured(self) -> Path:
-        """How long steps of networks took, by network and machine."""
+        """How long networks took, in steps and for a single picture, by network and machine."""
         return self.local / "measured"
 
     @property

@@ -50,7 +50,7 @@ _PATCHES = {
     "lanes": {"trainables.lane": _without_lanes},
     "packed_images": {
         "trainables.data.table": _without_packed_images,
-        "trainables.data.batches": _without_views_in_memory,
+        "trainables.data.kept_views": _without_views_in_memory,
     },
 }
 

@@ -1,4 +1,4 @@
-"""A home behind a storage URI: the driver publishes tables and weights, every node maps a verified copy of its own."""
+"""A home behind a storage URI: the driver publishes tables and weights, every node reads a verified copy of its own."""
 
 from __future__ import annotations
 

@@ -36,10 +36,34 @@ def test_whatever_changes_changes_the_digest() -> None:
     assert not list(Candidates([], reader))
 
 
+def test_each_name_keeps_its_own_facts() -> None:
+    listed = [
+        Candidate(b"c", "wasps", "test", 7, group="3"),
+        Candidate(b"a", "bees", None, 5),
+        Candidate(b"b", "ants", "train", 6, group="1"),
+        Candidate(b"d", "bees", "val", 2**40, group="3"),
+    ]
+    found = Candidates(listed, reader)
+    assert [(each.name, each.class_name, each.side, each.group) for each in found] == [
+        ("a", "bees", None, ""), ("b", "ants", "train", "1"), ("c", "wasps", "test", "3"), ("d", "bees", "val", "3"),
+    ]  # fmt: skip
+    assert found.sides == {None, "train", "val", "test"}
+    assert set(found.class_names) == {"ants", "bees", "wasps"}
+    assert [each.read() for each in found[:3]] == [b"aaaaa", b"bbbbbb", b"ccccccc"]
+
+
+def test_the_digest_stays_what_it_was() -> None:
+    """Another one would have every table packed again."""
+    listed = [Candidate("ä/1".encode(), "ä", "val", 5, (1, 2)), Candidate(b"a/\xff", "a", None, 3, (4, 2**62))]
+    assert Candidates(listed, reader).digest(b"/here") == (
+        "9bc484a6935418649b96d1687635bb995dbbd20f4eec56f731edfdd789162a0f"
+    )
+
+
 def test_a_repeated_name_is_found_with_both_places() -> None:
-    names = [b"b", b"a", b"c", b"a"]
+    names = [b"z", b"b", b"a", b"c", b"a", b"z"]
     listed = [Candidate(name, "c", None, place) for place, name in enumerate(names)]
-    assert Candidates(listed, reader).repeated() == ("a", 1, 3)
+    assert Candidates(listed, reader).repeated() == ("a", 2, 4), "the first that comes again"
     assert Candidates(listed[:3], reader).repeated() is None
     assert Candidates([], reader).repeated() is None
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from trainables.data import packing
 from trainables.data.decoding import decode_picture
 from trainables.data.packing import BadFile, pack
 from trainables.data.picture import Picture
@@ -267,6 +268,13 @@ def test_work_under_way_and_record_batches_are_bounded(photo: Photo, encode: Enc
     table = ImageTable.open(report.path)
     for row in (0, 20, 21, 59):
         np.testing.assert_array_equal(table.image(row).permute(1, 2, 0).numpy(), decode_picture(data[row]))
+
+
+def test_ids_that_begin_alike_are_told_apart() -> None:
+    ids = np.array([b"0" * 8 + tail * 56 for tail in (b"1", b"2", b"1", b"3")] + [b"5" * 64] * 2)
+    assert packing._under_two_labels(ids, np.array([0, 1, 0, 0, 2, 2], np.int32)) == set()
+    assert packing._under_two_labels(ids, np.array([0, 1, 1, 0, 2, 3], np.int32)) == {"0" * 8 + "1" * 56, "5" * 64}
+    assert packing._under_two_labels(ids[:0], np.empty(0, np.int32)) == set()
 
 
 def test_one_picture_larger_than_a_batch(photo: Photo, encode: Encode, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainables.config import SplitConfig, SplitName
+from trainables.data import splits
 from trainables.data.alike import alike_names
 from trainables.data.folds import position_of
 from trainables.data.packing import pack
@@ -94,6 +95,17 @@ def test_copies_never_straddle_and_order_does_not_matter(
 
 
 @given(PICTURES)
+def test_in_which_pieces_keys_are_compared_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"{number // 5:064d}" for number in range(50)]  # five copies of each, on both sides of the pieces' ends
+    held_out: list[SplitName | None] = ["test" if number % 10 == 4 else None for number in range(50)]
+    whole = assign_sides(ids, held_out, SplitConfig(seed=3)).tolist()
+    assert all(len(set(whole[start : start + 5])) == 1 for start in range(0, 50, 5))
+    assert whole[:5] == ["test"] * 5
+    for size in (1, 2, 3, 7):
+        monkeypatch.setattr(splits, "_COMPARED_AT_ONCE", size)
+        assert assign_sides(ids, held_out, SplitConfig(seed=3)).tolist() == whole
+
+
 def test_what_the_source_holds_out_is_never_trained_on(pictures: list[tuple[str, SplitName | None]]) -> None:
     held_out = {each for each, side in pictures if side in ("val", "test")}
     for (each, _), side in zip(pictures, assigned(pictures, SplitConfig()), strict=True):

@@ -276,6 +276,7 @@ def test_a_list_of_names_and_mappings_survives_the_way_through_a_file() -> None:
         ({"backbones": ["a"], "weights": "none"}, {}, "model.weights: they are those of model.backbone, and"),
         ({"backbones": ["a"], "max_gflops": 1.0}, {}, "model.max_gflops: only backbones: auto keeps to it, and model."),
         ({"backbone": "a", "max_parameters": 1}, {}, "model.max_parameters: only backbones: auto keeps to it, and one"),
+        ({"backbone": "a", "max_latency_ms": 5}, {}, "model.max_latency_ms: only backbones: auto keeps to it, and one"),
         (TWO, {"search": {"cost_aware": True}}, "search.cost_aware: depth and policy, which decide a price, are"),
         (TWO, {"data": {"source": "x", "image_size_px": 16}}, "model.backbones[1].image_size_px: 32 is more than the"),
         (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from search_spaces.loading import dump_spec, parse_spec, read_spec
 from search_spaces.model_spec import MOST_CHOSEN
@@ -74,6 +76,7 @@ def test_what_takes_too_long_here_is_left_out_and_said(settle: Any, monkeypatch:
     by_time, told, asked = settle(spec_with(max_parameters=6_000_000, max_latency_ms=0.5))
     by_flops, _, _ = settle(spec_with(max_parameters=6_000_000, max_gflops=0.05))
     assert by_time.model.entries == by_flops.model.entries
+    assert told[-1].endswith(f" {10 * published(asked[-1]).gflops_at(64):.3g} ms a picture here")
     assert any("is left out: it takes " in line and "ms for a picture of 64 px here" in line for line in told)
     assert asked == [choice.backbone for choice in by_time.model.entries], "nothing is downloaded in vain"
     with pytest.raises(
@@ -82,17 +85,28 @@ def test_what_takes_too_long_here_is_left_out_and_said(settle: Any, monkeypatch:
         settle(spec_with(max_latency_ms=0.001))
 
 
-def test_a_latency_is_measured_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = latency.latency_ms("squeezenet1_1", 32, tmp_path)
+def test_a_latency_is_measured_once_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(latency, "_LOOKED_AT_S", 0.0)
+    threads = torch.get_num_threads()
+    memory = str(tmp_path)
+    taken = latency.latency_ms("squeezenet1_1", 32, memory)
+    assert torch.get_num_threads() == threads
+    (tmp_path / "no-folder").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert latency.latency_ms("squeezenet1_1", 32, f"{memory}/no-folder") > 0
+    assert "cannot be kept" in caplog.text
+    (tmp_path / "no-folder").unlink()
     assert 0 < taken < 60_000
     measured = []
     monkeypatch.setattr(latency, "_measure", lambda *what: measured.append(what) or 7.0)
-    assert latency.latency_ms("squeezenet1_1", 32, tmp_path) == taken
+    assert latency.latency_ms("squeezenet1_1", 32, memory) == taken
     assert not measured
     [path] = tmp_path.iterdir()
     path.write_text(path.read_text()[:10])
-    assert latency.latency_ms("squeezenet1_1", 32, tmp_path) == 7.0, "what is damaged is measured anew"
-    assert latency.latency_ms("squeezenet1_1", 48, tmp_path) == 7.0
+    assert latency.latency_ms("squeezenet1_1", 32, memory) == 7.0, "what is damaged is measured anew"
+    assert latency.latency_ms("squeezenet1_1", 48, memory) == 7.0
     assert measured == [("squeezenet1_1", 32), ("squeezenet1_1", 48)]
 
 

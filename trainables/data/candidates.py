@@ -40,7 +40,7 @@ class Candidate(NamedTuple):
         name: Its place in the source, as the bytes that the storage has for it.
         class_name: The class whose folder it is in, or that the list says.
         side: The side whose folder that is in, or that the list says; None without any.
-        size_bytes: Its size; of a row its place in the list.
+        size_bytes: Its size; of a row its place in the list, for its reader to find it by.
         times_ns: When it was written, and when its entry was changed (0 where nobody says).
         group: See `Picture.group`.
     """
@@ -100,11 +100,13 @@ class Candidates(Sequence[Picture]):
         )
 
     def repeated(self) -> tuple[str, int, int] | None:
-        """A name that stands there twice, and `size_bytes` of both as they were found; None if there is none."""
-        for first, second in pairwise(self._order):
-            if (name := self._name(first)) == self._name(second):
-                return shown(name), int(self._facts[first]["size_bytes"]), int(self._facts[second]["size_bytes"])
-        return None
+        """The first name to come again, and the places in the list (`size_bytes`) of both; None if there is none."""
+        pairs = pairwise(self._order.tolist())  # equal names stay in the order in which they were found
+        same = [(second, first) for first, second in pairs if self._name(first) == self._name(second)]
+        if not same:
+            return None
+        later, earlier = min(same)
+        return shown(self._name(later)), *self._facts["size_bytes"][[earlier, later]].tolist()
 
     def digest(self, place: bytes) -> str:
         """SHA-256 over a place and every candidate's name, size and times."""

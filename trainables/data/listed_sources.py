@@ -276,13 +276,16 @@ def _text(value: Any, names: Sequence[str]) -> str:
     return str(value).strip()
 
 
-_POSITION_BITS, _GROUP_BITS = 32, 16
+_POSITION_BITS, _GROUP_BITS, _FILE_BITS = 32, 16, 15
 
 
 def _packed(file: int, row_group: int, position: int) -> int:
     """Where a picture is, as one number of 63 bits; a file with more row groups, or rows in one, is split first."""
-    if row_group >> _GROUP_BITS or position >> _POSITION_BITS:
-        raise InputError("more row groups than are read, or more rows in one: write the file anew, in several")
+    if file >> _FILE_BITS or row_group >> _GROUP_BITS or position >> _POSITION_BITS:
+        raise InputError(
+            f"more than {1 << _FILE_BITS} Parquet files, or {1 << _GROUP_BITS} row groups in one: write them anew, in "
+            "fewer files or larger row groups"
+        )
     return file << (_POSITION_BITS + _GROUP_BITS) | row_group << _POSITION_BITS | position
 
 

@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainables.config import SPLIT_NAMES
 from trainables.data.decoding import decode_picture
@@ -220,14 +221,13 @@ def _write_rows(
                 writer.append(row)
             report(done)
     packed = _Packed(writer.num_rows, writer.fingerprint, [])
-    if disputed := _under_two_labels(path):
+    if disputed := _under_two_labels(*read_ids(path)):
         packed = _drop_disputed(path, class_names, side_px, disputed)
     return replace(packed, bad=sorted(bad + packed.bad, key=lambda bad: bad.name))
 
 
-def _under_two_labels(path: Path) -> set[str]:
-    """Content ids that stand in a table with different labels."""
-    ids, labels = read_ids(path)
+def _under_two_labels(ids: NDArray[np.bytes_], labels: NDArray[np.int32]) -> set[str]:
+    """Content ids [N] that stand there with different labels [N]."""
     order = np.lexsort((labels, ids))
     beginnings = ids.view("S8")[:: ids.itemsize // 8]  # few are the same in these: only those are compared whole
     near = np.flatnonzero(beginnings[order[1:]] == beginnings[order[:-1]])

@@ -1,6 +1,6 @@
 """Image tables on a cluster: published to shared storage by the driver, copied once to each node that reads them.
 
-Pixels are mapped from a local disk, never read over the network one by one. No torch.
+Pixels are read from a local disk, never read over the network one by one. No torch.
 """
 
 from __future__ import annotations

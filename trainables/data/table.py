@@ -49,7 +49,8 @@ class ImageTable:
         self.side_px = manifest.side_px
         self.class_names = manifest.class_names
         self._descriptor = os.open(path / manifest.file, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
+        # At the interpreter's end other threads may still read.
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         if len(self._map) != manifest.file_bytes:
             raise ValueError(f"{manifest.file} has {len(self._map)} bytes, not {manifest.file_bytes}")
@@ -68,7 +69,7 @@ class ImageTable:
 
     @classmethod
     def open(cls, path: str | Path) -> ImageTable:
-        """Maps the table in a folder.
+        """Opens the table in a folder.
 
         Args:
             path: The folder's path, or a `file:` URI of it.
@@ -121,8 +122,8 @@ class ImageTable:
     def image(self, row: int) -> torch.Tensor:
         """The pixels of one row: uint8 [3, H, W] in channels-last memory, the caller's own.
 
-        Read and not mapped: with a page that is missing the kernel maps its neighbours, up to 2 MiB of them, and a
-        process that has seen all pictures would be as large as all of them.
+        Read and not mapped, as the columns are: around a page that is missing the kernel maps others, some 2 MiB of
+        them, and a process that has seen all pictures would be as large as all of them.
 
         Raises:
             OSError: The disk failed, or the file was cut short since it was opened.
@@ -130,8 +131,7 @@ class ImageTable:
         import torch
 
         pixels_HWC = np.empty((self._heights[row], self._widths[row], 3), np.uint8)
-        if os.preadv(self._descriptor, [pixels_HWC.data], int(self._starts[row])) != pixels_HWC.nbytes:
-            raise OSError(errno.EIO, f"image table {self.path}: the pixels of row {row} are not there: pack it again")
+        self._read(pixels_HWC.reshape(-1), int(self._starts[row]))
         return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
     def rows_of(self, class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -157,6 +157,18 @@ class ImageTable:
         """Heights and widths of the pictures of some rows, as they are packed: [N] each."""
         return self._heights[rows].astype(np.int64), self._widths[rows].astype(np.int64)
 
+    def _read(self, into: NDArray[np.uint8], start: int) -> None:
+        """Fills an array with bytes of the file."""
+        done = 0
+        while done < len(into):
+            try:
+                num_read = os.preadv(self._descriptor, [into[done:].data], start + done)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            if not num_read:
+                raise OSError(errno.EIO, "cut short while it was open: who opens it next packs it anew", str(self.path))
+            done += num_read
+
     def _let_go(self) -> None:
         """Of the columns' pages: what stays in the system's cache costs this process nothing."""
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -176,7 +188,7 @@ def _local_folder(path: str | Path) -> Path:
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     if "://" in str(path):
-        raise InputError(f"image table {path}: only local folders can be mapped: copy the table to a local disk")
+        raise InputError(f"image table {path}: only local folders can be opened: copy the table to a local disk")
     return Path(path)
 
 
