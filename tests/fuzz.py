@@ -217,8 +217,11 @@ def _ignore(*_: object, **__: object) -> None:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """No weights are downloaded; that they cannot be had is then said as it would be."""
-    with mock.patch("torch.hub.load_state_dict_from_url", side_effect=OSError("no network here")):
+    """No weights are downloaded, which is then said as it would be; no network's latency is measured."""
+    with (
+        mock.patch("torch.hub.load_state_dict_from_url", side_effect=OSError("no network here")),
+        mock.patch("trainables.latency._measure", return_value=20.0),
+    ):
         yield
 
 
