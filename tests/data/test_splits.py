@@ -94,7 +94,6 @@ def test_copies_never_straddle_and_order_does_not_matter(
     assert backwards == [side_of[each] for each, _ in pictures[::-1]]
 
 
-@given(PICTURES)
 def test_in_which_pieces_keys_are_compared_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [f"{number // 5:064d}" for number in range(50)]  # five copies of each, on both sides of the pieces' ends
     held_out: list[SplitName | None] = ["test" if number % 10 == 4 else None for number in range(50)]
@@ -106,6 +105,7 @@ def test_in_which_pieces_keys_are_compared_changes_nothing(monkeypatch: pytest.M
         assert assign_sides(ids, held_out, SplitConfig(seed=3)).tolist() == whole
 
 
+@given(PICTURES)
 def test_what_the_source_holds_out_is_never_trained_on(pictures: list[tuple[str, SplitName | None]]) -> None:
     held_out = {each for each, side in pictures if side in ("val", "test")}
     for (each, _), side in zip(pictures, assigned(pictures, SplitConfig()), strict=True):
