@@ -90,20 +90,13 @@ def check_installation() -> Iterator[Finding]:
 def check_ray(environ: Mapping[str, str] | None = None, proc: Path = Path("/proc")) -> Iterator[Finding]:
     """How many Ray instances run here, whether the one that is named answers, and whether there is a token for it."""
     environ = os.environ if environ is None else environ
-    num_instances = _count_processes(proc, "gcs_server")
-    address = environ.get("RAY_ADDRESS", "")
-    if num_instances > 1 and not address:
-        yield Finding(
-            "Ray",
-            "warning",
-            f"{num_instances} Ray instances run on this machine, and RAY_ADDRESS says which one is meant to nobody",
-            "stop the others (`ray stop`), or set RAY_ADDRESS=HOST:PORT",
-        )
-    elif not address:
-        running = "one instance runs here" if num_instances else "none runs here"
-        yield Finding("Ray", "ok", f"{running}; a sweep {'joins it' if num_instances else 'starts its own'}")
-    else:
+    if address := environ.get("RAY_ADDRESS", ""):
         yield from _check_address(address, environ)
+        return
+    num_instances = _count_processes(proc, "gcs_server")
+    running = f"{num_instances or 'no'} other instance{'' if num_instances == 1 else 's'} here"
+    hint = "; RAY_ADDRESS=HOST:PORT would have it join one" if num_instances else ""
+    yield Finding("Ray", "ok", f"{running}; a sweep starts its own{hint}")
 
 
 def _check_address(address: str, environ: Mapping[str, str]) -> Iterator[Finding]:

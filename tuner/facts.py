@@ -54,12 +54,18 @@ def facts_of(source: str, label_separator: str | None = None) -> DataFacts:
 def _short_side(pictures: Sequence[Picture], source: str) -> int:
     """The median of some pictures' shorter sides, from their headers."""
     chosen = _some(pictures, _SAMPLE)
-    found = []
+    found: list[int] = []
+    reason = ""
     for picture in chosen:
-        with suppress(OSError, InputError):  # packing will set it aside and name it
+        try:
             found.append(min(size_of(picture.read())))
+        except (OSError, InputError) as error:  # packing will set it aside and name it
+            reason = reason or f"{picture.name}: {error}"
     if not found:
-        raise InputError(f"data source {source!r}: none of {len(chosen)} files is a picture that can be opened")
+        raise InputError(
+            f"data source {source!r}: none of {len(chosen)} files is a picture that can be opened ({reason}); "
+            "`thaw data inspect` lists them: mend them, or give another folder"
+        )
     return int(np.median(found))
 
 

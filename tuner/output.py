@@ -122,7 +122,9 @@ def show_result(result: SweepResult, console: Console) -> None:
         )
     else:
         console.print(f"Model {champion.model_uri} is [bold]{champion.alias}[/bold]: {champion.reason}.")
-        console.print("Use it:       [bold]thaw predict PICTURES --model champion[/bold]", highlight=False)
+        name = champion.model_uri.removeprefix("models:/").rsplit("/", maxsplit=1)[0]
+        use = escape(f"thaw predict PICTURES --model {name}@{champion.alias}")
+        console.print(f"Use it:       [bold]{use}[/bold]", highlight=False, soft_wrap=True)
     if result.untold:
         console.print(f"{result.untold} records wait for MLflow; the next resume or sweep of this name sends them.")
     console.print("Open MLflow:  [bold]thaw ui[/bold]", highlight=False)

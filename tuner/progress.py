@@ -7,7 +7,7 @@ standard output holds results alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -62,6 +62,12 @@ class SearchState:
             self.seconds.append((record.get("metrics") or {}).get("time/trial_s", 0.0))
         elif event == "exchange":
             self._take_over(record)
+
+    def go_on_from(self, records: Iterable[Record]) -> None:
+        """Takes into account what an earlier run of the sweep wrote; what it left running is begun again."""
+        for record in records:
+            self.see(record)
+        self.running.clear()
 
     def _take_over(self, record: Record) -> None:
         """What a trial gave up for another's weights is lost, the best too."""

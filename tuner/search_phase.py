@@ -79,9 +79,10 @@ class SearchPhase:
         spec, budget = self._spec, self._spec.budget
         records = read_records(self._paths.journal)
         switch = StopSwitch(Spending(time_s=budget.time_s, flops=budget.flops, records=records))
+        num_trials = trials_in_all(spec, self._space)
+        self._show_what_was(records, switch.spending, num_trials)
         self._close_overdue(switch.spending.reason)
         history = self._history()
-        num_trials = trials_in_all(spec, self._space)
         if switch or _num_ended(history) >= (num_trials or math.inf):
             return None
         first_points = self._begin(records)
@@ -103,10 +104,6 @@ class SearchPhase:
         )
         record = self._recorder(switch, searcher)
         exchange = self._exchange(record)
-        state = self._progress.state
-        state.metric, state.mode = spec.metric, spec.mode
-        state.num_trials, state.max_epochs = num_trials, spec.budget.epochs
-        state.spending = switch.spending
         self._progress.phase("waiting for the first lane")
 
         def interrupt() -> None:
@@ -138,6 +135,14 @@ class SearchPhase:
             )
         pool.check()
         return switch.why if switch.is_interrupted else None
+
+    def _show_what_was(self, records: Sequence[Record], spending: Spending, num_trials: int | None) -> None:
+        """Tells the display what to count, and what an earlier run of the sweep did."""
+        state = self._progress.state
+        state.metric, state.mode = self._spec.metric, self._spec.mode
+        state.num_trials, state.max_epochs = num_trials, self._spec.budget.epochs
+        state.spending = spending
+        state.go_on_from(records)
 
     def _begin(self, records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:
         """Starts the clock in the journal; returns the points to try first, those of the sweep's beginning."""

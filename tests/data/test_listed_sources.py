@@ -56,6 +56,14 @@ def test_tabs_and_a_byte_order_mark(folder: Folder) -> None:
     assert [each.class_name for each in open_source(uri).pictures()] == ["gut, aber klein"]
 
 
+def test_a_list_as_spreadsheets_write_it_where_a_comma_is_in_numbers(folder: Folder) -> None:
+    pictures = folder("shots", one=1)
+    uri = write_csv(pictures, "\ufefffile;label\none/000.png;gut, aber klein\n")
+    assert [(each.name, each.class_name) for each in open_source(uri).pictures()] == [
+        ("one/000.png", "gut, aber klein")
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -250,6 +250,10 @@ def test_folders_without_pictures_are_refused(folder: Folder, tmp_path: Path) ->
         open_source(str(empty)).pictures()
     with pytest.raises(InputError, match="is a file, not a folder"):
         open_source(f"folder:{empty / 'loose.png'}")
+    for name, scheme in (("list.csv", "csv"), ("list.TSV", "csv"), ("shots.parquet", "parquet")):
+        (empty / name).write_text("")
+        with pytest.raises(InputError, match=rf"is a file, not a folder: write '{scheme}:.*{name}'"):
+            open_source(f"folder:{empty / name}")
     root = folder(ants=2)
     (root / "wasps").mkdir()
     with pytest.raises(InputError, match="class folder 'wasps' is empty"):

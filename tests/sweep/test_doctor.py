@@ -87,16 +87,18 @@ def test_this_installation_fits_and_a_wrong_version_is_named(monkeypatch: pytest
     assert "no-such-package is not installed" in missing.text
 
 
-def test_several_ray_instances_without_an_address_are_a_warning(tmp_path: Path) -> None:
+def test_without_an_address_other_ray_instances_are_left_alone(tmp_path: Path) -> None:
     for number, name in enumerate(["gcs_server", "raylet", "gcs_server"], start=100):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "comm").write_text(f"{name}\n")
     (found,) = check_ray({}, tmp_path)
-    assert found.level == "warning"
-    assert "2 Ray instances" in found.text
+    hint = "RAY_ADDRESS=HOST:PORT would have it join one"
+    assert (found.level, found.text) == ("ok", f"2 other instances here; a sweep starts its own; {hint}")
     (tmp_path / "102" / "comm").write_text("python\n")
     (one,) = check_ray({}, tmp_path)
-    assert (one.level, "joins it" in one.text) == ("ok", True)
+    assert one.text.startswith("1 other instance here; a sweep starts its own")
+    (tmp_path / "100" / "comm").write_text("python\n")
+    assert [found.text for found in check_ray({}, tmp_path)] == ["no other instances here; a sweep starts its own"]
 
 
 def test_an_address_must_answer_and_wants_a_token(tmp_path: Path) -> None:

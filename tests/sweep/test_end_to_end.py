@@ -35,6 +35,7 @@ def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePat
     assert "Best of 5 trials" in out
     assert "95% interval" in out
     assert "models:/tiny/1" in out
+    assert "thaw predict PICTURES --model tiny@champion" in out
     assert "thaw ui" in out
     assert "were read from the store" in out
     assert "The store holds" in out

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tuner.champion import choose_champion
 from tuner.figures import sentence, standing_columns, standing_row
-from tuner.journal import Journal, TrialRecord
+from tuner.journal import Journal, Record, TrialRecord
 from tuner.output import Format, build_trials_table, clean_rows, write_rows
 from tuner.picture import compose, draw
 from tuner.progress import Progress, SearchState
@@ -49,6 +49,25 @@ def test_search_state_counts_and_estimates(tmp_path: Path) -> None:
     assert (state.num_ended, state.outcomes) == (1, {"stopped_early": 1})
     # Two and a half trials of ten seconds are left on two lanes.
     assert state.seconds_left(2) == pytest.approx(2.5 * 10 / 2)
+
+
+def test_a_resumed_search_goes_on_counting(tmp_path: Path) -> None:
+    earlier: list[Record] = []
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        for number, accuracy in enumerate([0.7, 0.6, 0.5]):
+            earlier.append(journal.append("trial", number=number, params={}))
+            earlier.append(journal.append("epoch", number=number, epoch=1, metrics={"val/accuracy": accuracy}))
+        earlier.append(journal.append("end", number=0, outcome="completed", metrics={"time/trial_s": 10.0}))
+        earlier.append(journal.append("end", number=1, outcome="interrupted", metrics={"time/trial_s": 5.0}))
+        state = SearchState(num_trials=3, max_epochs=2)
+        state.go_on_from(earlier)  # trial 2 was killed
+        assert (state.described(), state.best, state.running) == ("1/3 done", (0.7, 0), {})
+        for number in (1, 2):
+            state.see(journal.append("trial", number=number, params={}))
+            state.see(journal.append("epoch", number=number, epoch=2, metrics={"val/accuracy": 0.55}))
+            state.see(journal.append("end", number=number, outcome="completed", metrics={"time/trial_s": 5.0}))
+    assert (state.described(), state.best) == ("3/3 done", (0.7, 0))
+    assert state.reached == {0: 0.7, 1: 0.6, 2: 0.55}
 
 
 def test_a_budget_shows_its_share_and_the_nearest_end_is_the_estimate(tmp_path: Path) -> None:

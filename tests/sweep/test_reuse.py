@@ -129,6 +129,8 @@ def test_the_summary_and_the_parent_run_say_it(tmp_path: Path) -> None:
     assert "means over 4 folds;" in out.getvalue()
     # There was no test side, and that is said.
     assert "Nothing was tested" in out.getvalue()
+    # Other sweeps of this home may have champions too.
+    assert "thaw predict PICTURES --model s@champion" in out.getvalue()
 
 
 def test_bytes_held_are_those_on_disk(tmp_path: Path) -> None:

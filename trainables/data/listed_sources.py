@@ -101,9 +101,10 @@ class CsvSource:
         return digest.hexdigest()
 
     def _rows(self) -> Iterator[tuple[int, Mapping[Column, str]]]:
-        delimiter = "\t" if self._path.suffix.lower() == ".tsv" else ","
         try:
             with self._path.open(newline="", encoding="utf-8-sig") as lines:
+                delimiter = _delimiter(lines.readline(), self._path.suffix.lower())
+                lines.seek(0)
                 reader = csv.DictReader(lines, delimiter=delimiter)
                 columns = _find_columns(reader.fieldnames or (), ("file", "label"), self.uri)
                 for row in reader:
@@ -193,6 +194,13 @@ class ParquetSource:
             raise InputError(f"{where}: cannot be read as Parquet ({error}): write it anew") from error
 
 
+def _delimiter(header: str, suffix: str) -> str:
+    """A tab in a TSV file; else a comma, or the semicolon that spreadsheets write where a comma is in numbers."""
+    if suffix == ".tsv":
+        return "\t"
+    return ";" if ";" in header and "," not in header else ","
+
+
 @dataclass(frozen=True)
 class _Facts:
     class_name: str
@@ -206,7 +214,9 @@ def _facts(row: Mapping[Column, str], where: str, separator: str | None) -> _Fac
     if separator is not None:
         label = set_name(label.split(separator), separator)
     elif not label:
-        raise InputError(f"{where}: no label: fill it in, or remove the row")
+        raise InputError(
+            f"{where}: no label: fill it in, or remove the row; if pictures may have none or several, labels are multi"
+        )
     stated = row.get("split", "")
     if stated and stated.lower() not in SIDE_OF_FOLDER:
         raise InputError(f"{where}: split is {stated!r}: use train, val or test, or leave it empty")

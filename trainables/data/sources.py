@@ -36,6 +36,7 @@ SIDE_OF_FOLDER: dict[str, SplitName] = {
     "validation": "val",
     "test": "test",
 }
+_SCHEME_OF_ENDING = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
 
@@ -124,6 +125,8 @@ class FolderSource:
     def __init__(self, place: str) -> None:
         self._root = expand(place).resolve()
         if not place or not self._root.is_dir():
+            if self._root.is_file() and (scheme := _SCHEME_OF_ENDING.get(self._root.suffix.lower())):
+                raise InputError(f"data source 'folder:{place}': is a file, not a folder: write '{scheme}:{place}'")
             what = "is a file, not a folder" if self._root.is_file() and place else "no such folder"
             raise InputError(f"data source 'folder:{place}': {what}: give a folder that holds one folder per class")
 
