@@ -34,12 +34,13 @@ fast-tests: $(INSTALLED)
 	$(BIN)/pytest -n $(PROCESSES) -m 'not slow and not ray and not gpu and not fuzz'
 
 test: fast-tests
-	$(BIN)/pytest -n $(PROCESSES) -m 'slow and not ray and not gpu and not fuzz'
+	$(BIN)/pytest -n $(PROCESSES) -m 'slow and not long and not ray and not gpu and not fuzz'
 	$(BIN)/pytest -m 'ray and not long and not gpu'
 
-# Whole sweeps of every kind, and what machines and people do to them; an hour on two cores. CI runs them too.
+# Whole sweeps of every kind, what machines and people do to them, and what takes minutes: an hour on two cores, and CI's.
 long-tests: $(INSTALLED)
-	$(BIN)/pytest -m 'long and not gpu'
+	$(BIN)/pytest -n $(PROCESSES) -m 'long and not ray and not gpu and not fuzz'
+	$(BIN)/pytest -m 'long and ray and not gpu'
 
 # Random faults for so many minutes; not part of `make test`.
 MINUTES ?= 10

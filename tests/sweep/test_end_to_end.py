@@ -126,6 +126,7 @@ def await_epochs(process: subprocess.Popen[str], journal: Path, number: int) -> 
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_interrupted_and_resumed_equals_uninterrupted(
     whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert begun.count(5) == 1
 
 
+@pytest.mark.long
 def test_a_budget_of_flops_bounds_a_sweep_over_an_interruption(
     whole: tuple[HomePaths, str, str], tiny_spec: Path, tmp_path: Path
 ) -> None:

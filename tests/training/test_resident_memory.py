@@ -89,6 +89,7 @@ def train_in_a_process(config: TrialConfig, folder: Path, limit_bytes: int) -> d
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what is in memory")
 def test_a_store_ten_times_the_limit_is_trained_from_within_it(digits: PackReport, tmp_path: Path) -> None:
     config = trial(digits)
