@@ -12,8 +12,6 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -22,6 +20,7 @@ from trainables.classifier import split_network
 from trainables.features.machine import describe_machine
 from trainables.remembering import recall, remember
 from trainables.storage import join
+from trainables.threads import one_thread
 
 _FEWEST_PASSES, _LOOKED_AT_S = 5, 1.5
 """The shortest of these counts: a machine that does other work too, as while lanes start, leaves a moment free."""
@@ -52,23 +51,13 @@ def _measure(network: str, image_size_px: int) -> float:
     whole = split_network(backbone, 0).tail.eval()
     image_BCHW = torch.randn((1, 3, image_size_px, image_size_px), generator=torch.Generator().manual_seed(0))
     shortest, num_passes, started = math.inf, 0, time.perf_counter()
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), one_thread():
         whole(image_BCHW)  # chooses kernels and takes memory, once
         while num_passes < _FEWEST_PASSES or time.perf_counter() - started < _LOOKED_AT_S:
             began = time.perf_counter()
             whole(image_BCHW)
             shortest, num_passes = min(shortest, time.perf_counter() - began), num_passes + 1
     return 1000 * shortest
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _key(network: str, image_size_px: int) -> str:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from trainables.features.probes import ProbeResult, fit_probe, head_from_probe, 
 from trainables.jobs import DepthProbe, Message, ProbeJob
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks
+from trainables.threads import one_thread
 from trainables.workbench import Workbench
 
 # A fit takes N * D * D multiplications where pictures are many: as many as a core does in a few seconds.
@@ -55,7 +56,7 @@ def run_probe(job: ProbeJob, bench: Workbench, ranks: Ranks) -> Message:
         cuts = range(1, len(stages) + 1)
         train, val = (_collect(run, name, cuts) for name in ("train", "val"))
     passed, probes = time.perf_counter(), list[DepthProbe]()
-    with _one_thread():
+    with one_thread():
         for depth, stage in zip(cuts, stages, strict=True):
             began = time.perf_counter()
             result = fit_probe(*train[depth], num_classes, validation=val.get(depth), least_std=LEAST_STD)
@@ -91,7 +92,7 @@ def probed_head(config: TrialConfig, num_stages: int, bench: Workbench, ranks: R
     if ranks.is_first and key not in bench.heads:
         with closing(TrialRun(ProbeJob.of(config, num_stages).config, bench, Ranks(ranks.device))) as run:
             features_ND, labels_N = _collect(run, "train", [num_stages])[num_stages]
-        with _one_thread():
+        with one_thread():
             bench.heads[key] = fit_probe(
                 features_ND, labels_N, len(config.data.class_names), least_std=LEAST_STD, with_logme=False
             )
@@ -154,14 +155,3 @@ def _collect(run: TrialRun, name: SplitName, cuts: Collection[int]) -> dict[int,
 def _num_rows(num_features: int) -> int:
     """Most pictures to fit a probe of so many features on."""
     return min(max(int(_MOST_WORK / num_features**2), _FEWEST_ROWS), _MOST_ROWS)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Bits depend on the number of threads, and matrices this small gain little from a second one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
