@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from memory_source import MemorySource
 from PIL import Image
 
 from trainables.data import packing
@@ -30,21 +31,6 @@ from trainables.errors import InputError
 Folder = Callable[..., Path]
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
-
-
-class MemorySource:
-    """Pictures held in memory, whose reads can be watched."""
-
-    uri = "memory"
-
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self._pictures = pictures
-
-    def pictures(self) -> Sequence[Picture]:
-        return self._pictures
-
-    def signature(self) -> str:
-        return hashlib.sha256("".join(picture.name for picture in self._pictures).encode()).hexdigest()
 
 
 def files_below(root: Path) -> list[str]:

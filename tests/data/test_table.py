@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import multiprocessing
 import os
 import pickle
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from memory_source import MemorySource
 from PIL import Image
 
 from trainables.data.packing import pack
@@ -23,24 +23,7 @@ from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
 Folder = Callable[..., Path]
-
-
-class Pictures(list[Picture]):
-    """A source of them."""
-
-    uri = "memory"
-
-    def pictures(self) -> list[Picture]:
-        return self
-
-    def signature(self) -> str:
-        return "some"
-
-
-def encoded(pixels_HWC: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, "BMP")
-    return buffer.getvalue()
+Encode = Callable[..., bytes]
 
 
 @pytest.fixture
@@ -92,15 +75,15 @@ def _mapped_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what is in memory")
-def test_pictures_that_were_read_stay_nowhere(tmp_path: Path) -> None:
+def test_pictures_that_were_read_stay_nowhere(encode: Encode, tmp_path: Path) -> None:
     # Most kernels map 64 kB around a page that is missing, and some 2 MiB.
     noise = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (200, 64, 64, 3), dtype=np.uint8)
     pixels = np.repeat(np.repeat(noise, 5, axis=1), 5, axis=2)
     pictures = [
-        Picture(f"{number:03d}", "ab"[number % 2], None, lambda large=large: encoded(large))
+        Picture(f"{number:03d}", "ab"[number % 2], None, lambda large=large: encode(Image.fromarray(large), "BMP"))
         for number, large in enumerate(pixels)
     ]
-    table = ImageTable.open(pack(Pictures(pictures), tmp_path, side_px=320).path)
+    table = ImageTable.open(pack(MemorySource(pictures), tmp_path, side_px=320).path)
     assert table.image(0).max() == 255  # loads what looking at one takes
     before = _mapped_bytes()
     assert sum(int(table.image(row).max()) for row in range(len(table))) > 250 * len(table)

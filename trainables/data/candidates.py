@@ -90,14 +90,10 @@ class Candidates(Sequence[Picture]):
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
         number = self._order[range(len(self))[place]]
-        name, facts = self._name(number), self._facts[number]
-        return Picture(
-            shown(name),
-            self.class_names[facts["label"]],
-            _SIDE_OF_CODE[int(facts["side"])],
-            self._reader(name, int(facts["size_bytes"])),
-            self._groups[facts["group"]],
-        )
+        name = self._name(number)
+        _, size_bytes, _, _, label, group, side = self._facts[number].item()
+        read = self._reader(name, size_bytes)
+        return Picture(shown(name), self.class_names[label], _SIDE_OF_CODE[side], read, self._groups[group])
 
     def repeated(self) -> tuple[str, int, int] | None:
         """The first name to come again, and the places in the list (`size_bytes`) of both; None if there is none."""
