@@ -17,7 +17,7 @@ from pathlib import Path
 from trainables.backbones.weights import is_whole as are_whole_weights
 from trainables.checkpoint import is_whole as is_whole_checkpoint
 from trainables.errors import InputError
-from trainables.features.locks import try_lock
+from trainables.locks import try_lock
 from trainables.node_cache import features_root
 from tuner.doctor import Finding
 from tuner.journal import TrialRecord, iterate_from, read_records, trials_of
@@ -52,11 +52,11 @@ def check_leftovers(home: HomePaths) -> Iterator[Finding]:
         if place.is_dir()
         for pattern in _LEFTOVERS
         for path in place.rglob(pattern)
-        if path.is_file() and path.stat().st_mtime < old
+        if path.exists() and path.stat().st_mtime < old
     ]
     left += [folder for folder in home.sweeps.glob(".import-*") if folder.stat().st_mtime < old]
     if left:
-        size = sum(path.stat().st_size for path in left) / 1e6
+        size = sum(map(_num_bytes, left)) / 1e6
         text = f"{len(left)} temporary files of processes that were killed, {size:.1f} MB, such as {left[0]}"
         yield Finding("leftovers", "warning", text, "remove them", _remover(left))
     claims = [path for path in features.glob("*/*.lease") if path.stat().st_mtime < old and _is_free(path)]
@@ -147,6 +147,11 @@ def _is_lockable(path: Path, kind: int, *, if_unsupported: bool) -> bool:
         return try_lock(descriptor, kind, if_unsupported=if_unsupported)
     finally:
         os.close(descriptor)
+
+
+def _num_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else filter(Path.is_file, path.rglob("*"))
+    return sum(file.stat().st_size for file in files)
 
 
 def _remover(paths: Sequence[Path]) -> partial[str]:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainables.locks import alone
 from tuner.paths import sqlite_file
 from tuner.projection import RunUpdate
 
@@ -48,22 +49,28 @@ def _create_whole(database: Path) -> None:
     """
     import mlflow
 
-    temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex}.tmp")
+    temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex}.tmp")  # MLflow remembers stores by their name
     address = f"sqlite:///{temporary}"
-    try:
-        mlflow.MlflowClient(tracking_uri=address).search_experiments(max_results=1)
-        with suppress(FileExistsError):  # somebody else was faster
-            try:
-                os.link(temporary, database)
-            except OSError as error:
-                if error.errno not in _NO_LINKS_HERE:
-                    raise
-                if not database.exists():
-                    temporary.rename(database)
-    finally:
-        _forget(address)
-        for suffix in ("", "-journal"):
-            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+    with alone(database.with_name(f".{database.name}.lock")) as is_alone:
+        if database.exists():
+            return
+        if is_alone:
+            for left in database.parent.glob(f".{database.name}.*.tmp*"):  # by a process that was killed
+                left.unlink()
+        try:
+            mlflow.MlflowClient(tracking_uri=address).search_experiments(max_results=1)
+            with suppress(FileExistsError):  # a server of the user's was faster
+                try:
+                    os.link(temporary, database)
+                except OSError as error:
+                    if error.errno not in _NO_LINKS_HERE:
+                        raise
+                    if not database.exists():
+                        temporary.rename(database)
+        finally:
+            _forget(address)
+            for suffix in ("", "-journal"):
+                temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
 
 
 def _forget(address: str) -> None:

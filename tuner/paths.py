@@ -98,6 +98,12 @@ class SweepPaths:
         """The files of trial ``number``."""
         return TrialPaths(self.trials / f"{number:04d}")
 
+    def remove_torn(self) -> None:
+        """Removes what earlier processes of the sweep, which must have ended, were killed in the midst of writing."""
+        for path in [*self.root.glob(".*.tmp"), *self.trials.glob("*/.*.tmp")]:
+            if path.is_file():  # of the champion's folder its writer takes care
+                path.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True)
 class HomePaths:

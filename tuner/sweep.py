@@ -190,6 +190,7 @@ class _Sweep:
             self.spec, data, networks, space = preparing.result()
             # Whoever has the journal is alone from here on.
             self.journal = stack.enter_context(Journal.open(self.paths.journal))
+            self.paths.remove_torn()
             try:
                 self.num_records = len(self.journal.records())
                 self.spec = settle_compute(self.spec, space, networks, pool, self.home, self.progress)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -199,17 +201,42 @@ def test_a_damaged_table_is_packed_anew(damage: str, folder: Folder, tmp_path: P
     assert pack(source, tmp_path / "t", side_px=12).reused
 
 
-def test_unfinished_files_of_killed_packers_are_removed_after_a_day(folder: Folder, tmp_path: Path) -> None:
+def test_unfinished_files_of_killed_packers_are_removed_at_once_and_those_of_living_ones_stay(
+    folder: Folder, tmp_path: Path
+) -> None:
     source = open_source(str(folder(ants=3, bees=3)))
     path = pack(source, tmp_path / "t", side_px=12).path
+    program = f"""
+import itertools
+from pathlib import Path
+from trainables.data import packing
+from trainables.data.sources import open_source
+write = packing.TableWriter.append
+def half(self, row):
+    write(self, row)
+    print("writing", flush=True)
+    input()
+packing.TableWriter.append = half
+packing.pack(open_source({source.uri!r}), Path({str(tmp_path / "t")!r}), side_px=12)
+"""
     (path / MANIFEST_NAME).unlink()
-    old, young = path / "old.partial", path / "young.partial"
-    for leftover in (old, young):
-        leftover.write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as packer:
+        assert packer.stdout is not None
+        assert packer.stdout.readline() == "writing\n"
+        elsewhere = path / "another-machine.partial"
+        elsewhere.write_bytes(b"half")
+        pack(source, tmp_path / "t", side_px=12)
+        assert len(list(path.glob("*.partial"))) == 2  # both may be written to
+        packer.kill()
+    assert pack(source, tmp_path / "t", side_px=12).reused
+    assert list(path.glob("*.partial")) == [elsewhere]
+    os.utime(elsewhere, (time.time() - 2 * 24 * 3600,) * 2)
+    (path / MANIFEST_NAME).unlink()
     pack(source, tmp_path / "t", side_px=12)
-    assert not old.exists()
-    assert young.exists()  # somebody may be writing it
+    table, manifest = files_below(path)
+    assert (table[:7], manifest) == ("images-", MANIFEST_NAME)
 
 
 def test_several_packers_at_once_agree(folder: Folder, tmp_path: Path) -> None:

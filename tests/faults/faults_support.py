@@ -166,7 +166,7 @@ class Sweep:
             time.sleep(0.1)
         assert sorted(title[:60] for title in self.processes().values()) == []
         left = [path for pattern in (".*.tmp", "*.partial", "*.lease") for path in self.home.local.rglob(pattern)]
-        assert left == []
+        assert left == [], left
         from tuner.journal import Journal
 
         Journal.open(self.paths.journal).close()

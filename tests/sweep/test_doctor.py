@@ -184,20 +184,22 @@ def test_leftovers_are_found_and_fixed_and_what_is_in_use_stays(home: HomePaths)
     torn, fresh, kept = entry / ".000001.x.tmp", home.local / ".new.y.tmp", home.local / "spec.yaml"
     partial = home.local / "tables" / "abc.partial"
     partial.parent.mkdir()
-    half_imported = home.sweeps / ".import-0"
+    half_imported, half_saved = home.sweeps / ".import-0", home.sweeps / "one" / ".champion.z.tmp"
     (half_imported / "report").mkdir(parents=True)
+    half_saved.mkdir(parents=True)
+    (half_saved / "network").write_bytes(bytes(1_500_000))
     for path in (dead, held, torn, fresh, kept, partial):
         path.write_text("x")
-    for path in (dead, held, torn, kept, partial, half_imported):
+    for path in (dead, held, torn, kept, partial, half_imported, half_saved):
         os.utime(path, (LONG_AGO, LONG_AGO))
     with held.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         files, claims = check_leftovers(home)
-        assert "3 temporary files" in files.text
+        assert "4 temporary files of processes that were killed, 1.5 MB" in files.text
         assert "1 claims" in claims.text
         assert files.fix is not None
         assert claims.fix is not None
-        assert (files.fix(), claims.fix()) == ("3 removed", "1 removed")
+        assert (files.fix(), claims.fix()) == ("4 removed", "1 removed")
         assert sorted(path.name for path in home.local.rglob("*") if path.is_file()) == [
             ".new.y.tmp", "000002.lease", "spec.yaml"
         ]  # fmt: skip

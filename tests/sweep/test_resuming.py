@@ -135,3 +135,16 @@ def test_specs_differ_in_leaves_and_in_whole_lists(tiny_spec: Path) -> None:
     assert differences(spec, spec) == {}
     other = load_spec(tiny_spec, ["search.batch_size=16", "baselines=[]"])
     assert differences(spec, other) == {"search.batch_size": ([16, 32], 16), "baselines": (["head_only"], [])}
+
+
+def test_what_was_being_written_when_a_sweep_was_killed_is_removed(home: HomePaths) -> None:
+    paths = home.sweep("tiny")
+    paths.remove_torn()  # there is nothing yet
+    trial, checkpoint = paths.trial(0).root, "last.ckpt"
+    trial.mkdir(parents=True)
+    torn = [trial / f".{checkpoint}.0123.tmp", paths.root / ".mlflow.json.0123.tmp"]
+    for path in [*torn, trial / checkpoint, paths.journal]:
+        path.write_text("x")
+    paths.remove_torn()
+    left = sorted(path.name for path in paths.root.rglob("*") if path.is_file())
+    assert left == [paths.journal.name, checkpoint]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -304,6 +305,27 @@ def test_a_database_is_there_whole_or_not_at_all(tmp_path: Path, mount: Callable
     mount(place, "size=8m")
     assert ensure_experiment(open_client(uri), "parts", None)
     assert [path.name for path in place.iterdir()] == ["mlflow.db"]
+
+
+def test_what_a_killed_maker_of_a_database_left_goes_with_the_next(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from threading import Thread
+def kill():
+    while not any(path.stat().st_size for path in Path({str(tmp_path)!r}).glob(".mlflow.db.*.tmp")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+Thread(target=kill).start()
+from tuner.mlflow_client import open_client
+open_client({uri!r})
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".mlflow.db.*.tmp"))
+    assert not (tmp_path / "mlflow.db").exists()
+    assert ensure_experiment(open_client(uri), "parts", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_a_database_without_room_is_an_error_and_no_traceback(

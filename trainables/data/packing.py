@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -40,6 +41,7 @@ from trainables.data.table_file import (
     read_rows,
 )
 from trainables.errors import InputError, StorageError
+from trainables.locks import mark_use, this_machine, unused
 from trainables.memory import give_back_freed_memory
 from trainables.storage import is_local
 
@@ -47,6 +49,8 @@ PICTURES_IN_FLIGHT_PER_THREAD = 4
 REMOTE_READERS = 16
 """Threads that read and decode where a picture comes over a network: most of the time they wait for it."""
 ABANDONED_AFTER_S = 24 * 3600.0
+"""After so long nobody writes any more to a file of another machine's, whose locks may not be seen here."""
+_PACKING_NAME = ".packing"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -109,10 +113,14 @@ def pack(
     folder = root / _table_key(source.signature(), side_px)
     manifest = _find_complete(folder)
     reused = manifest is not None
+    _remove_abandoned(folder)
     if manifest is None:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        manifest = _write_table(source, folder, side_px, num_threads or _num_readers(source.uri), progress)
+        try:
+            with _marked(folder):
+                manifest = _write_table(source, folder, side_px, num_threads or _num_readers(source.uri), progress)
+        finally:
+            _remove_abandoned(folder)
         give_back_freed_memory()
     return PackReport(
         path=folder,
@@ -145,11 +153,34 @@ def _find_complete(folder: Path) -> Manifest | None:
         return None
 
 
+@contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Keeps others from removing what is written meanwhile."""
+    use = mark_use(folder / _PACKING_NAME, is_created=True)
+    try:
+        yield
+    finally:
+        if use is not None:
+            use.release()
+
+
 def _remove_abandoned(folder: Path) -> None:
-    """Unfinished files of packers that were killed long ago."""
-    for path in folder.glob("*.partial"):
-        if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
-            path.unlink(missing_ok=True)
+    """Unfinished files of packers that were killed."""
+    if not any(folder.glob("*.partial")) and not (folder / _PACKING_NAME).exists():
+        return
+    with unused(folder / _PACKING_NAME) as is_alone:
+        for path in folder.glob("*.partial"):
+            is_dead = is_alone and path.name.startswith(_own_prefix())
+            with suppress(FileNotFoundError):  # another packer looks too
+                if is_dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                    path.unlink()
+        if is_alone:
+            (folder / _PACKING_NAME).unlink(missing_ok=True)
+
+
+def _own_prefix() -> str:
+    """How this machine's unfinished files begin: of its processes a lock says whether they live."""
+    return hashlib.sha256(this_machine().encode()).hexdigest()[:8]
 
 
 def _write_table(
@@ -159,7 +190,7 @@ def _write_table(
     give_back_freed_memory()  # what listing them took, before decoding takes its own
     class_names = tuple(sorted({picture.class_name for picture in pictures}))
     labels = {name: label for label, name in enumerate(class_names)}
-    partial_path = folder / f"{uuid.uuid4().hex}.partial"
+    partial_path = folder / f"{_own_prefix()}-{uuid.uuid4().hex}.partial"
 
     def report(done: int) -> None:
         if progress is not None:

@@ -248,10 +248,11 @@ class Writer:
         if (folder / MANIFEST_NAME).exists() or set(shards) != set(range(self.plan.num_shards)):
             return
         manifest = Manifest(self.plan, tuple(shards[number] for number in sorted(shards)))
-        write_bytes(str(folder / MANIFEST_NAME), manifest.to_json().encode())
+        # Before the manifest: nobody looks for leftovers in a complete entry.
         for left in [*folder.glob(".*.tmp"), *folder.glob("*.lease")]:
             with suppress(OSError):
                 left.unlink()
+        write_bytes(str(folder / MANIFEST_NAME), manifest.to_json().encode())
         self._edge.on_complete(folder, manifest)
 
     def _give_up(self, error: OSError) -> None:

@@ -23,7 +23,7 @@ from trainables.features.layout import (
     is_digest,
     plan_from_json,
 )
-from trainables.features.locks import unused
+from trainables.locks import unused
 
 TRASH_NAME = "trash"
 

@@ -11,10 +11,8 @@ Work under a lease must therefore come out the same when done twice.
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import os
-import socket
 import threading
 import time
 import uuid
@@ -23,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainables.features.layout import MUTEX_NAME
-from trainables.features.locks import mutex, try_lock
+from trainables.locks import mutex, this_machine, try_lock
 
 _BEATS_PER_LEASE = 4
 _COUNTER_DIGITS = 12
@@ -166,13 +164,6 @@ class LeaseDesk:
                     return
             for lease in held:
                 lease.beat(self._clock())
-
-
-@functools.cache
-def this_machine() -> str:
-    """The same for all processes under one running kernel, containers included."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.exists() else f"{socket.gethostname()} {uuid.getnode()}"
 
 
 def _counter(count: int) -> bytes:

@@ -35,11 +35,11 @@ from trainables.features.layout import (
     Plan,
 )
 from trainables.features.lease import LeaseDesk
-from trainables.features.locks import Use, mark_use, mutex
 from trainables.features.reading import Features
 from trainables.features.shared import SharedError, SharedStore
 from trainables.features.switch import Switch
 from trainables.features.upkeep import VerifyReport, open_entry, verify_entries, write_plan
+from trainables.locks import Use, mark_use, mutex
 
 _log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from trainables.features.layout import (
     plan_from_json,
     plan_to_json,
 )
-from trainables.features.locks import Use, mark_use
 from trainables.features.reading import Features
 from trainables.features.shards import verify_file
+from trainables.locks import Use, mark_use
 from trainables.storage import write_bytes
 
 _log = logging.getLogger(__name__)
