@@ -168,12 +168,12 @@ def _remove_abandoned(folder: Path) -> None:
     """Unfinished files of packers that were killed."""
     if not any(folder.glob("*.partial")) and not (folder / _PACKING_NAME).exists():
         return
-    with unused(folder / _PACKING_NAME) as is_alone:
+    # Another packer may look at the same time, and a table that may only be read serves as it is.
+    with suppress(OSError), unused(folder / _PACKING_NAME) as is_alone:
         for path in folder.glob("*.partial"):
             is_dead = is_alone and path.name.startswith(_own_prefix())
-            with suppress(FileNotFoundError):  # another packer looks too
-                if is_dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
-                    path.unlink()
+            if is_dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                path.unlink(missing_ok=True)
         if is_alone:
             (folder / _PACKING_NAME).unlink(missing_ok=True)
 
