@@ -55,7 +55,8 @@ def _show(trial: TrialRecord) -> None:
         )
     columns = [column for column in _SHOWN if any(column in epoch for epoch in trial.epochs)]
     if columns:
-        console.print(build_table(columns, [[epoch.get(column) for column in columns] for epoch in trial.epochs]))
+        headings = [column.replace("/", "/\n") for column in columns]  # a narrow terminal would break them anywhere
+        console.print(build_table(headings, [[epoch.get(column) for column in columns] for epoch in trial.epochs]))
     reason = f" ({trial.reason})" if trial.reason else ""
     console.print(f"Trial {trial.number}: {trial.outcome or 'not ended'}{reason}", highlight=False, markup=False)
 
@@ -79,6 +80,8 @@ def best(
     trial = _trial_of(home, name, champion["number"])
     if spec_file is None:
         _show(trial)
+        # What the sweep's MLflow run says first: its scores on both sides, and the baselines'.
+        typer.echo(str(champion.get("note") or "").partition("\n\n")[0])
         return
     if spec_file.exists():
         raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")

@@ -244,6 +244,8 @@ print("ok")
 def test_the_champions_spec_trains_the_champion_again(whole: tuple[HomePaths, str, str], tmp_path: Path) -> None:
     home, _, _ = whole
     root, file = Path(home.root), tmp_path / "best.yaml"
+    shown, err = start_thaw(root, "best", "tiny").communicate(timeout=60)
+    assert "test accuracy" in shown, err
     found, err = start_thaw(root, "best", "tiny", "--spec", str(file)).communicate(timeout=60)
     assert "thaw train" in found, err
     process = start_thaw(root, "train", str(file))
