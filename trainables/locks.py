@@ -1,4 +1,4 @@
-"""Locks that the kernel frees when their holder dies: for a section, short or long, and the mark of use on an entry.
+"""Locks that the kernel frees when their holder dies: a mutex for short sections, and the mark of use on an entry.
 
 On filesystems without file locks nobody is kept out: then work may be done twice, and nothing is evicted.
 """
@@ -32,37 +32,6 @@ def mutex(path: Path, patience_s: float = 5.0) -> Iterator[bool]:
         yield _lock_within(descriptor, patience_s)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """Holds a file's lock for a section, however long it has to wait for it; yields whether there are locks here."""
-    descriptor, is_alone = _locked(path)
-    try:
-        yield is_alone
-    finally:
-        if is_alone:
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _locked(path: Path) -> tuple[int, bool]:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        is_alone = _has_locked(descriptor)
-        if not is_alone or _is_still(path, descriptor):  # else whoever held it has removed it
-            return descriptor, is_alone
-        os.close(descriptor)
-
-
-def _has_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            return False
-        raise
-    return True
 
 
 def _lock_within(descriptor: int, patience_s: float) -> bool:

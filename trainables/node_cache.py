@@ -7,14 +7,15 @@ sweep runs.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.errors import InputError
-from trainables.locks import alone
 from trainables.typed_path import expand
 
 
@@ -68,7 +69,7 @@ def fetch_once(
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f".{place.name}.partial")
-    with alone(place.with_name(f".{place.name}.lock")):
+    with _locked(place.with_name(f".{place.name}.lock")):
         if is_usable(place):
             return place
         _remove(partial)  # left by a process that died
@@ -79,6 +80,13 @@ def fetch_once(
         finally:
             _remove(partial)
     return place
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _remove(path: Path) -> None:

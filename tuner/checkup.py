@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from tuner.paths import HomePaths, SweepPaths
 from tuner.resuming import is_finished
 
 _LEFTOVERS = (".*.tmp", "*.partial")
+_HALF_SAVED = re.compile(r"\.(champion|model)\..*[0-9a-f]{32}\.tmp")
+"""The one kind of folder among them: a sweep, say, may have a name that ends as they do."""
 _LEFT_BEHIND_S = 600.0
 """Nothing takes so long to write one file; who was killed in mid-write left it behind."""
 
@@ -52,7 +55,7 @@ def check_leftovers(home: HomePaths) -> Iterator[Finding]:
         if place.is_dir()
         for pattern in _LEFTOVERS
         for path in place.rglob(pattern)
-        if path.exists() and path.stat().st_mtime < old
+        if (path.is_file() or _HALF_SAVED.fullmatch(path.name)) and _last_written(path) < old
     ]
     left += [folder for folder in home.sweeps.glob(".import-*") if folder.stat().st_mtime < old]
     if left:
@@ -150,8 +153,11 @@ def _is_lockable(path: Path, kind: int, *, if_unsupported: bool) -> bool:
 
 
 def _num_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else filter(Path.is_file, path.rglob("*"))
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def _last_written(path: Path) -> float:
+    return max(file.stat().st_mtime for file in [path, *path.rglob("*")])
 
 
 def _remover(paths: Sequence[Path]) -> partial[str]:

@@ -11,14 +11,13 @@ import logging
 import math
 import os
 import sys
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainables.locks import alone
+from trainables.half_written import half_written, remove_half_written
 from tuner.paths import sqlite_file
 from tuner.projection import RunUpdate
 
@@ -36,9 +35,11 @@ def open_client(tracking_uri: str) -> Any:
 
     _quieten()
     database = sqlite_file(tracking_uri)
-    if database is not None and not database.exists():
-        database.parent.mkdir(parents=True, exist_ok=True)
-        _create_whole(database)
+    if database is not None:
+        remove_half_written(database)
+        if not database.exists():
+            database.parent.mkdir(parents=True, exist_ok=True)
+            _create_whole(database)
     return mlflow.MlflowClient(tracking_uri=tracking_uri)
 
 
@@ -49,17 +50,11 @@ def _create_whole(database: Path) -> None:
     """
     import mlflow
 
-    temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex}.tmp")  # MLflow remembers stores by their name
-    address = f"sqlite:///{temporary}"
-    with alone(database.with_name(f".{database.name}.lock")) as is_alone:
-        if database.exists():
-            return
-        if is_alone:
-            for left in database.parent.glob(f".{database.name}.*.tmp*"):  # by a process that was killed
-                left.unlink()
+    with half_written(database) as temporary:
+        address = f"sqlite:///{temporary}"
         try:
             mlflow.MlflowClient(tracking_uri=address).search_experiments(max_results=1)
-            with suppress(FileExistsError):  # a server of the user's was faster
+            with suppress(FileExistsError):  # somebody else was faster
                 try:
                     os.link(temporary, database)
                 except OSError as error:
@@ -69,8 +64,6 @@ def _create_whole(database: Path) -> None:
                         temporary.rename(database)
         finally:
             _forget(address)
-            for suffix in ("", "-journal"):
-                temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
 
 
 def _forget(address: str) -> None:

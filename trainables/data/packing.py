@@ -11,12 +11,11 @@ import hashlib
 import json
 import os
 import time
-import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -41,7 +40,7 @@ from trainables.data.table_file import (
     read_rows,
 )
 from trainables.errors import InputError, StorageError
-from trainables.locks import mark_use, this_machine, unused
+from trainables.half_written import half_written, remove_half_written
 from trainables.memory import give_back_freed_memory
 from trainables.storage import is_local
 
@@ -50,7 +49,7 @@ REMOTE_READERS = 16
 """Threads that read and decode where a picture comes over a network: most of the time they wait for it."""
 ABANDONED_AFTER_S = 24 * 3600.0
 """After so long nobody writes any more to a file of another machine's, whose locks may not be seen here."""
-_PACKING_NAME = ".packing"
+_TABLE = "table"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -116,11 +115,7 @@ def pack(
     _remove_abandoned(folder)
     if manifest is None:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with _marked(folder):
-                manifest = _write_table(source, folder, side_px, num_threads or _num_readers(source.uri), progress)
-        finally:
-            _remove_abandoned(folder)
+        manifest = _write_table(source, folder, side_px, num_threads or _num_readers(source.uri), progress)
         give_back_freed_memory()
     return PackReport(
         path=folder,
@@ -153,34 +148,13 @@ def _find_complete(folder: Path) -> Manifest | None:
         return None
 
 
-@contextmanager
-def _marked(folder: Path) -> Iterator[None]:
-    """Keeps others from removing what is written meanwhile."""
-    use = mark_use(folder / _PACKING_NAME, is_created=True)
-    try:
-        yield
-    finally:
-        if use is not None:
-            use.release()
-
-
 def _remove_abandoned(folder: Path) -> None:
-    """Unfinished files of packers that were killed."""
-    if not any(folder.glob("*.partial")) and not (folder / _PACKING_NAME).exists():
-        return
-    # Another packer may look at the same time, and a table that may only be read serves as it is.
-    with suppress(OSError), unused(folder / _PACKING_NAME) as is_alone:
-        for path in folder.glob("*.partial"):
-            is_dead = is_alone and path.name.startswith(_own_prefix())
-            if is_dead or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+    """Unfinished files of packers that were killed, other machines' after a day."""
+    remove_half_written(folder / _TABLE)
+    with suppress(OSError):
+        for path in [*folder.glob(f".{_TABLE}.*.tmp*"), *folder.glob("*.partial")]:  # their former name
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
                 path.unlink(missing_ok=True)
-        if is_alone:
-            (folder / _PACKING_NAME).unlink(missing_ok=True)
-
-
-def _own_prefix() -> str:
-    """How this machine's unfinished files begin: of its processes a lock says whether they live."""
-    return hashlib.sha256(this_machine().encode()).hexdigest()[:8]
 
 
 def _write_table(
@@ -190,36 +164,36 @@ def _write_table(
     give_back_freed_memory()  # what listing them took, before decoding takes its own
     class_names = tuple(sorted({picture.class_name for picture in pictures}))
     labels = {name: label for label, name in enumerate(class_names)}
-    partial_path = folder / f"{_own_prefix()}-{uuid.uuid4().hex}.partial"
 
     def report(done: int) -> None:
         if progress is not None:
             progress(done, len(pictures))
 
     try:
-        with warnings.catch_warnings():
-            # What Pillow warns of is either decoded all the same or set aside with its reason.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            rows = _in_order(partial(_read_row, labels=labels, side_px=side_px), pictures, num_threads)
-            packed = _write_rows(rows, class_names, partial_path, side_px, report)
-        if packed.num_rows == 0:
-            first = packed.bad[0]
-            raise InputError(
-                f"{source.uri}: none of its {len(pictures)} files is a usable picture: {first.name}: {first.reason}"
+        with half_written(folder / _TABLE) as path:
+            with warnings.catch_warnings():
+                # What Pillow warns of is either decoded all the same or set aside with its reason.
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                rows = _in_order(partial(_read_row, labels=labels, side_px=side_px), pictures, num_threads)
+                packed = _write_rows(rows, class_names, path, side_px, report)
+            if packed.num_rows == 0:
+                first = packed.bad[0]
+                raise InputError(
+                    f"{source.uri}: none of its {len(pictures)} files is a usable picture: {first.name}: {first.reason}"
+                )
+            manifest = Manifest(
+                file=f"images-{packed.fingerprint[:16]}.arrow",
+                file_bytes=path.stat().st_size,
+                fingerprint=packed.fingerprint,
+                side_px=side_px,
+                num_images=packed.num_rows,
+                class_names=class_names,
+                bad_files=tuple((bad.name, bad.reason) for bad in packed.bad),
             )
-        manifest = Manifest(
-            file=f"images-{packed.fingerprint[:16]}.arrow",
-            file_bytes=partial_path.stat().st_size,
-            fingerprint=packed.fingerprint,
-            side_px=side_px,
-            num_images=packed.num_rows,
-            class_names=class_names,
-            bad_files=tuple((bad.name, bad.reason) for bad in packed.bad),
-        )
-        partial_path.replace(folder / manifest.file)
-        partial_path.write_text(manifest.to_json(), encoding="utf-8")
-        partial_path.replace(folder / MANIFEST_NAME)
-        return manifest
+            path.replace(folder / manifest.file)
+            path.write_text(manifest.to_json(), encoding="utf-8")
+            path.replace(folder / MANIFEST_NAME)
+            return manifest
     except OSError as error:
         if error.errno is None or error.errno not in _NO_ROOM:
             raise
@@ -227,8 +201,6 @@ def _write_table(
             f"{folder}: no room for the packed pictures ({os.strerror(error.errno)}): free some, or name a folder on a "
             "larger disk by THAW_HOME"
         ) from error
-    finally:
-        partial_path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -308,18 +280,15 @@ def _read_row(picture: Picture, *, labels: dict[str, int], side_px: int) -> Row 
 
 def _drop_disputed(path: Path, class_names: tuple[str, ...], side_px: int, disputed: set[str]) -> _Packed:
     """Copies the table without the pictures that stand under two labels: nobody knows which one is right."""
-    kept_path = path.with_suffix(".kept.partial")
+    kept_path = path.with_name(f"{path.name}.kept")
     places: dict[str, list[tuple[str, str]]] = {}
-    try:
-        with TableWriter(kept_path, class_names, side_px) as writer:
-            for row in read_rows(path):
-                if row.id in disputed:
-                    places.setdefault(row.id, []).append((row.name, class_names[row.label]))
-                else:
-                    writer.append(row)
-        kept_path.replace(path)
-    finally:
-        kept_path.unlink(missing_ok=True)
+    with TableWriter(kept_path, class_names, side_px) as writer:
+        for row in read_rows(path):
+            if row.id in disputed:
+                places.setdefault(row.id, []).append((row.name, class_names[row.label]))
+            else:
+                writer.append(row)
+    kept_path.replace(path)
     bad = [
         BadFile(name, f"the same picture stands under class {other[1]!r} too: {other[0]}")
         for same in places.values()
