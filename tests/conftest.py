@@ -30,14 +30,14 @@ def shared_data() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What many tests have in common.
 
-    Where Ray runs in the tests' process, what it deprecates in itself is no error of ours. And what is slow in float32
-    takes ten times as long in bf16 on a processor without units for it.
+    Where Ray runs in the tests' process, what it deprecates in itself is no error of ours. And what trains large
+    networks in both precisions takes minutes: bf16 ten times as long on a processor without units for it.
     """
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"))
         parameters = getattr(item, "callspec", None)
-        if item.get_closest_marker("slow") and parameters and parameters.params.get("precision") == "bf16":
+        if item.get_closest_marker("slow") and parameters and "precision" in parameters.params:
             item.add_marker(pytest.mark.long)
 
 

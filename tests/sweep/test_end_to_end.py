@@ -213,6 +213,7 @@ def test_trials_have_a_price_and_the_cheapest_of_the_first_run_first(whole: tupl
     assert trials[0].outcome == "completed"
 
 
+@pytest.mark.long
 def test_when_every_trial_fails_the_sweep_says_why(tiny_spec: Path, tmp_path: Path) -> None:
     # Steps of this size leave the range of float32 at once.
     overrides = ["--set", "search.lr=1.0e+30", "--set", "search.num_trials=2", "--set", "search.optimizer=sgd"]
@@ -224,6 +225,7 @@ def test_when_every_trial_fails_the_sweep_says_why(tiny_spec: Path, tmp_path: Pa
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_from_python(tiny_spec: Path, tmp_path: Path) -> None:
     """In a process of its own, as a script or a notebook would: nothing is printed, everything is returned."""
     code = f"""
@@ -241,6 +243,7 @@ print("ok")
     assert load_spec(tmp_path / "home" / "sweeps" / "py" / "spec.yaml").search.num_trials == 2
 
 
+@pytest.mark.long
 def test_the_champions_spec_trains_the_champion_again(whole: tuple[HomePaths, str, str], tmp_path: Path) -> None:
     home, _, _ = whole
     root, file = Path(home.root), tmp_path / "best.yaml"
