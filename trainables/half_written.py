@@ -53,6 +53,14 @@ def remove_half_written(place: Path) -> None:
                 mark.unlink(missing_ok=True)
 
 
+def remove_whole(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _mark(place: Path) -> Path:
     return place.with_name(f".{place.name}.{_machine()}.writing")
 
@@ -70,7 +78,4 @@ def _remove(folder: Path, beginning: str) -> None:
     with suppress(OSError):
         for path in list(_beginning(folder, beginning)):
             with suppress(OSError):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                remove_whole(path)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.errors import InputError
+from trainables.half_written import remove_whole
 from trainables.typed_path import expand
 
 
@@ -72,13 +72,13 @@ def fetch_once(
     with _locked(place.with_name(f".{place.name}.lock")):
         if is_usable(place):
             return place
-        _remove(partial)  # left by a process that died
+        remove_whole(partial)  # left by a process that died
         try:
             fetch(partial)
-            _remove(place)
+            remove_whole(place)
             partial.rename(place)
         finally:
-            _remove(partial)
+            remove_whole(partial)
     return place
 
 
@@ -87,10 +87,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from search_spaces.loading import dump_spec, load_kept_spec
 from trainables.errors import InputError
+from trainables.half_written import half_written
 from trainables.jobs import BEST_CHECKPOINT
 from tuner.journal import TrialRecord, champion_record, read_records, trials_of
 from tuner.paths import HomePaths, SweepPaths
@@ -50,8 +51,7 @@ def export_sweep(home: HomePaths, name: str, file: Path) -> int:
     spec = load_kept_spec(paths.spec)
     champion = (champion_record(records) or {}).get("number")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with half_written(file) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             digests: dict[str, str] = {}
             for inner, content in _contents(paths, trials, spec.metric, spec.mode, champion):
@@ -68,8 +68,6 @@ def export_sweep(home: HomePaths, name: str, file: Path) -> int:
             }
             archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
         temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return file.stat().st_size
 
 

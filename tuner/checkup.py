@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 from trainables.backbones.weights import is_whole as are_whole_weights
 from trainables.checkpoint import is_whole as is_whole_checkpoint
 from trainables.errors import InputError
+from trainables.half_written import remove_whole
 from trainables.locks import try_lock
 from trainables.node_cache import features_root
 from tuner.doctor import Finding
@@ -167,11 +167,7 @@ def _remover(paths: Sequence[Path]) -> partial[str]:
 def _remove(paths: Sequence[Path]) -> str:
     removed = 0
     for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        else:
-            continue
-        removed += 1
+        if path.exists():
+            remove_whole(path)
+            removed += 1
     return f"{removed} removed"

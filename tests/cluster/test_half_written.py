@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     left = names(tmp_path)
 
     def refuse(descriptor: int, kind: int) -> None:
-        raise OSError(38, "no locks here")
+        raise OSError(errno.ENOSYS, "no locks here")
 
     monkeypatch.setattr("trainables.locks.fcntl.flock", refuse)
     with half_written(place) as path:

@@ -207,7 +207,6 @@ def test_unfinished_files_of_killed_packers_are_removed_at_once_and_those_of_liv
     source = open_source(str(folder(ants=3, bees=3)))
     path = pack(source, tmp_path / "t", side_px=12).path
     program = f"""
-import itertools
 from pathlib import Path
 from trainables.data import packing
 from trainables.data.sources import open_source
