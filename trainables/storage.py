@@ -37,10 +37,38 @@ def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     Credentials come from the environment.
 
     Raises:
-        ValueError: No filesystem is known for the URI's scheme.
+        ValueError: No filesystem is known for the URI's scheme, or what knows it is not installed.
     """
-    filesystem, name = pyarrow.fs.FileSystem.from_uri(uri)
+    try:
+        filesystem, name = pyarrow.fs.FileSystem.from_uri(uri)
+    except ImportError as error:  # fsspec's and Hugging Face's are in packages of their own
+        raise ValueError(" ".join(str(error).split())) from error
     return filesystem, name
+
+
+_MOST_TEXT = 200
+_REFUSALS = ("ACCESS_DENIED", "FORBIDDEN", "CREDENTIAL", "UNAUTHORIZED", "SIGNATURE", "ACCESS_KEY", "PERMISSION")
+
+
+def problem_of(error: Exception) -> str:
+    """Why storage cannot be read, and what to do, in one line."""
+    gist = " ".join(str(error).split())[:_MOST_TEXT] or type(error).__name__
+    if any(word in gist.upper() for word in _REFUSALS):
+        return (
+            f"not allowed to read there ({gist}): give the environment credentials that may, such as AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
+        )
+    return f"cannot be reached ({gist}): check its spelling and the network"
+
+
+def problem_with(filesystem: pyarrow.fs.FileSystem, path: str) -> str | None:
+    """Why a file's storage does not answer, as `problem_of` says it; None where it gives the file's first byte."""
+    try:
+        with filesystem.open_input_file(path) as file:
+            file.read(1)
+    except OSError as error:
+        return problem_of(error)
+    return None
 
 
 def write_bytes(uri: str, *pieces: bytes | memoryview) -> None:
@@ -172,6 +200,13 @@ def file_exists(uri: str) -> bool:
     if is_local(uri):
         return Path(uri).is_file()
     return _is_file(*open_filesystem(uri))
+
+
+def file_size(uri: str) -> int | None:
+    """Bytes of a file at a storage URI; None where there is none."""
+    filesystem, name = open_filesystem(uri)
+    info = filesystem.get_file_info(name)
+    return info.size if info.type == pyarrow.fs.FileType.File else None
 
 
 def publish_files(folder: Path, names: Sequence[str], uri: str) -> bool:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
+from trainables.data import listed_sources, parquet_rows
 from trainables.data.packing import pack
 from trainables.data.sources import LimitedSource, open_source
 from trainables.data.table import ImageTable
-from trainables.errors import InputError
+from trainables.errors import InputError, StorageError
 
 Folder = Callable[..., Path]
 
@@ -241,6 +246,90 @@ def test_a_damaged_page_is_said_for_each_row_and_stops_nothing_else(tmp_path: Pa
     pictures = open_source(f"parquet:{path}").pictures()
     assert pictures[0].read() == contents[0]
     for place in (150, 199, 150):
-        with pytest.raises((OSError, pa.ArrowException)):
+        with pytest.raises(InputError, match="the file is damaged there: "):
             pictures[place].read()
     assert pictures[1].read() == contents[1]
+
+
+class Away(pyarrow.fs.FSSpecHandler):
+    """A storage of files that may go away."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalFileSystem())
+        self.failures_left = 0
+
+    def open_input_file(self, path: str) -> Any:
+        if self.failures_left > 0:
+            self.failures_left -= 1
+            raise OSError("the connection\n was reset")
+        return super().open_input_file(path)
+
+
+def test_a_storage_that_goes_away_sets_no_row_aside(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [picture.read() for picture in open_source(str(folder("shots", one=9))).pictures()]
+    columns: dict[str, object] = {"image": contents, "label": ["a", "b", "c"] * 3}
+    uri = write_parquet(tmp_path / "bucket" / "set.parquet", columns).replace("parquet:", "parquet:s3:/")
+    storage = Away()
+
+    def opened(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        return pyarrow.fs.PyFileSystem(storage), uri.removeprefix("s3:/")
+
+    monkeypatch.setattr(parquet_rows, "open_filesystem", opened)
+    monkeypatch.setattr(listed_sources, "open_filesystem", opened)
+    monkeypatch.setattr(parquet_rows, "_PAUSE_S", 0.0)
+    source = open_source(uri)
+    read, given_up = parquet_rows.read_image, 0
+
+    def goes_away(*where: Any) -> bytes:
+        nonlocal given_up
+        given_up += 1
+        storage.failures_left = 10**9 if given_up == 5 else 0  # where another row group begins
+        return read(*where)
+
+    monkeypatch.setattr(listed_sources, "read_image", goes_away)
+    with pytest.raises(StorageError, match=r"set\.parquet: cannot be reached \(the connection was reset\)"):
+        pack(source, tmp_path / "t", side_px=16, num_threads=1)
+    storage.failures_left = 10**9
+    with pytest.raises(InputError, match="cannot be reached"):
+        open_source(uri).pictures()
+    storage.failures_left, given_up = 0, 100
+    parquet_rows._rows_of.cache_clear()
+    report = pack(source, tmp_path / "t", side_px=16)
+    assert (report.num_images, report.bad_files, report.reused) == (9, (), False)
+    # Away for a moment only: the row is read again.
+    parquet_rows._rows_of.cache_clear()
+    monkeypatch.setattr(listed_sources, "read_image", read)
+    first = source.pictures()[0]
+    storage.failures_left = 1
+    assert first.read() == contents[0]
+    assert storage.failures_left == 0
+
+
+def test_a_limit_leaves_each_side_its_share(folder: Folder) -> None:
+    place = folder("sided/train", ants=60, bees=3).parent
+    folder("sided/val", ants=3, bees=1)
+    folder("sided/test", ants=27)
+    pictures = LimitedSource(open_source(str(place)), 10).pictures()
+    counts = Counter((picture.class_name, picture.side) for picture in pictures)
+    assert counts == {
+        ("ants", "train"): 6, ("ants", "val"): 1, ("ants", "test"): 3, ("bees", "train"): 3, ("bees", "val"): 1,
+    }  # fmt: skip
+    assert [picture.name for picture in pictures] == sorted(picture.name for picture in pictures)
+    two = Counter(picture.side for picture in LimitedSource(open_source(str(place)), 2).pictures())
+    assert two == {"val": 2, "test": 1, "train": 1}, "of ants there is no room for a third side"
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    labels = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xe9"], pa.binary()).buffers())
+    uri = write_parquet(tmp_path / "list.parquet", {"image": [b"x"], "label": labels})
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        open_source(uri).pictures()
+
+
+def test_a_storage_whose_package_is_missing_is_named() -> None:
+    with pytest.raises(InputError, match=r"cannot be reached \(.*nosuch"):
+        open_source("parquet:fsspec+nosuch://bucket/set")
+    with pytest.raises(InputError, match=r"cannot be reached \(.*nosuch"):
+        open_source("folder:fsspec+nosuch://bucket/set")

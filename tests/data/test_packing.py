@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from trainables.data.picture import Picture
 from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.data.table_file import BATCH_BYTES, MANIFEST_NAME
-from trainables.errors import InputError
+from trainables.errors import InputError, StorageError
 
 Folder = Callable[..., Path]
 Photo = Callable[..., Image.Image]
@@ -329,3 +330,26 @@ def test_real_photographs(shared_data: Path, tmp_path: Path) -> None:
     for row in range(0, 398, 40):
         data = (shared_data / "hymenoptera_data" / table.names[row]).read_bytes()
         np.testing.assert_array_equal(table.image(row).permute(1, 2, 0).numpy(), decode_picture(data, 192))
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EMFILE, errno.ENOTCONN])
+def test_what_is_no_fault_of_a_file_sets_none_aside(folder: Folder, tmp_path: Path, code: int) -> None:
+    def read() -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    pictures = [*open_source(str(folder(ants=3))).pictures(), Picture("bees/0.png", "bees", None, read)]
+    with pytest.raises(StorageError, match=rf"bees/0\.png: cannot be read \({os.strerror(code)}\), which says nothing"):
+        pack(MemorySource(pictures), tmp_path / "t", side_px=16)
+    assert files_below(tmp_path / "t") == []
+
+
+def test_a_check_comes_before_anything_is_read(folder: Folder, tmp_path: Path) -> None:
+    def refuse(pictures: Sequence[Picture]) -> None:
+        raise InputError(f"{len(pictures)} pictures will not do")
+
+    root = folder(ants=3, bees=2)
+    with pytest.raises(InputError, match="5 pictures will not do"):
+        pack(open_source(str(root)), tmp_path / "t", side_px=16, check=refuse, progress=lambda *_: pytest.fail("read"))
+    assert files_below(tmp_path / "t") == []
+    assert pack(open_source(str(root)), tmp_path / "t", side_px=16).num_images == 5
+    assert pack(open_source(str(root)), tmp_path / "t", side_px=16, check=refuse).reused

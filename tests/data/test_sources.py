@@ -298,3 +298,17 @@ def test_a_home_of_nobody_is_refused_with_the_remedy(uri: str) -> None:
 def test_a_nul_character_is_refused() -> None:
     with pytest.raises(InputError, match="no path holds a NUL character"):
         open_source("folder:a\0b")
+
+
+def test_a_folders_address_is_that_folder_and_its_links_end(folder: Folder) -> None:
+    root = folder("my pictures", ants=2, bees=1)
+    (root / "bees" / "upwards").symlink_to(root)
+    source = open_source(f"folder:{root.as_uri()}")
+    assert source.uri == f"folder:{root}"
+    assert [picture.name for picture in source.pictures()] == ["ants/000.png", "ants/001.png", "bees/000.png"]
+
+
+def test_a_folder_of_mnists_files_is_told_from_one_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"x")
+    with pytest.raises(InputError, match=rf"files of MNIST's kind: give torchvision:MNIST:{tmp_path}, or FashionMNIST"):
+        open_source(f"folder:{tmp_path}").pictures()

@@ -7,8 +7,10 @@ import inspect
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 from idx_files import write_mnist
 from PIL import Image
@@ -175,3 +177,52 @@ def test_other_pictures_under_the_same_labels_are_another_set(tmp_path: Path, mo
     assert source.signature() == before
     (tmp_path / "data.bin").write_bytes(b"22")
     assert source.signature() != before
+
+
+def test_what_torchvision_cannot_read_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    class Patterns:
+        classes = ("plain", "striped")
+
+        def __init__(self, root: str, **_: object) -> None:
+            self.targets = [0, 1, 0]
+
+        def __len__(self) -> int:
+            return len(self.targets)
+
+        def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+            if number == 1:
+                raise SyntaxError("broken PNG file (chunk b'x')")
+            return Image.new("RGB", (8, 8), (number * 9, 0, 0)), self.targets[number]
+
+    monkeypatch.setattr(torchvision.datasets, "DTD", Patterns)
+    pictures = open_source(f"torchvision:DTD:{tmp_path}").pictures()
+    assert decode_picture(pictures[0].read(), 8).shape == (8, 8, 3)
+    with pytest.raises(InputError, match="torchvision cannot read it: broken PNG file"):
+        pictures[1].read()
+
+
+def test_labels_in_a_file_of_their_own_are_read_without_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets
+
+    class Files:
+        def File(self, path: Path) -> AbstractContextManager[dict[str, np.ndarray]]:  # noqa: N802
+            assert path == tmp_path / "pcam" / "labels.h5"
+            return nullcontext({"y": np.array([1, 0, 1]).reshape(3, 1, 1, 1)})
+
+    class Pcam:
+        def __init__(self, root: str, split: str = "train", **_: object) -> None:
+            self.h5py, self._base_folder, self._split = Files(), Path(root) / "pcam", split
+            self._FILES = {side: {"targets": ("labels.h5", "id", "md5")} for side in ("train", "val", "test")}
+
+        def __len__(self) -> int:
+            return 3
+
+    monkeypatch.setattr(torchvision.datasets, "PCAM", Pcam)
+    pictures = open_source(f"torchvision:PCAM:{tmp_path}").pictures()
+    assert Counter((picture.side, picture.class_name) for picture in pictures) == {
+        (side, name): number for side in ("train", "val", "test") for name, number in (("1", 2), ("0", 1))
+    }

@@ -25,8 +25,8 @@ from trainables.data.label_sets import set_name
 from trainables.data.parquet_rows import ParquetPlace, open_parquet, read_image
 from trainables.data.picture import Picture
 from trainables.data.sources import SIDE_OF_FOLDER, read_file
-from trainables.errors import InputError
-from trainables.storage import is_local, open_filesystem
+from trainables.errors import InputError, first_line
+from trainables.storage import is_local, open_filesystem, problem_of, problem_with
 from trainables.typed_path import expand
 
 Column = Literal["file", "image", "label", "split", "group"]
@@ -124,9 +124,7 @@ class ParquetSource:
             self._filesystem, self._root = open_filesystem(self._place)
             self._infos = sorted(_parquet_files(self._filesystem, self._root), key=lambda info: info.path)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"data source 'parquet:{place}': cannot be reached ({error}): check its spelling"
-            ) from error
+            raise InputError(f"data source 'parquet:{place}': {problem_of(error)}") from error
         if not place or not self._infos:
             raise InputError(f"data source 'parquet:{place}': no Parquet file there: give a file or a folder of them")
 
@@ -190,8 +188,10 @@ class ParquetSource:
                             key = f"{name}#{number:08d}".encode()
                             yield Candidate(key, facts.class_name, facts.side, found_by, group=facts.group)
                             number += 1
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{where}: cannot be read as Parquet ({error}): write it anew") from error
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if problem := problem_with(self._filesystem, info.path):
+                raise InputError(f"{where}: {problem}") from error
+            raise InputError(f"{where}: cannot be read as Parquet ({first_line(error)}): write it anew") from error
 
 
 def _delimiter(header: str, suffix: str) -> str:

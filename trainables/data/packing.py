@@ -51,6 +51,12 @@ ABANDONED_AFTER_S = 24 * 3600.0
 """After so long nobody writes any more to a file of another machine's, whose locks may not be seen here."""
 _TABLE = "table"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_NO_FILE = (
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENODEV, errno.ENOMEM, errno.EMFILE,
+    errno.ENFILE,
+)  # fmt: skip
+"""What a filesystem that is away says, or a machine that has run out of something: of every file alike."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def pack(
     side_px: int,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Sequence[Picture]], None] | None = None,
 ) -> PackReport:
     """Packs a source into a table below `root`, or finds the one that is there.
 
@@ -103,6 +110,7 @@ def pack(
         num_threads: Pictures read and decoded at once; default: the CPUs this process may use, and at least
             `REMOTE_READERS` where the source is a storage's.
         progress: Called as (done, total) from the calling thread.
+        check: Called with what is to be read before any of it is; what it raises ends packing.
 
     Raises:
         InputError: The source holds no picture, or none that can be read; its storage stopped answering; or there is no
@@ -114,8 +122,12 @@ def pack(
     reused = manifest is not None
     _remove_abandoned(folder)
     if manifest is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest = _write_table(source, folder, side_px, num_threads or _num_readers(source.uri), progress)
+        pictures = source.pictures()
+        if check is not None:
+            check(pictures)
+        num_threads = num_threads or num_readers(source.uri)
+        manifest = _write_table(source.uri, pictures, folder, side_px, num_threads, progress)
+        del pictures
         give_back_freed_memory()
     return PackReport(
         path=folder,
@@ -128,8 +140,9 @@ def pack(
     )
 
 
-def _num_readers(uri: str) -> int:
-    """CPUs that this process may use (some systems only tell how many there are), more where reading is waiting."""
+def num_readers(uri: str) -> int:
+    """Pictures to read at once: as many as this process may use CPUs, more where reading is waiting."""
+    # Some systems only tell how many CPUs there are.
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return num_cpus if is_local(uri) else max(num_cpus, REMOTE_READERS)
 
@@ -158,9 +171,13 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _write_table(
-    source: Source, folder: Path, side_px: int, num_threads: int, progress: Callable[[int, int], None] | None
+    uri: str,
+    pictures: Sequence[Picture],
+    folder: Path,
+    side_px: int,
+    num_threads: int,
+    progress: Callable[[int, int], None] | None,
 ) -> Manifest:
-    pictures = source.pictures()
     give_back_freed_memory()  # what listing them took, before decoding takes its own
     class_names = tuple(sorted({picture.class_name for picture in pictures}))
     labels = {name: label for label, name in enumerate(class_names)}
@@ -170,6 +187,7 @@ def _write_table(
             progress(done, len(pictures))
 
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with half_written(folder / _TABLE) as path:
             with warnings.catch_warnings():
                 # What Pillow warns of is either decoded all the same or set aside with its reason.
@@ -179,7 +197,7 @@ def _write_table(
             if packed.num_rows == 0:
                 first = packed.bad[0]
                 raise InputError(
-                    f"{source.uri}: none of its {len(pictures)} files is a usable picture: {first.name}: {first.reason}"
+                    f"{uri}: none of its {len(pictures)} files is a usable picture: {first.name}: {first.reason}"
                 )
             manifest = Manifest(
                 file=f"images-{packed.fingerprint[:16]}.arrow",
@@ -263,6 +281,11 @@ def _read_row(picture: Picture, *, labels: dict[str, int], side_px: int) -> Row 
     except StorageError:
         raise
     except OSError as error:
+        if error.errno in _OF_NO_FILE:
+            raise StorageError(
+                f"{picture.name}: cannot be read ({error.strerror}), which says nothing of the picture: mend that, and "
+                "start again"
+            ) from error
         return BadFile(picture.name, f"cannot be read: {error.strerror or type(error).__name__}")
     except InputError as error:
         return BadFile(picture.name, str(error))

@@ -6,6 +6,7 @@ In: a file, a row group, a column. Out: what stands in its rows, for readers tha
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
-from trainables.errors import InputError
-from trainables.storage import open_filesystem
+from trainables.errors import InputError, StorageError, first_line
+from trainables.storage import is_local, open_filesystem, problem_with
 
 _ROWS_AT_ONCE, _BATCHES_KEPT = 32, 4
 _BUFFER_BYTES = 1 << 20
 _ROW_GROUPS_OPEN = 4
+_TRIES, _PAUSE_S = 3, 1.0
 _reading = threading.Lock()
 
 
@@ -43,14 +45,30 @@ def read_image(file: ParquetPlace, row_group: int, column: str, position: int) -
     """The bytes of the picture in one row.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or the file is damaged there.
+        StorageError: The storage does not answer, or no longer lets us read.
     """
     with _reading:  # each row group is read once, for all threads
-        value = _rows_of(file, row_group, column).value(position)
+        value = _patiently_read(file, row_group, column, position)
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise InputError("the row holds no picture")
     return content
+
+
+def _patiently_read(file: ParquetPlace, row_group: int, column: str, position: int) -> Any:
+    """What stands in a row. Storage that fails looks like damage: only what fails again and again is damaged."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return _rows_of(file, row_group, column).value(position)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            filesystem, _ = open_filesystem(file.place)
+            if problem := problem_with(filesystem, file.path):
+                raise StorageError(f"parquet:{file.place}: {file.path}: {problem}") from error
+            if not tries_left:
+                raise InputError(f"the file is damaged there: {first_line(error)}") from error
+            time.sleep(0 if is_local(file.place) else _PAUSE_S)
+    raise AssertionError
 
 
 class _Rows:
@@ -58,16 +76,22 @@ class _Rows:
 
     def __init__(self, opened: pyarrow.parquet.ParquetFile, row_group: int, column: str) -> None:
         self._opened, self._row_group, self._column = opened, row_group, column
+        self._failed_at = self._num_failures = 0
+        self._damage = ""
         self._begin()
 
     def value(self, position: int) -> Any:
         """What stands in a row; who goes back further than what is kept makes it begin again."""
+        if self._num_failures >= _TRIES and position >= self._failed_at:
+            raise InputError(self._damage)  # nothing behind it can be read either
         if self._kept and position < self._kept[0][0]:
             self._begin()
         while position >= self._next:
             try:
                 column = next(self._batches).column(0)
-            except (OSError, pa.ArrowException):
+            except (OSError, pa.ArrowException) as error:
+                self._num_failures = self._num_failures + 1 if self._failed_at == self._next else 1
+                self._failed_at, self._damage = self._next, f"the file is damaged there: {first_line(error)}"
                 self._begin()  # what has failed once has no next batch
                 raise
             self._kept.append((self._next, column))

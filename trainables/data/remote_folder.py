@@ -1,4 +1,4 @@
-"""Class folders on any storage that pyarrow knows: `folder:s3://...`, `folder:gs://...`, `folder:file:///...`.
+"""Class folders on any storage that pyarrow knows: `folder:s3://...`, `folder:gs://...`.
 
 In: a URI. Out: a `Source` with the rules of a local folder. The storage is listed once; bytes are read one picture at a
 time, by as many threads as pack. Storage that does not answer stops packing: it says nothing about a picture. No torch.
@@ -17,9 +17,7 @@ from trainables.data.candidates import Candidate, Candidates
 from trainables.data.picture import Picture
 from trainables.data.sources import MAX_FILE_BYTES, SIDE_OF_FOLDER, check_sides, is_hidden
 from trainables.errors import InputError, StorageError
-from trainables.storage import join, open_filesystem
-
-_MOST_TEXT = 200
+from trainables.storage import join, open_filesystem, problem_of
 
 
 class RemoteFolderSource:
@@ -144,17 +142,3 @@ def _read(filesystem: pyarrow.fs.FileSystem, path: str, size_bytes: int, uri: st
         raise
     except OSError as error:
         raise StorageError(f"{uri}: {path}: {problem_of(error)}") from error
-
-
-_REFUSALS = ("ACCESS_DENIED", "FORBIDDEN", "CREDENTIAL", "UNAUTHORIZED", "SIGNATURE", "ACCESS_KEY", "PERMISSION")
-
-
-def problem_of(error: Exception) -> str:
-    """Why storage cannot be read, and what to do, in one line."""
-    gist = " ".join(str(error).split())[:_MOST_TEXT] or type(error).__name__
-    if any(word in gist.upper() for word in _REFUSALS):
-        return (
-            f"not allowed to read there ({gist}): give the environment credentials that may, such as AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
-        )
-    return f"cannot be reached ({gist}): check its spelling and the network"

@@ -10,15 +10,18 @@ from __future__ import annotations
 import difflib
 import gzip
 import hashlib
+import heapq
 import importlib.util
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -180,6 +183,11 @@ class FolderSource:
     def _check_classes(self, with_pictures: set[str]) -> None:
         every = {class_name for _, class_name, _ in self._class_folders()}
         if not every:
+            if any(self._root.glob("train-images-idx3-ubyte*")):
+                raise InputError(
+                    f"{self.uri}: no class folders there, but files of MNIST's kind: give "
+                    f"torchvision:MNIST:{self._root}, or FashionMNIST or KMNIST in its place, whichever it is"
+                )
             raise InputError(f"{self.uri}: no class folders there: put the pictures into one folder per class")
         if not with_pictures:
             raise InputError(f"{self.uri}: its class folders hold no pictures: add some or give another folder")
@@ -219,7 +227,9 @@ class DigitsSource:
 
 
 class LimitedSource:
-    """Some pictures of each class of another source: the same ones each time, whatever else is in it.
+    """Some pictures of each class of another source, the same ones each time.
+
+    Where the source has sides, each keeps its share of a class, and one picture at least as long as there is room.
 
     Args:
         source: The other one.
@@ -235,20 +245,38 @@ class LimitedSource:
         return self._source.uri
 
     def pictures(self) -> Sequence[Picture]:
-        """Those of each class whose names' hashes are smallest, sorted by name; see `Source.pictures`."""
-        by_class: dict[str, list[Picture]] = {}
-        for picture in self._source.pictures():
-            by_class.setdefault(picture.class_name, []).append(picture)
-        kept = [picture for same in by_class.values() for picture in sorted(same, key=_by_chance)[: self._most]]
-        return sorted(kept, key=lambda picture: picture.name)
+        """Of each class and side those whose names' hashes are smallest, sorted by name; see `Source.pictures`."""
+        every = self._source.pictures()
+        by_class: dict[str, Counter[SplitName | None]] = {}
+        for picture in every:
+            by_class.setdefault(picture.class_name, Counter())[picture.side] += 1
+        room = {name: _shared_out(self._most, sides) for name, sides in by_class.items()}
+        # Only what is kept so far: there may be millions, of which a few are wanted.
+        kept: dict[tuple[str, SplitName | None], list[tuple[int, int]]] = {}
+        for place, picture in enumerate(every):
+            same, most = kept.setdefault((picture.class_name, picture.side), []), room[picture.class_name][picture.side]
+            heapq.heappush(same, (-_by_chance(picture), place))
+            if len(same) > most:
+                heapq.heappop(same)
+        return [every[place] for place in sorted(place for same in kept.values() for _, place in same)]
 
     def signature(self) -> str:
         """A digest of the other source's and of the limit."""
-        return hashlib.sha256(f"{self._source.signature()} at most {self._most}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._source.signature()} at most {self._most} by side".encode()).hexdigest()
 
 
-def _by_chance(picture: Picture) -> bytes:
-    return hashlib.sha256(picture.name.encode()).digest()
+def _by_chance(picture: Picture) -> int:
+    return int.from_bytes(hashlib.sha256(picture.name.encode()).digest())
+
+
+def _shared_out(most: int, sides: Counter[SplitName | None]) -> dict[SplitName | None, int]:
+    """How many of a class each side may keep: its share, rounded, the smallest first and at least one each."""
+    left, num_left, room = most, sides.total(), {}
+    for side, number in sorted(sides.items(), key=lambda item: (item[1], str(item[0]))):
+        # Integers, rounded half up: the same number everywhere.
+        room[side] = min(number, left, max(1, (2 * left * number + num_left) // (2 * num_left)))
+        left, num_left = left - room[side], num_left - number
+    return room
 
 
 def _csv(place: str) -> Source:
@@ -258,6 +286,8 @@ def _csv(place: str) -> Source:
 
 
 def _folder(place: str) -> Source:
+    if place.startswith("file://"):  # pyarrow would follow links in circles
+        return FolderSource(unquote(urlsplit(place).path))
     if not is_storage_uri(place):
         return FolderSource(place)
     from trainables.data.remote_folder import RemoteFolderSource

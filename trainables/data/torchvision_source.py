@@ -14,6 +14,7 @@ import io
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.config import SplitName
+from trainables.data.decoding import DAMAGE_ERRORS
 from trainables.data.picture import Picture
 from trainables.data.sources import pgm
 from trainables.errors import InputError, first_line
@@ -74,7 +76,9 @@ _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _IDX_FILES = tuple(
     f"{prefix}-{kind}" for prefix in _IDX_PREFIXES.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
 )
-_decoding = threading.Lock()
+_NOT_AT_ONCE = ("PCAM",)
+"""Sets that several threads may not read at once: HDF5 is one library with one state."""
+_one_at_a_time = threading.Lock()
 
 
 class TorchvisionSource:
@@ -214,12 +218,21 @@ def _labels(name: str, folder: Path, part: int) -> list[int]:
         pairs = getattr(opened, place, None)
         if pairs is not None and len(pairs) == len(opened):
             return [int(label) for _, label in pairs]
+    if name == "PCAM":  # whose labels are a file beside that of its pictures
+        with opened.h5py.File(opened._base_folder / opened._FILES[opened._split]["targets"][0]) as targets:
+            return [int(label) for label in np.asarray(targets["y"]).reshape(-1)]
     return [int(opened[number][1]) for number in range(len(opened))]
 
 
 def _read(name: str, folder: Path, part: int, number: int) -> bytes:
-    with _decoding:  # not every set may be read by several threads at once
-        picture, _ = _open(name, folder, part)[number]
+    try:
+        with _one_at_a_time if name in _NOT_AT_ONCE else nullcontext():
+            picture, _ = _open(name, folder, part)[number]
+            picture.load()
+    except DAMAGE_ERRORS as error:
+        if isinstance(error, InputError) or getattr(error, "errno", None):
+            raise
+        raise InputError(f"torchvision cannot read it: {first_line(error)}") from error
     with io.BytesIO() as stream:
         picture.convert("RGB").save(stream, "PPM")
         return stream.getvalue()
