@@ -97,7 +97,8 @@ def probed_head(config: TrialConfig, num_stages: int, bench: Workbench, ranks: R
                 features_ND, labels_N, len(config.data.class_names), least_std=LEAST_STD, with_logme=False
             )
     is_whole = config.freeze_depth == num_stages
-    head: HeadWeights = ranks.agree(_head_of(bench.heads[key], is_whole) if ranks.is_first else None)
+    with ranks.while_first_works():
+        head: HeadWeights = ranks.agree(_head_of(bench.heads[key], is_whole) if ranks.is_first else None)
     return head
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,6 +34,8 @@ class Ranks:
 
     def __init__(self, device: torch.device, control: dist.ProcessGroup | None = None) -> None:
         self.device = device
+        self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Around what waits for rank 0 and is no hang, for whoever watches this process."""
         self._control = control
         self.world_size = dist.get_world_size() if control is not None else 1
         self.rank = dist.get_rank() if control is not None else 0
@@ -91,6 +94,10 @@ class Ranks:
         box = torch.tensor([flag])
         dist.broadcast(box, src=0, group=self._control)
         return bool(box.item())
+
+    def while_first_works(self) -> AbstractContextManager[object]:
+        """Around what rank 0 does alone, however long it takes, and the others wait for; if it hangs, it says so."""
+        return nullcontext() if self.is_first else self.waiting()
 
     def wrap(self, tail: nn.Module) -> nn.Module:
         """``tail`` with its gradients averaged over ranks in each backward pass."""

@@ -227,14 +227,17 @@ class StudySearcher(Searcher):
         """Fills the study so that each trial has its number; numbers that nobody holds are asked anew."""
         by_number = {record.number: record for record in history}
         first = self._startup()
-        for number in range(max([*by_number, len(first) - 1], default=-1) + 1):
-            record = by_number.get(number)
-            if record is not None:
-                self._add(record)
-            elif number < len(first):
-                self._study.enqueue_trial(self._space.asked(first[number]))
+        numbers = range(max([*by_number, len(first) - 1], default=-1) + 1)
+        # A sweep that was made longer has drawn more points than it had, and sorted them anew: what was tried is out.
+        left = [self._space.asked(point) for point in first]
+        for record in (by_number[number] for number in numbers[: len(first)] if number in by_number):
+            if (tried := self._space.asked(record.params)) in left:
+                left.remove(tried)
+        for number in numbers:
+            if number in by_number:
+                self._add(by_number[number])
             else:
-                self._study.enqueue_trial({})
+                self._study.enqueue_trial(left.pop(0) if number < len(first) and left else {})
 
     def _startup(self) -> list[dict[str, Any]]:
         """The points of the first trials; without a price in the order in which they were drawn."""

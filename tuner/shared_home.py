@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Literal
 
 from trainables.errors import InputError
-from trainables.storage import join, list_folder, read_bytes, write_bytes
+from trainables.storage import file_size, join, list_folder, read_bytes, write_bytes
 from tuner.paths import HomePaths, SweepPaths
 
 logger = logging.getLogger(__name__)
@@ -52,22 +53,48 @@ def check_local(home: HomePaths) -> None:
         ) from error
 
 
-def pull_sweeps(home: HomePaths) -> None:
-    """Fetches the records of sweeps that this machine does not know; of those that it knows the newest are here.
+def pull_sweeps(home: HomePaths, wanted: str | None = None) -> None:
+    """Fetches the records of sweeps that this machine does not know, or that another one has gone on with.
+
+    Args:
+        home: The home.
+        wanted: The sweep that is to go on here; of others, what cannot be brought together is only warned of.
 
     Raises:
-        InputError: The storage cannot be read.
+        InputError: The storage cannot be read; or its records of ``wanted`` and this machine's have parted.
     """
     if not home.is_shared:
         return
     with _reaching(home):
-        for name in list_folder(home.uri_of(home.sweeps))[0]:
-            paths = SweepPaths(home.sweeps / name)
-            if paths.journal.exists():
-                continue
-            _, files = list_folder(home.uri_of(paths.root))
-            for path in _in_order([paths.root / file for file in files], paths):
-                write_bytes(str(path), read_bytes(home.uri_of(path)))
+        names = list_folder(home.uri_of(home.sweeps))[0]
+    for name in names:
+        paths = SweepPaths(home.sweeps / name)
+        with _reaching(home):
+            standing = _compare(home, paths)
+            if standing == "behind":
+                _, files = list_folder(home.uri_of(paths.root))
+                for path in _in_order([paths.root / file for file in files], paths):
+                    write_bytes(str(path), read_bytes(home.uri_of(path)))
+        if standing == "parted":
+            text = (
+                f"sweep {name}: its records at {paths.root} and those below {home.root} have parted, since another "
+                "machine went on from an older copy; remove the folder here to go on from the others"
+            )
+            if name == wanted:
+                raise InputError(f"resume: {text}")
+            logger.warning(text)
+
+
+def _compare(home: HomePaths, paths: SweepPaths) -> Literal["behind", "not behind", "parted"]:
+    """How this machine's journal of a sweep stands to the storage's: both are only ever added to."""
+    if not paths.journal.exists():
+        return "behind"
+    uri = home.uri_of(paths.journal)
+    if (file_size(uri) or 0) <= paths.journal.stat().st_size:
+        return "not behind"
+    here, there = paths.journal.read_bytes(), read_bytes(uri)
+    whole = here[: here.rfind(b"\n") + 1]  # a crash may have torn the last line
+    return "behind" if there.startswith(whole) else "parted"
 
 
 class SweepTwin:

@@ -23,7 +23,8 @@ _LEAST_DRAWN = 2
 def num_startup_trials(num_given: int) -> int:
     """How many trials of a sweep run before results decide; some are drawn, because given points agree in much.
 
-    The sweep's length is no matter, so that one which is extended equals one that was longer from the start.
+    The sweep's length is no matter: one of fewer trials that is made longer has drawn as many in the end, in another
+    order (they are sorted among those that there were to be).
     """
     return max(_LEAST_TRIALS, num_given + _LEAST_DRAWN)
 

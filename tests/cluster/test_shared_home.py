@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from trainables.backbones.families import build_model
 from trainables.backbones.weights import load_tensors, resolve_weights, store_weights
 from trainables.config import DataConfig
 from trainables.data.packing import pack
+from trainables.data.picture import Picture
 from trainables.data.sharing import open_table, publish_table
-from trainables.data.sources import open_source
+from trainables.data.sources import open_source, pgm
 from trainables.data.table import ImageTable
 from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
@@ -27,6 +29,21 @@ from tuner.paths import HomePaths
 from tuner.preparing import prepare_data, prepare_weights
 from tuner.shared_home import SweepTwin, check_home, pull_sweeps
 from tuner.sweep import run_sweep
+
+
+class Named:
+    """Pictures held in memory, as a source."""
+
+    uri = "memory"
+
+    def __init__(self, pictures: list[Picture]) -> None:
+        self._pictures = pictures
+
+    def pictures(self) -> list[Picture]:
+        return self._pictures
+
+    def signature(self) -> str:
+        return " ".join(picture.name for picture in self._pictures)
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +204,48 @@ def test_a_sweeps_records_outlive_the_machine_that_wrote_them(
     assert sorted(path.name for path in second.sweep("digits").root.iterdir()) == ["journal.jsonl", "spec.yaml"]
     with pytest.raises(InputError, match="sweep 'digits' exists and is finished"):
         run_sweep(load_spec("digits", ["tracking.uri=http://127.0.0.1:1"]), home=second)
-    # Here the sweep goes on: what is older is not fetched over it.
-    second.sweep("digits").journal.write_text("")
+
+
+def test_a_machine_sees_what_another_one_has_gone_on_with(
+    bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def home_of(machine: str) -> HomePaths:
+        monkeypatch.setenv("HOME", str(tmp_path / machine))
+        return HomePaths.at(bucket_uri)
+
+    def go_on(home: HomePaths, number: int, *, is_copied: bool = True) -> None:
+        home.sweep("digits").root.mkdir(parents=True, exist_ok=True)
+        with Journal.open(home.sweep("digits").journal) as journal:
+            journal.append("trial", number=number, params={"lr": 0.1})
+        if is_copied:
+            SweepTwin(home, "digits").push(at_once=True)
+
+    def numbers(home: HomePaths) -> list[int]:
+        return [record["number"] for record in read_records(home.sweep("digits").journal)]
+
+    first, second = home_of("first"), home_of("second")
+    go_on(first, 0)
     pull_sweeps(second)
-    assert second.sweep("digits").journal.read_text() == ""
+    go_on(second, 1)
+    with first.sweep("digits").journal.open("a") as journal:
+        journal.write('{"torn')
+    pull_sweeps(first)
+    assert numbers(first) == [0, 1]
+    # What is not copied yet stays.
+    go_on(first, 2, is_copied=False)
+    pull_sweeps(first, "digits")
+    assert numbers(first) == [0, 1, 2]
+    # The other machine did not know of it, and went another way: nothing is overwritten, and nobody goes on from it.
+    go_on(second, 3)
+    go_on(second, 4)
+    pull_sweeps(first)
+    assert "have parted" in caplog.text
+    assert numbers(first) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"resume: sweep digits: its records .* have parted.*; remove the folder here"):
+        pull_sweeps(first, "digits")
+    shutil.rmtree(first.sweep("digits").root)
+    pull_sweeps(first, "digits")
+    assert numbers(first) == [0, 1, 3, 4]
 
 
 def test_a_storage_that_goes_away_does_not_end_the_sweep(
@@ -215,3 +270,22 @@ def test_sqlite_is_refused_where_the_home_is_shared_storage() -> None:
         home.tracking_uri(None, {})
     assert home.tracking_uri(None, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}) == "http://127.0.0.1:5000"
     assert home.tracking_uri("sqlite:////home/me/mlflow.db", {}) == "sqlite:////home/me/mlflow.db"
+
+
+def test_the_same_pixels_under_other_names_are_another_copy(
+    tmp_path: Path, bucket: Path, bucket_uri: str, node: Path
+) -> None:
+    """Groups go by names, of which a fingerprint knows nothing."""
+    configs = []
+    for kind in ("shot", "part"):
+        pictures = [
+            Picture(f"a/{kind}{n // 2}_{n}.png", "ab"[n % 2], None, partial(pgm, bytes([n * 9] * 64), 8, 8))
+            for n in range(6)
+        ]
+        report = pack(Named(pictures), tmp_path / "t", side_px=8)
+        publish_table(report.path, uri := join(bucket_uri, report.path.name))
+        configs.append(DataConfig(table=uri, fingerprint=report.fingerprint, class_names=("a", "b"), image_size_px=8))
+    assert configs[0].fingerprint == configs[1].fingerprint
+    shots, parts = (open_table(config) for config in configs)
+    assert shots.groups_of(np.arange(6), r"shot(\d)") == ["0", "0", "1", "1", "2", "2"]
+    assert parts.groups_of(np.arange(6), r"part(\d)") == ["0", "0", "1", "1", "2", "2"]

@@ -79,3 +79,16 @@ def test_without_a_number_a_sweep_of_failures_alone_ends():
     assert sorted(failing.records) == list(range(12))
     again = replace(failing).start()
     assert again.searcher.suggest("one more") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize("few", [1, 3, 4, 7])
+def test_a_short_sweep_that_is_made_longer_tries_nothing_twice(few):
+    whole = Loop(num_trials=8, scheduled=False, options=OPTIONS).start().run()
+    short = Loop(num_trials=few, scheduled=False, options=OPTIONS).start().run()
+    longer = replace(short, num_trials=8).start().run(12)
+    longer.start().run()  # broken off on the way
+    points = [str(longer.records[number].params) for number in range(8)]
+    assert points[:few] == [str(short.records[number].params) for number in range(few)]
+    assert sorted(points) == sorted(str(whole.records[number].params) for number in range(8))
+    costs = [PRICING.cost(longer.records[number].params).total for number in range(few, 8)]
+    assert costs == sorted(costs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -253,3 +253,20 @@ def remains(ranks: Ranks, config: TrialConfig) -> list[bool]:
 def test_nothing_of_a_trial_is_kept_once_it_is_over(two_ranks: RankGroup, config: Callable[..., TrialConfig]) -> None:
     for alive in [*two_ranks.call(remains, config()), remains(Ranks(DEVICE), config(depth=1))]:
         assert not any(alive)
+
+
+def test_only_who_waits_for_the_first_rank_is_said_to_wait() -> None:
+    seen: list[int] = []
+
+    @contextlib.contextmanager
+    def waiting() -> Iterator[None]:
+        seen.append(ranks.rank)
+        yield
+
+    ranks = Ranks(DEVICE)
+    ranks.waiting = waiting
+    for rank in (0, 1):
+        ranks.rank = rank
+        with ranks.while_first_works():
+            pass
+    assert seen == [1]

@@ -5,6 +5,7 @@ Pixels are read from a local disk, never read over the network one by one. No to
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +31,10 @@ def open_table(config: DataConfig) -> ImageTable:
     """
     if is_local(config.table):
         return ImageTable.open(config.table)
+    # The same pixels may lie in two tables under other names, by which groups are dealt.
+    place = hashlib.sha256(config.table.rpartition("/")[2].encode()).hexdigest()[:16]
     folder = fetch_once(
-        f"tables/{config.fingerprint}",
+        f"tables/{config.fingerprint}-{place}",
         partial(_fetch_table, config),
         is_usable=partial(_is_usable, fingerprint=config.fingerprint),
     )
