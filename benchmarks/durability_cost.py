@@ -86,7 +86,7 @@ def main() -> int:
                 graph = load_backbone(backbone, None, num_classes=2, input_size_px=options.px, seed=0).graph
                 for depth in range(graph.num_stages + 1):
                     case = Case(backbone, precision, depth, graph.num_stages)
-                    config = build_config(case, data, None, options)
+                    config = build_config(case, data, None, options, num_views=1)
                     run = TrialRun(config, Workbench(features=features), Ranks(options.device))
                     rows.append(measure(case, run, _made(folder / f"{backbone}-{depth}"), journal, options.repeats))
                     run.close()
