@@ -37,12 +37,15 @@ class DataSpec(SpecPart):
     )
     exclude_classes: ClassNames = Field((), description="Classes to leave out, by name.")
     max_per_class: Count | None = Field(
-        None, description="Pictures of each class, for trying out: the same ones each time; none: all."
+        None,
+        description="Pictures of each class, for trying out: the same ones each time, of each side its share; none: "
+        "all.",
     )
     group_pattern: str | None = Field(
         None,
-        description="Regular expression on the file names. Pictures in which its parenthesis (or all of it) finds the "
-        "same text show one part, patient or scene, and stay on one side of the split; none: as the source says.",
+        description="Regular expression on the file names, or with a / in it on the folders too. Pictures in which its "
+        "parenthesis (or all of it) finds the same text show one part, patient or scene, and stay on one side of the "
+        "split; none: as the source says.",
     )
     max_bad_fraction: Float = Field(
         0.1,

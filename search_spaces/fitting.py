@@ -36,6 +36,7 @@ class DataFacts:
         is_grey: Whether no picture that was looked at has a colour.
         label_separator: Between the labels of a picture that may have several; None: each has one class.
         num_files: Pictures, where they may have several labels and the classes' do not add up.
+        num_to_learn: Pictures that are not held out, where the source says which; None: it does not.
     """
 
     source: str
@@ -46,11 +47,17 @@ class DataFacts:
     is_grey: bool = False
     label_separator: str | None = None
     num_files: int | None = None
+    num_to_learn: int | None = None
 
     @property
     def num_pictures(self) -> int:
         """Of all classes."""
         return sum(self.class_counts.values()) if self.num_files is None else self.num_files
+
+    @property
+    def num_an_epoch(self) -> int:
+        """About so many are learnt from."""
+        return self.num_pictures if self.num_to_learn is None else self.num_to_learn
 
     @property
     def unevenness(self) -> float:
@@ -87,6 +94,7 @@ def choose(facts: DataFacts) -> Iterator[Choice]:
         why = "few, so that both are large enough to judge by" if count < _VERY_FEW else "enough to judge by a tenth"
         yield Choice("data.split", split, f"{count} pictures: {why}")
     yield from _network(facts)
+    count = facts.num_an_epoch
     batches = "[4, 8]" if count < _A_HANDFUL else "[16, 32]" if count < _FEW else "[32, 64]"
     yield Choice("search.batch_size", batches, "small batches take more steps, which few pictures need")
     if facts.is_grey:
@@ -125,6 +133,7 @@ def _network(facts: DataFacts) -> Iterator[Choice]:
         yield Choice("model.backbone", "lenet", reason)
         yield Choice("model.weights", "none", "it has no published ones")
         yield Choice("search.freeze_depth", "0", "nothing is trained yet that could be kept")
+        yield Choice("search.backbone_lr_ratio", "1", "nor anything that smaller steps would spare")
         return
     backbone = "resnet50" if facts.has_gpu else "mobilenet_v2"
     yield Choice("model.backbone", backbone, "a usual first choice on a " + ("GPU" if facts.has_gpu else "CPU"))

@@ -62,7 +62,7 @@ class PretrainRecipe(SpecPart):
     augmentation: PolicyName = Field("flip_crop", description="Views of a picture to learn from.")
     magnitude: Magnitude = Field(9, description="Strength of the policies that have one, of 30.")
     num_views: CountOrUnlimited = Field("unlimited", description="Epoch e trains on view e modulo this number.")
-    seed: Int = Field(0, ge=0, description="Seed of initial weights, order and views.")
+    seed: Int = Field(0, ge=0, description="Seed of initial weights and order.")
     compute: ComputeConfig | None = Field(
         None, description="Choices of speed and rounding; none: the sweep's, and the defaults for what it measures."
     )

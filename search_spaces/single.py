@@ -18,13 +18,14 @@ from trainables.config import POLICIES_WITH_MAGNITUDE
 _NOT_VALUES = ("num_trials", "repeats", "sampler", "cost_aware", "probe")
 
 
-def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSpec:
+def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str, last_epoch: int | None = None) -> SweepSpec:
     """The spec that trains the trial at ``point`` and nothing else, with the numbers that it had in the sweep.
 
     Args:
         spec: The sweep's.
         point: A trial's ``params``; a field that had no effect there gets any one value.
         name: Of the new spec.
+        last_epoch: At which the trial was ended, along the sweep's schedule; None: it had all epochs.
     """
     search = spec.search
     settled = {
@@ -42,7 +43,9 @@ def single_spec(spec: SweepSpec, point: Mapping[str, Any], name: str) -> SweepSp
             "name": name,
             "model": _model_of(spec, point),
             # What the sweep might spend would cut this trial off on a slower machine, or where nothing is stored.
-            "budget": spec.budget.model_copy(update={"time_s": None, "flops": None}).model_dump(),
+            "budget": spec.budget.model_copy(
+                update={"time_s": None, "flops": None, "last_epoch": last_epoch}
+            ).model_dump(),
             "search": {**settled, "num_trials": 1, "repeats": search.repeats, "probe": "off"},
             "early_stopping": EarlyStoppingSpec(scheduler="none", patience=spec.early_stopping.patience).model_dump(),
             "baselines": (),

@@ -72,6 +72,11 @@ class BudgetSpec(ResourceSpec):
     """What the sweep may spend."""
 
     epochs: Count = Field(8, description="Most epochs of one trial.")
+    last_epoch: Count | None = Field(
+        None,
+        description="The epoch at which trials end, along the schedule of all `epochs`: as the trial went that "
+        "`thaw best --spec` wrote down; none: the last one.",
+    )
     time_s: Positive | None = Field(
         None,
         description="No trial starts after this many seconds of searching, interruptions not counted, and running "
@@ -81,6 +86,19 @@ class BudgetSpec(ResourceSpec):
         None, description="The same with computed FLOPs: what is read from the feature store is not computed."
     )
     concurrency: CountOrAuto = Field("auto", description="Trials that run side by side; 'auto': as many as fit.")
+
+    @property
+    def trial_epochs(self) -> int:
+        """How many epochs a trial has that nothing ends before."""
+        return self.last_epoch or self.epochs
+
+    @model_validator(mode="after")
+    def _ends_within_its_schedule(self) -> BudgetSpec:
+        if self.last_epoch is not None and self.last_epoch > self.epochs:
+            raise ValueError(
+                f"last_epoch is {self.last_epoch} of {self.epochs} epochs; set it to at most {self.epochs}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -213,7 +231,13 @@ class SweepSpec(SpecPart):
         (), description="Runs beside the search, to compare the champion with."
     )
     tracking: TrackingSpec = Field(TrackingSpec(), description="Where MLflow keeps records and models.")
-    seed: Int = Field(0, ge=0, le=2**32 - 1, description="Seed of the search and of every trial.")
+    seed: Int = Field(
+        0,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of the search and of every trial. Pictures have the same views under each, so that features "
+        "are used again.",
+    )
 
     check_its_name = field_validator("name")(check_name)
     check_version = field_validator("version", mode="before")(_check_version)

@@ -32,8 +32,8 @@ class TrainJob(Settings):
     last_epoch: int | None = Field(
         None,
         ge=1,
-        description="Train this far of the configuration's schedule and keep what is there then, for want of a side "
-        "that says which epoch is best; None: to the end, and keep the best epoch.",
+        description="Train this far of the configuration's schedule; None: to its end. What is kept is the best epoch, "
+        "or the last one where all folds are learnt from and no side says which is best.",
     )
     reported_epochs: int = Field(0, ge=0, description="Epochs whose results are already known to the asker.")
     inherited_epochs: int = Field(

@@ -81,6 +81,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     bench = Workbench(features=None if features is None else FeatureSettings(**features))
     watchdog = Watchdog(settings["timeout_s"] or math.inf)
     bench.beat = watchdog.beat
+    ranks.waiting = watchdog.waiting
     gc.freeze()  # what is here before the first job stays; collections need not look at it again and again
     while (order := line.next_order()) is not None:
         try:
@@ -111,7 +112,8 @@ def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line, watchdog
     # A function of its own, so that nothing of the job is left in the lane's loop when it waits for the next one.
     job = parse_job(order.job)
     if isinstance(job, ProbeJob):
-        line.report(order, run_probe(job, bench, ranks))
+        with ranks.while_first_works():
+            line.report(order, run_probe(job, bench, ranks))
         return
     if isinstance(job, MeasureJob):
         line.report(order, run_measure(job, ranks, bench.beat))
@@ -318,14 +320,17 @@ def _is_of(checkpoint: Checkpoint, config: TrialConfig) -> bool:
         known = TrialConfig.model_validate(checkpoint.meta["config"])
     except ValidationError:
         return False
-    # Where the pictures lie decides nothing: their fingerprint is in the configuration too.
-    data = known.data.model_copy(update={"table": config.data.table})
-    return known.model_copy(update={"data": data}) == config
+    # Where pictures and weights lie decides nothing: what tells them from others is in the configuration too.
+    data, backbone, here = known.data.model_copy(update={"table": config.data.table}), known.backbone, config.backbone
+    if backbone.weights is not None and here.weights is not None:
+        weights = backbone.weights.model_copy(update={"uri": here.weights.uri})
+        backbone = backbone.model_copy(update={"weights": weights})
+    return known.model_copy(update={"data": data, "backbone": backbone}) == config
 
 
 def _is_best(metrics: dict[str, float], history: list[Message], job: TrainJob) -> bool:
     """Whether this epoch is better than all before; of equal epochs the first counts, without a judge the last."""
-    if job.last_epoch is not None:
+    if job.config.data.fold == "all":
         return True
     sign = 1 if job.mode == "max" else -1
     return all(sign * metrics[job.metric] > sign * past["metrics"][job.metric] for past in history)

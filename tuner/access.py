@@ -1,4 +1,4 @@
-"""Whether an MLflow server lets this user in: asked once, before training.
+"""Whether an MLflow server, or a database of MLflow's, lets this user in: asked once, before anything is started.
 
 In: a tracking address. Out: nothing, or an `InputError`. A server that is away is no mistake (records wait for it); one
 that answers and refuses the user would refuse every record until the end.
@@ -15,22 +15,27 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from trainables.errors import InputError
+from trainables.errors import InputError, first_line
 
 TIMEOUT_S = 3.0
 _REFUSED = (401, 403)
+_DATABASES = {"postgresql": "connect_timeout", "mysql": "connect_timeout", "mssql": "timeout"}
+"""What a database's address begins with, and by which name its drivers take a patience in seconds."""
+_REFUSED_WORDS = ("password", "access denied", "authentication", "login failed")
 
 
 def check_access(tracking_uri: str, environ: Mapping[str, str] | None = None) -> None:
-    """Asks a server for one experiment, as MLflow's client would; other addresses are not asked.
+    """Asks a server for one experiment, as MLflow's client would, or a database for a connection; a file is not asked.
 
     Args:
         tracking_uri: MLflow's address, maybe with a user and a password in it.
         environ: Where ``MLFLOW_TRACKING_USERNAME``, ``..._PASSWORD`` and ``..._TOKEN`` are.
 
     Raises:
-        InputError: The server does not take the user.
+        InputError: It does not take the user, or the database's driver is not installed.
     """
+    if (kind := tracking_uri.partition(":")[0].partition("+")[0]) in _DATABASES:
+        _check_database(tracking_uri, _DATABASES[kind])
     if not tracking_uri.startswith(("http://", "https://")):
         return
     place = without_password(tracking_uri)
@@ -55,6 +60,33 @@ def check_access(tracking_uri: str, environ: Mapping[str, str] | None = None) ->
             ) from None
     except (OSError, HTTPException, ValueError):
         return  # away, or no MLflow: what cannot be told waits, and is said while the sweep runs
+
+
+def _check_database(uri: str, patience: str) -> None:
+    import sqlalchemy  # only who keeps MLflow's records in such a database waits for it
+    import sqlalchemy.exc
+
+    place = without_password(uri)
+    try:
+        engine = sqlalchemy.create_engine(uri, connect_args={patience: round(TIMEOUT_S)})
+    except ImportError as error:
+        raise InputError(
+            f"tracking.uri: MLflow at {place} needs a driver that is not installed here ({error}): install it"
+        ) from None
+    except sqlalchemy.exc.ArgumentError as error:
+        raise InputError(f"tracking.uri: {place} is no database's address ({first_line(error)}): correct it") from None
+    try:
+        with engine.connect():
+            return
+    except sqlalchemy.exc.DBAPIError as error:
+        said = first_line(error.orig or error)
+        if any(word in str(error.orig).lower() for word in _REFUSED_WORDS):
+            raise InputError(
+                f"tracking.uri: the database at {place} does not take this user and password ({said}); correct them in "
+                "the address, postgresql://USER:PASSWORD@HOST/NAME"
+            ) from None
+    finally:
+        engine.dispose()
 
 
 def without_password(uri: str) -> str:

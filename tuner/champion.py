@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces.spec import BaselineName
-from trainables.config import TrialConfig
+from trainables.config import OptimizerConfig, TrialConfig
 from tuner.journal import TrialRecord
 
 
@@ -61,18 +61,22 @@ def merit(trial: TrialRecord, metric: str, mode: str) -> tuple[float, float, int
 def baseline_config(name: BaselineName, champion: TrialConfig, num_stages: int) -> TrialConfig:
     """A run to compare the champion with: its own settings, with only what the name says changed.
 
-    ``head_only`` freezes every stage; ``full_finetune`` freezes none, the backbone learning at a tenth of the head's
-    rate; ``from_scratch`` trains everything from random weights, the head's too, at one rate.
+    ``head_only`` freezes every stage; ``full_finetune`` freezes none, all of the backbone learning at a tenth of the
+    head's rate; ``from_scratch`` trains everything from random weights, the head's too, at one rate.
     """
     changes: dict[str, Any] = {"freeze_depth": num_stages if name == "head_only" else 0}
     if name == "full_finetune":
-        changes["optimizer"] = champion.optimizer.model_copy(update={"backbone_lr_ratio": 0.1})
+        changes["optimizer"] = _at_ratio(champion, 0.1)
     if name == "from_scratch":
-        changes["optimizer"] = champion.optimizer.model_copy(update={"backbone_lr_ratio": 1.0})
+        changes["optimizer"] = _at_ratio(champion, 1.0)
         changes["backbone"] = champion.backbone.model_copy(update={"weights": None})
         changes["head_init"] = "random"
         changes["bn_mode"] = "update"  # there are no statistics to keep yet
     return champion.model_copy(update=changes)
+
+
+def _at_ratio(champion: TrialConfig, ratio: float) -> OptimizerConfig:
+    return champion.optimizer.model_copy(update={"backbone_lr_ratio": ratio, "layer_decay": 1.0})
 
 
 def why_none(trials: Sequence[TrialRecord]) -> str:

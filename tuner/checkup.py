@@ -20,6 +20,7 @@ from trainables.errors import InputError
 from trainables.half_written import remove_whole
 from trainables.locks import try_lock
 from trainables.node_cache import features_root
+from tuner.access import without_password
 from tuner.doctor import Finding
 from tuner.journal import TrialRecord, iterate_from, read_records, trials_of
 from tuner.ledger import Ledger
@@ -113,7 +114,7 @@ def check_sweep(home: HomePaths, name: str, tracking_uri: str) -> Iterator[Findi
     ledger = Ledger.load(paths.ledger, tracking_uri)
     num_untold = sum(1 for _ in iterate_from(paths.journal, ledger.offset))
     if num_untold:
-        text = f"{num_untold} records of {name} are not in {tracking_uri}"
+        text = f"{num_untold} records of {name} are not in {without_password(tracking_uri)}"
         yield Finding("MLflow", "warning", text, f"`thaw resume {name}` tells them")
 
 

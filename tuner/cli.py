@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -273,6 +274,10 @@ def main() -> None:
     except InputError as error:
         _complain(str(error), 2)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" for {error.filename}" if error.filename else ""
+            remedy = "free some, or name a folder on a larger disk by THAW_HOME"
+            _complain(f"no room{place} ({error.strerror}): {remedy}", 2)
         if error.filename is None:
             raise
         _complain(f"{error.filename}: {error.strerror}", 2)
@@ -294,7 +299,6 @@ def _complain(message: str, code: int) -> NoReturn:
 def _show_plan(spec: SweepSpec) -> None:
     from search_spaces.listing import trials_in_all
     from search_spaces.loading import dump_spec
-    from tuner.access import check_access
     from tuner.material import materials_of
     from tuner.output import show_plan
     from tuner.paths import HomePaths
@@ -308,7 +312,6 @@ def _show_plan(spec: SweepSpec) -> None:
     check_quickly(spec, home)
     with Progress() as progress:
         spec, data, networks, space = plan_sweep(spec, home, progress, pretrains=False)
-        check_access(home.tracking_uri(spec.tracking.uri))
     cuts = {name: network.cuts for name, network in networks.items()}
     # What is measured is not known before lanes are up; features of the default precision are the larger ones.
     materials = materials_of(spec, networks, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -10,6 +11,7 @@ from search_spaces.model_spec import BackboneChoice
 from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
 from tuner.figures import sentence
+from tuner.networks import Network
 from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
 from tuner.reuse import Reuse
@@ -56,11 +58,14 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": platform.platform(), **versions}
 
 
-def data_summary(data: PreparedData) -> dict[str, Any]:
-    """The pictures by side and class, and what was set aside."""
+def data_summary(data: PreparedData, networks: Mapping[str, Network]) -> dict[str, Any]:
+    """The pictures by side and class, what was set aside, and the weights that networks begin with."""
+    first = {name: network.first_weights for name, network in networks.items()}
     return {
         "fingerprint": data.config.fingerprint,
         "test_digest": data.test_digest,
+        "sides_digest": data.sides_digest,
+        "weights": {name: weights.model_dump() for name, weights in first.items() if weights is not None},
         "pictures": data.counts,
         "set_aside": [{"name": bad.name, "reason": bad.reason} for bad in data.report.bad_files],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from search_spaces.space import SearchSpace
@@ -21,13 +22,14 @@ from tuner.finale import (
     Closing,
     register_champion,
     run_baselines,
+    shift_of,
     test_champion,
     write_champion,
     write_probe_pictures,
     write_report,
 )
 from tuner.journal import TrialRecord, read_records, trials_of
-from tuner.mlflow_client import outages
+from tuner.mlflow_client import gist, outages
 from tuner.outcomes import SweepFailedError
 from tuner.preparing import feature_settings
 from tuner.pretraining import Pretrained, Pretraining, register_pretrained
@@ -77,10 +79,11 @@ class EndPhase:
         Raises:
             SweepFailedError: No trial can be champion; the journal says so too.
         """
-        closing, record = self._closing, self._record
-        records = read_records(closing.home.sweep(self._spec.name).journal)
+        record = self._record
+        records = read_records(self._closing.home.sweep(self._spec.name).journal)
         trials = trials_of(records)
         best = self._best_whole(trials)
+        closing = replace(self._closing, shift=shift_of(records, best.number))
         config = space.trial_config(best.params, bases[space.backbone_of(best.params)])
         champion, model, confusion = test_champion(closing, best, config)
         baselines = run_baselines(closing, champion, space.stages_of(best.params))
@@ -127,7 +130,7 @@ class EndPhase:
                 register_pretrained(pretraining, found, self._closing.home, uri)
             registered = register_champion(self._closing, champion, uri, run_id, time.time())
         except outages() as error:
-            self._progress.note(f"MLflow did not take the champion: {error}", style="yellow")
+            self._progress.note(f"MLflow did not take the champion: {gist(error)}", style="yellow")
             return champion
         if registered.model_uri is not None:
             self._tracking.note_model(registered.model_uri)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from search_spaces.fitting import DataFacts
 from trainables.data.decoding import decode_picture, size_of
 from trainables.data.picture import Picture
-from trainables.data.sources import open_source
+from trainables.data.sources import LimitedSource, open_source
 from trainables.errors import InputError
 
 _SAMPLE = 100
@@ -22,32 +22,46 @@ _FAINT_COLOUR = 4.0
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-def facts_of(source: str, label_separator: str | None = None) -> DataFacts:
+def facts_of(
+    source: str,
+    label_separator: str | None = None,
+    *,
+    max_per_class: int | None = None,
+    excluded: Collection[str] = (),
+    pools_sides: bool = False,
+) -> DataFacts:
     """Counts the classes, looks at the sizes of some pictures, and whether this machine has a GPU.
 
     Args:
         source: As a spec names it.
         label_separator: Between the labels of a picture that may have several; None: each has one class.
+        max_per_class: As in a spec's data.
+        excluded: Classes that are left out.
+        pools_sides: Whether the source's own sides are ignored.
 
     Raises:
         InputError: There is no such source, or no picture of it can be opened.
     """
     opened = open_source(source, label_separator)
-    pictures = opened.pictures()
+    pictures = (opened if max_per_class is None else LimitedSource(opened, max_per_class)).pictures()
+    if label_separator is None and excluded:  # who leaves out all of them is told so when the spec is used
+        pictures = [picture for picture in pictures if picture.class_name not in excluded] or pictures
     names: Iterable[str] = (picture.class_name for picture in pictures)
     if label_separator is not None:
-        names = (label for name in names for label in name.split(label_separator) if label)
+        names = (label for name in names for label in name.split(label_separator) if label and label not in excluded)
     counts = Counter(names)
-    sides = {picture.side for picture in pictures}
+    sides = Counter(None if pools_sides else picture.side for picture in pictures)
+    has_sides = {"train", "val"} <= sides.keys() or {"train", "test"} <= sides.keys()
     return DataFacts(
         source=opened.uri,
         class_counts=dict(sorted(counts.items())),
-        has_sides={"train", "val"} <= sides or {"train", "test"} <= sides,
+        has_sides=has_sides,
         short_side_px=_short_side(pictures, source),
         has_gpu=_has_gpu(),
         is_grey=_is_grey(pictures),
         label_separator=label_separator,
         num_files=None if label_separator is None else len(pictures),
+        num_to_learn=sides["train"] + sides[None] if has_sides else None,
     )
 
 

@@ -7,7 +7,7 @@ chosen before anything here reads the test side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,7 +21,7 @@ from tuner.champion import baseline_config, best_epoch, totals_of
 from tuner.describing import lineage_tags
 from tuner.figures import bare
 from tuner.intervals import metric_intervals
-from tuner.journal import TrialRecord
+from tuner.journal import Record, TrialRecord
 from tuner.label_table import LabelTable, write_labels
 from tuner.lanes import LaneError, LanePool
 from tuner.model_file import ModelCard, save_model
@@ -42,6 +42,8 @@ Mistakes: TypeAlias = Confusion | LabelTable
 
 FIRST_BASELINE = 10_000
 """Runs beside the search are numbered from here, far from any trial."""
+_MOST_BESIDE = 10
+"""Numbers for the runs beside one champion."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Closing:
         pool: Its lanes.
         record: Writes the journal.
         phase: Tells a person what is being done.
+        shift: Added to the numbers of the runs beside the search; see `shift_of`.
     """
 
     spec: SweepSpec
@@ -63,6 +66,7 @@ class Closing:
     pool: LanePool
     record: Callable[..., object]
     phase: Callable[[str], None]
+    shift: int = 0
 
     def directory(self, number: int) -> str:
         """Where a trial's checkpoints are."""
@@ -81,7 +85,7 @@ def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> 
     epoch = best_epoch(trial, closing.spec.metric, closing.spec.mode) or {}
     standing = Standing(f"trial {trial.number}", with_errors(_without_group(epoch, "val/"), config))
     champion = Champion(trial.number, trial.params, config, standing, lineage=trial.lineage)
-    model = _model_of(closing, trial.number, f"trial {trial.number}", config, epoch, FIRST_REFIT)
+    model = _model_of(closing, trial.number, f"trial {trial.number}", config, epoch, FIRST_REFIT + closing.shift)
     if not closing.data.size("test"):
         return champion, model, None
     closing.phase("testing the champion")
@@ -107,6 +111,17 @@ def _model_of(
     )
 
 
+def shift_of(records: Iterable[Record], champion: int) -> int:
+    """What keeps the runs beside one champion apart from those beside another, where a sweep was made longer.
+
+    Args:
+        records: The journal's.
+        champion: The number of the trial that has won now.
+    """
+    before = list(dict.fromkeys(record["number"] for record in records if record["event"] == "champion"))
+    return _MOST_BESIDE * (before.index(champion) if champion in before else len(before))
+
+
 def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list[Standing]:
     """Trains what the spec wants the champion compared with; one that fails is left out and journaled."""
     standings = []
@@ -122,7 +137,7 @@ def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list
 def _run_baseline(
     closing: Closing, position: int, name: BaselineName, config: TrialConfig, params: dict[str, Any]
 ) -> Standing | None:
-    spec, started, number = closing.spec, time.monotonic(), FIRST_BASELINE + 1 + position
+    spec, started, number = closing.spec, time.monotonic(), FIRST_BASELINE + closing.shift + 1 + position
     shown = {**params, "freeze_depth": config.freeze_depth, "backbone_lr_ratio": config.optimizer.backbone_lr_ratio}
     closing.record("baseline", number=number, name=name, params=shown)
     job = TrainJob(config=config, directory=closing.directory(number), metric=spec.metric, mode=spec.mode)
@@ -138,7 +153,8 @@ def _run_baseline(
                 epochs.append({**message["metrics"], "epoch": message["epoch"]})
         best = best_epoch(TrialRecord(number, {}, tuple(epochs)), spec.metric, spec.mode)
         if outcome == "completed" and best is not None:
-            model = _model_of(closing, number, f"baseline {name}", config, best, FIRST_REFIT + 1 + position)
+            refit_number = FIRST_REFIT + closing.shift + 1 + position
+            model = _model_of(closing, number, f"baseline {name}", config, best, refit_number)
     except LaneError as error:
         outcome, reason = "failed", str(error)
     totals = {"time/trial_s": time.monotonic() - started, **totals_of(epochs, spec.metric, spec.mode)}

@@ -25,6 +25,14 @@ def load_or_fit(spec: str, overrides: Sequence[str]) -> SweepSpec:
 
     has_many = overridden(overrides, "data.labels") == "multi"
     separator = str(overridden(overrides, "data.label_separator") or "|") if has_many else None
-    text = spec_text(facts_of(spec, separator))
+    most, excluded = overridden(overrides, "data.max_per_class"), overridden(overrides, "data.exclude_classes")
+    facts = facts_of(
+        spec,
+        separator,
+        max_per_class=most if isinstance(most, int) and most > 0 else None,
+        excluded=[str(name) for name in excluded] if isinstance(excluded, list) else (),
+        pools_sides=overridden(overrides, "data.split.source") == "ignore",
+    )
+    text = spec_text(facts)
     typer.echo(f"A spec for these pictures (`thaw spec new {spec}` writes it to change it):\n\n{text}", err=True)
     return read_spec(text, overrides, spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations, islice, product
@@ -21,7 +22,8 @@ from search_spaces.data_spec import DataSpec
 from trainables.config import SPLIT_NAMES, SplitName
 from trainables.data.decoding import size_of
 from trainables.data.fit import FitChoice, lost_by_crop
-from trainables.data.packing import BadFile
+from trainables.data.packing import BadFile, num_readers
+from trainables.data.picture import Picture
 from trainables.data.sources import Source, open_source
 from trainables.data.splits import dealt_as
 from trainables.data.table import ImageTable
@@ -38,6 +40,7 @@ _NEARLY_BLACK = 8.0
 _MOST_IN_A_BUCKET = 300
 _MOST_LOOK_ALIKES = 1000
 _MOST_BAD_FILES = 20
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,15 @@ class Inspection:
         num_pictures: Usable ones.
         classes: In label order; a picture with several labels counts for each.
         num_groups: Groups of pictures that stay together; 0 without any.
-        num_copies: Pictures whose file is, byte for byte, another one's too; they always share a side.
+        copies: Names of pictures whose files are the same, byte for byte; they always share a side.
+        joined: See `DealtData.joined`.
         sizes_px: Width and height of each file as it is, [M, 2].
         cut_off: Share of each picture's area that a square from its middle leaves out, [N].
         fit: How `data.fit` brings them to a square, and why so.
-        num_on_two_sides: Pictures, or groups of them, that the source itself has on several sides.
+        on_two_sides: Names of the pictures of each thing (a picture, or a group) that the source itself has on several
+            sides.
         look_alikes: Across sides; at most 1,000.
+        are_all_compared: Whether every pair was looked at that may look alike; not where very many do.
         bad_files: What was set aside.
         refusal: Why a sweep would refuse these pictures; empty if it would not.
     """
@@ -102,14 +108,21 @@ class Inspection:
     num_pictures: int
     classes: tuple[ClassFacts, ...]
     num_groups: int
-    num_copies: int
+    copies: tuple[tuple[str, ...], ...]
+    joined: str
     sizes_px: NDArray[np.int64]
     cut_off: NDArray[np.float64]
     fit: FitChoice
-    num_on_two_sides: int
+    on_two_sides: tuple[tuple[str, ...], ...]
     look_alikes: tuple[LookAlike, ...]
+    are_all_compared: bool
     bad_files: tuple[BadFile, ...]
     refusal: str
+
+    @property
+    def num_copies(self) -> int:
+        """How many files one could do without."""
+        return sum(len(same) - 1 for same in self.copies)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -138,7 +151,8 @@ class Inspection:
             ],
             "num_groups": self.num_groups,
             "num_copies": self.num_copies,
-            "num_on_two_sides": self.num_on_two_sides,
+            "copies": self.copies,
+            "on_two_sides": self.on_two_sides,
             "cut_off": {"mean": _mean(self.cut_off), "worst": float(self.cut_off.max(initial=0))},
             "fit": asdict(self.fit),
             "look_alikes": [asdict(pair) for pair in self.look_alikes],
@@ -156,19 +170,22 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         dealt: What `deal_data` made of it.
         counted: Told what is being done, how much of it, of how much.
     """
-    table, rows, sides, has_NK = dealt.table, dealt.rows, dealt.sides, dealt.has_labels()
+    table, rows, sides = dealt.table, dealt.rows, dealt.sides
     looks = _look(table, rows, lambda done: counted("looking at pictures", done, len(rows)))
     counts = dealt.counts()
     classes = tuple(
         ClassFacts(
             name,
             {side: counts[side][name] for side in SPLIT_NAMES},
-            _mean(looks.brightness[has_NK[:, label]]),
-            _mean(looks.contrast[has_NK[:, label]]),
+            _mean(looks.brightness[dealt.has_label(label)]),
+            _mean(looks.contrast[dealt.has_label(label)]),
         )
         for label, name in enumerate(dealt.config.class_names)
     )
     groups = table.groups_of(rows, spec.group_pattern)
+    names = [table.names[row] for row in rows.tolist()]
+    stated = [None] * len(rows) if spec.split.source == "ignore" else table.sides[rows].tolist()
+    look_alikes = _LookAlikes(looks.hashes, sides, names)
     refusal = ""
     try:
         dealt.check()
@@ -179,16 +196,14 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         num_pictures=len(rows),
         classes=classes,
         num_groups=len({*groups} - {""}),
-        num_copies=len(rows) - len(np.unique(table.ids[rows])),
-        num_on_two_sides=0
-        if spec.split.source == "ignore"
-        else _num_on_two_sides(dealt_as(table.ids[rows], groups), table.sides[rows].tolist()),
-        sizes_px=_sizes(open_source(spec.source, dealt.config.label_separator), set(table.names)),
+        copies=_together(table.ids[rows].tolist(), names),
+        joined=dealt.joined(),
+        on_two_sides=_together(dealt_as(table.ids[rows], groups), names, stated),
+        sizes_px=_sizes(open_source(spec.source, dealt.config.label_separator), set(table.names), counted),
         cut_off=lost_by_crop(*table.sizes_of(rows)),
         fit=dealt.fit,
-        look_alikes=tuple(
-            islice(_across_sides(looks.hashes, sides, [table.names[row] for row in rows]), _MOST_LOOK_ALIKES)
-        ),
+        look_alikes=tuple(islice(look_alikes, _MOST_LOOK_ALIKES)),
+        are_all_compared=look_alikes.are_all_compared,
         bad_files=dealt.report.bad_files,
         refusal=refusal,
     )
@@ -219,24 +234,36 @@ def _look(table: ImageTable, rows: NDArray[np.int64], done: Callable[[int], None
     return _Looks(brightness, contrast, hashes)
 
 
-def _num_on_two_sides(keys: Sequence[str], stated: Sequence[SplitName | None]) -> int:
-    """How many things that stay together the source itself has on several sides."""
-    seen: dict[str, set[SplitName]] = defaultdict(set)
-    for key, side in zip(keys, stated, strict=True):
-        if side is not None:
-            seen[key].add(side)
-    return sum(len(each) > 1 for each in seen.values())
+def _together(
+    keys: Sequence[str | bytes], names: Sequence[str], sides: Sequence[SplitName | None] | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Names of pictures with the same key, where there are several of them, or of their sides."""
+    places: dict[str | bytes, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        places[key].append(place)
+    several = [same for same in places.values() if len(same) > 1]
+    if sides is not None:
+        several = [same for same in several if len({sides[place] for place in same} - {None}) > 1]
+    return tuple(tuple(names[place] for place in same) for same in several)
 
 
-def _sizes(source: Source, names: set[str]) -> NDArray[np.int64]:
+def _sizes(source: Source, names: set[str], counted: Callable[[str, int, int], None]) -> NDArray[np.int64]:
     """Width and height of the files that are in use, from their headers."""
+    chosen = [picture for picture in source.pictures() if picture.name in names]
     found = []
-    for picture in source.pictures():
-        if picture.name in names:
-            # What went away since it was packed has no size.
-            with suppress(OSError, InputError):
-                found.append(size_of(picture.read()))
+    with ThreadPoolExecutor(num_readers(source.uri), thread_name_prefix="sizes") as pool:
+        for number, size in enumerate(pool.map(_size, chosen), start=1):
+            counted("looking at files", number, len(chosen))
+            if size is not None:
+                found.append(size)
     return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def _size(picture: Picture) -> tuple[int, int] | None:
+    """What went away since it was packed has none."""
+    with suppress(OSError, InputError):
+        return size_of(picture.read())
+    return None
 
 
 def difference_hash(grey: Image.Image) -> int:
@@ -245,18 +272,26 @@ def difference_hash(grey: Image.Image) -> int:
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes())
 
 
-def _across_sides(hashes: NDArray[np.uint64], sides: NDArray[np.str_], names: Sequence[str]) -> Iterator[LookAlike]:
+class _LookAlikes:
     """Pairs on different sides whose hashes nearly agree.
 
-    Of four 16-bit parts at least one agrees in full where at most three bits differ, so only such pairs are compared.
+    Of four 16-bit parts at least one agrees in full where at most three bits differ, so only such pairs are compared;
+    of parts that very many have in common, the first ones of each side.
     """
-    seen: set[tuple[int, int]] = set()
-    for part in range(4):
-        buckets: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for position, key in enumerate(((hashes >> np.uint64(16 * part)) & np.uint64(0xFFFF)).tolist()):
-            buckets[key][str(sides[position])].append(position)
-        for bucket in buckets.values():
-            for one, other in combinations(bucket.values(), 2):
+
+    def __init__(self, hashes: NDArray[np.uint64], sides: NDArray[np.str_], names: Sequence[str]) -> None:
+        self._hashes, self._sides, self._names = hashes, sides, names
+        self.are_all_compared = True
+
+    def __iter__(self) -> Iterator[LookAlike]:
+        hashes, sides, names = self._hashes, self._sides, self._names
+        seen: set[tuple[int, int]] = set()
+        for part in range(4):
+            buckets: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+            for position, key in enumerate(((hashes >> np.uint64(16 * part)) & np.uint64(0xFFFF)).tolist()):
+                buckets[key][str(sides[position])].append(position)
+            for one, other in (pair for bucket in buckets.values() for pair in combinations(bucket.values(), 2)):
+                self.are_all_compared &= max(len(one), len(other)) <= _MOST_IN_A_BUCKET
                 for first, second in product(one[:_MOST_IN_A_BUCKET], other[:_MOST_IN_A_BUCKET]):
                     bits = int(hashes[first] ^ hashes[second]).bit_count()
                     if bits <= LOOK_ALIKE_BITS and (first, second) not in seen:
@@ -271,10 +306,12 @@ def _remarks(found: Inspection) -> Iterator[str]:
         return
     largest = max(found.classes, key=lambda each: each.total)
     smallest = min(found.classes, key=lambda each: each.total)
-    if smallest.total < _FEW_PICTURES:
+    if few := sorted((each for each in found.classes if each.total < _FEW_PICTURES), key=lambda each: each.total):
+        named = ", ".join(f"{each.name!r} {each.total}" for each in few[1:_MOST_NAMED])
+        more = f" and {len(few) - _MOST_NAMED} more" if len(few) > _MOST_NAMED else ""
         yield (
-            f"Class {smallest.name!r} has {smallest.total} pictures: figures for it will be rough; add some, or leave "
-            "it out by data.exclude_classes."
+            f"Class {smallest.name!r} has {smallest.total} pictures{f' ({named}{more})' if named else ''}: figures for "
+            f"{'such classes' if named else 'it'} will be rough; add some, or leave it out by data.exclude_classes."
         )
     if smallest.total and largest.total > _UNEVEN * smallest.total:
         yield (
@@ -291,23 +328,40 @@ def _remarks(found: Inspection) -> Iterator[str]:
         yield f"To bring them to a square, data.fit: auto takes {found.fit.fit}: {found.fit.reason}."
     if found.look_alikes:
         pair = found.look_alikes[0]
-        at_least = "At least " if len(found.look_alikes) == _MOST_LOOK_ALIKES else ""
+        is_all = found.are_all_compared and len(found.look_alikes) < _MOST_LOOK_ALIKES
+        at_least = "" if is_all else "At least "
         yield (
             f"{at_least}{len(found.look_alikes)} pairs on different sides look alike, such as {pair.first} "
             f"({pair.sides[0]}) and {pair.second} ({pair.sides[1]}): if they show one part or scene, the test figure "
             "will be too good; keep them together by data.group_pattern."
         )
-    if found.num_copies:
-        yield f"{found.num_copies} files are copies of others, byte for byte; copies always share a side."
-    if found.num_on_two_sides:
-        what = "groups of pictures" if found.num_groups else "pictures"
-        yield (
-            f"{found.num_on_two_sides} {what} stand on several sides of the source, which would judge by what was "
-            "trained on: each is moved to the side that is held out longer, test before val."
-        )
+    yield from _remarks_on_copies(found)
     if found.bad_files:
         yield f"{len(found.bad_files)} files cannot be used:"
         for bad in found.bad_files[:_MOST_BAD_FILES]:
             yield f"  {bad.name}: {bad.reason}"
         if len(found.bad_files) > _MOST_BAD_FILES:
             yield f"  and {len(found.bad_files) - _MOST_BAD_FILES} more; --format json lists all."
+
+
+def _remarks_on_copies(found: Inspection) -> Iterator[str]:
+    if found.num_copies:
+        yield (
+            f"{found.num_copies} files are copies of others, byte for byte, such as {_listed(found.copies[0])}; copies "
+            "always share a side."
+        )
+    if found.joined:
+        yield f"{found.joined}."
+    if found.on_two_sides:
+        what = "groups of pictures" if found.num_groups else "pictures"
+        yield (
+            f"{len(found.on_two_sides)} {what} stand on several sides of the source, such as "
+            f"{_listed(found.on_two_sides[0])}, which would judge by what was trained on: each is moved to the side "
+            "that is held out longer, test before val. --format json lists all."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names of some."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

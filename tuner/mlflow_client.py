@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tuner.projection import RunUpdate
 
 # MLflow takes 1000 entities per call in all, and 100 parameters and 100 tags.
 _METRICS_PER_CALL, _SETTINGS_PER_CALL = 800, 90
+_SECRET = re.compile(r"://[^/@\s]+@")
 _NO_LINKS_HERE = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 # A run that people deleted, or a value that MLflow refuses: no later attempt can mend these.
 HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
@@ -149,8 +151,8 @@ def search_runs(client: Any, experiment_id: str, sweep_id: str) -> Iterator[Any]
 
 
 def gist(error: BaseException) -> str:
-    """The gist of an error: MLflow's messages run over many lines."""
-    text = " ".join(str(error).split())
+    """The gist of an error: MLflow's messages run over many lines, and repeat addresses with their passwords."""
+    text = _SECRET.sub("://", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:300]}"
 
 

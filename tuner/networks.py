@@ -19,7 +19,7 @@ from trainables.config import DataConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.sizes import size_at
 from tuner.paths import HomePaths
-from tuner.preparing import base_trial, build_cuts, prepare_weights
+from tuner.preparing import base_trial, build_cuts, kept_weights
 from tuner.pretraining import Pretraining, prepare_pretraining
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class Network:
     weights: WeightsFile | None = None
     pretraining: Pretraining | None = None
 
+    @property
+    def first_weights(self) -> WeightsFile | None:
+        """What was there before any training: the trials' weights, or those that their pretraining starts from."""
+        return self.weights if self.pretraining is None else self.pretraining.config.backbone.weights
+
 
 def prepare_networks(
     spec: SweepSpec,
@@ -57,6 +62,7 @@ def prepare_networks(
     *,
     pretrains: bool = True,
     note: Callable[[str], object] = lambda _: None,
+    began_with: Mapping[str, WeightsFile] | None = None,
 ) -> dict[str, Network]:
     """The spec's backbones by name (see `ModelSpec.named`), in its order.
 
@@ -68,10 +74,13 @@ def prepare_networks(
         counted: Told what is being done, how much of it, of how much.
         pretrains: Whether pretraining is prepared, which packs the pictures of its source.
         note: Told how weights are adapted to the pictures.
+        began_with: The weights of a sweep that goes on, by network: an alias or a file may mean others by now.
 
     Raises:
-        InputError: A backbone is none, its weights cannot be had or do not fit, or its pictures are too small.
+        InputError: A backbone is none, its weights cannot be had, do not fit or are no longer what the sweep began
+            with, or its pictures are too small.
     """
+    before = began_with or {}
     recipes = spec.pretrain_specs()
     networks: dict[str, Network] = {}
     for name, choice in spec.model.named.items():
@@ -79,9 +88,9 @@ def prepare_networks(
         pretraining, weights = None, None
         with _named(spec, name):
             if isinstance(choice.weights, str):
-                weights = prepare_weights(choice.weights, choice.backbone, home, tracking_uri, note)
+                weights = kept_weights(before.get(name), choice.weights, choice.backbone, home, tracking_uri, note)
             elif pretrains:
-                pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted)
+                pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted, before.get(name))
             cuts = build_cuts(choice.backbone, len(data.class_names), size_px)
         _check_smallest(spec, cuts, choice.backbone, len(data.class_names), size_px)
         networks[name] = Network(choice, size_px, cuts, weights, pretraining)

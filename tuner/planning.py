@@ -5,12 +5,13 @@ In: a spec. Out: a `Plan`, for `thaw sweep` as for ``--dry-run``. No lane is nee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from search_spaces.listing import check_sampler
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
+from trainables.config import WeightsFile
 from tuner.choosing import settle_backbones
 from tuner.networks import Network, prepare_networks, space_over
 from tuner.paths import HomePaths
@@ -35,6 +36,7 @@ def plan_sweep(
     pretrains: bool = True,
     goes_on: bool = False,
     before_networks: Callable[[], object] = lambda: None,
+    began_with: Mapping[str, WeightsFile] | None = None,
 ) -> Plan:
     """Packs pictures, checks weights and the space.
 
@@ -45,11 +47,14 @@ def plan_sweep(
         pretrains: See `prepare_networks`.
         goes_on: The sweep was begun before, and is not refused what it was allowed then.
         before_networks: Called between the pictures and the networks, whose import takes seconds.
+        began_with: See `prepare_networks`.
 
     Raises:
         InputError: Something will not do.
     """
     data = prepare_data(spec.data, home, progress.counted)
+    if data.joined:
+        progress.note(f"data: {data.joined}", style="yellow")
     check_metric(spec, data)
     if not goes_on:
         check_batches(spec, data.size("train"))
@@ -57,7 +62,16 @@ def plan_sweep(
     spec = settle_fit(spec, data, progress.note)
     spec = settle_backbones(spec, home, progress.note)
     uri = home.tracking_uri(spec.tracking.uri)
-    networks = prepare_networks(spec, data.config, home, uri, progress.counted, pretrains=pretrains, note=progress.note)
+    networks = prepare_networks(
+        spec,
+        data.config,
+        home,
+        uri,
+        progress.counted,
+        pretrains=pretrains,
+        note=progress.note,
+        began_with=began_with,
+    )
     space = space_over(spec, networks)
     check_sampler(spec, space)
     return Plan(spec, data, networks, space)

@@ -6,9 +6,10 @@ Everything that can be wrong with a spec and its surroundings is found here, bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,15 +30,18 @@ from trainables.config import (
 )
 from trainables.data.alike import alike_names
 from trainables.data.fit import FitChoice, choose_fit
-from trainables.data.folds import check_folds
+from trainables.data.folds import beside_a_val_side, check_folds
 from trainables.data.label_sets import members_of, names_in
 from trainables.data.packing import PackReport, pack
+from trainables.data.picture import Picture
 from trainables.data.sharing import publish_table
 from trainables.data.sources import LimitedSource, open_source
-from trainables.data.splits import check_sides, dealt_as, labelled_rows, sides_of
-from trainables.data.table import ImageTable
+from trainables.data.splits import check_classes, check_sides, count_classes, dealt_as, labelled_rows, sides_of
+from trainables.data.table import ImageTable, group_in, searched_in
 from trainables.errors import InputError
+from trainables.storage import join
 from trainables.typed_path import expand
+from tuner.access import check_access
 from tuner.paths import HomePaths
 from tuner.shared_home import check_home, check_local
 
@@ -60,6 +64,9 @@ class PreparedData:
         test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
         sizes: Pictures by side.
         fit: How they are brought to a square, and why so.
+        judged: Pictures by class of what a trial is judged by, the validation side or each fold.
+        joined: See `DealtData.joined`.
+        sides_digest: Names the side of each picture, by its content.
     """
 
     config: DataConfig
@@ -68,6 +75,9 @@ class PreparedData:
     test_digest: str
     sizes: dict[SplitName, int]
     fit: FitChoice
+    judged: tuple[dict[str, int], ...]
+    joined: str = ""
+    sides_digest: str = ""
 
     def size(self, side: SplitName) -> int:
         """Pictures of one side."""
@@ -101,10 +111,8 @@ class DealtData:
     is_sample: bool = False
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
-        """Pictures by side and class; a picture with several labels counts for each."""
-        names = self.config.class_names
-        has_NK = self.has_labels()
-        return {side: dict(zip(names, has_NK[self.sides == side].sum(0).tolist(), strict=True)) for side in SPLIT_NAMES}
+        """Pictures by side and class."""
+        return {side: self._count(self.sides == side) for side in SPLIT_NAMES}
 
     def has_labels(self) -> NDArray[np.bool_]:
         """Which classes each picture has: [N, K]."""
@@ -113,14 +121,62 @@ class DealtData:
             return self.labels[:, np.newaxis] == np.arange(len(names))
         return members_of(self.table.class_names, names, separator)[self.labels]
 
+    def has_label(self, label: int) -> NDArray[np.bool_]:
+        """Which pictures have one class: [N]."""
+        return self.labels == label if self.config.label_separator is None else self.has_labels()[:, label]
+
+    def judged(self) -> list[dict[str, int]]:
+        """Pictures by class of what a trial is judged by: the validation side, or each fold."""
+        if not self.config.folds:
+            return [self._count(self.sides == "val")]
+        return [self._count(sides == "val") for sides in self._sides_by_fold()]
+
+    def _sides_by_fold(self) -> Iterator[NDArray[np.str_]]:
+        for fold in range(self.config.folds or 0):
+            yield sides_of(self.table, self.rows, self.config.model_copy(update={"fold": fold}))
+
+    def _count(self, are_asked: NDArray[np.bool_]) -> dict[str, int]:
+        """Some pictures by class; one with several labels counts for each."""
+        names = self.config.class_names
+        labels = self.labels if self.config.label_separator is None else self.has_labels()
+        return dict(zip(names, count_classes(labels[are_asked], len(names)).tolist(), strict=True))
+
+    def sides_digest(self) -> str:
+        """Names the side of each picture, in each fold, by its content and not by its name."""
+        ids = self.table.ids[self.rows]
+        order = np.argsort(ids, kind="stable")
+        digest = hashlib.sha256(ids[order].tobytes())
+        for sides in self._sides_by_fold() if self.config.folds else [self.sides]:
+            digest.update(sides[order].astype("S5").tobytes())
+        return digest.hexdigest()
+
+    def joined(self) -> str:
+        """That groups are one because they share pictures, which nobody may have meant; empty where none are."""
+        groups = self.table.groups_of(self.rows, self.config.group_pattern)
+        names = {*groups} - {""}
+        if not names:
+            return ""
+        keys = dealt_as(self.table.ids[self.rows], groups)
+        num_apart = len({key for key, group in zip(keys, groups, strict=True) if group})
+        if num_apart == len(names):
+            return ""
+        return (
+            f"{len(names)} groups stay together as {num_apart}, because they share pictures, byte for byte: remove the "
+            "copies if they are to be told apart"
+        )
+
     def check(self) -> None:
         """Refuses what cannot be learnt from or judged on; see `check_folds` and `check_sides`."""
+        try:
+            self._check()
+        except InputError as error:
+            if not (joined := self.joined()):
+                raise
+            raise InputError(f"{error}; {joined}") from error
+
+    def _check(self) -> None:
         _check_bad_files(self.report, self.max_bad_fraction)
-        if alike := alike_names(self.config.class_names):
-            raise InputError(
-                f"data: the classes {alike[0]!r} and {alike[1]!r} differ by case or spaces only: if they are one, put "
-                "its pictures under one name; else rename one, or leave it out by data.exclude_classes"
-            )
+        _check_names(self.config.class_names)
         config, given = self.config, self.table.sides[self.rows]
         if not config.folds:
             labels = self.labels if config.label_separator is None else self.has_labels()
@@ -132,8 +188,7 @@ class DealtData:
         has_val = config.split.source == "auto" and "val" in given
         own_keys = [keys[row] for row in untested]
         check_folds(own_keys, self.labels[untested], config.class_names, config.folds, has_val=has_val)
-        for fold in range(config.folds):
-            sides = sides_of(self.table, self.rows, config.model_copy(update={"fold": fold}))
+        for sides in self._sides_by_fold():
             check_sides(sides, self.labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
@@ -148,17 +203,38 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
     Raises:
         InputError: The source, its classes, its sides or the home will not do.
     """
-    dealt = deal_data(spec, home, counted)
+    dealt = deal_data(spec, home, counted, partial(_check_listed, spec))
     dealt.check()
     tested = dealt.sides == "test"
     names = dealt.config.class_names if dealt.config.label_separator is None else dealt.table.class_names
     digest = _digest(dealt.table.ids[dealt.rows][tested], dealt.labels[tested], names)
     sizes = {side: int((dealt.sides == side).sum()) for side in SPLIT_NAMES}
-    return PreparedData(dealt.config, dealt.report, dealt.counts(), digest, sizes, dealt.fit)
+    return PreparedData(
+        dealt.config,
+        dealt.report,
+        dealt.counts(),
+        digest,
+        sizes,
+        dealt.fit,
+        tuple(dealt.judged()),
+        dealt.joined(),
+        dealt.sides_digest(),
+    )
 
 
-def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> DealtData:
+def deal_data(
+    spec: DataSpec,
+    home: HomePaths,
+    counted: Callable[[str, int, int], None],
+    check: Callable[[Sequence[Picture]], None] | None = None,
+) -> DealtData:
     """What `prepare_data` does, without judging whether the sides will do.
+
+    Args:
+        spec: As `prepare_data`.
+        home: As `prepare_data`.
+        counted: As `prepare_data`.
+        check: See `pack`.
 
     Raises:
         InputError: The source, its classes or the home will not do.
@@ -172,15 +248,13 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
         home.tables,
         side_px=round(STORE_MARGIN * spec.image_size_px),
         progress=lambda done, total: counted("packing pictures", done, total),
+        check=check,
     )
     if home.is_shared:
         publish_table(report.path, home.uri_of(report.path))
     table = ImageTable.open(report.path)
     known = table.class_names if separator is None else names_in(table.class_names, separator)
-    unknown = [name for name in spec.exclude_classes if name not in known]
-    if unknown:
-        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; {_known_classes(unknown[0], known)}")
-    class_names = tuple(name for name in known if name not in spec.exclude_classes)
+    class_names = _classes_in_use(spec, known)
     config = DataConfig(
         table=home.uri_of(report.path),
         fingerprint=report.fingerprint,
@@ -194,7 +268,8 @@ def deal_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int]
     rows, labels = labelled_rows(table, config)
     fit = choose_fit(spec.fit, *table.sizes_of(rows))
     config = config.model_copy(update={"fit": fit.fit})
-    _check_groups(table, rows, spec.group_pattern)
+    if spec.group_pattern is not None and len(rows):
+        _check_pattern(spec.group_pattern, [table.names[row] for row in rows.tolist()])
     sides, is_sample = sides_of(table, rows, config), spec.max_per_class is not None
     return DealtData(config, report, table, rows, labels, sides, fit, spec.max_bad_fraction, is_sample)
 
@@ -225,6 +300,48 @@ def _check_bad_files(report: PackReport, most: float) -> None:
         )
 
 
+def _check_listed(spec: DataSpec, pictures: Sequence[Picture]) -> None:
+    """Refuses what the list of the files shows, before any is read: there can only be fewer usable ones.
+
+    Raises:
+        InputError: As `deal_data` and `DealtData.check` say it.
+    """
+    if spec.labels == "multi":
+        return
+    every: tuple[SplitName | None, ...] = (*SPLIT_NAMES, None)
+    class_names = _classes_in_use(spec, sorted({picture.class_name for picture in pictures}))
+    _check_names(class_names)
+    labels = {name: label for label, name in enumerate(class_names)}
+    # One number of each: there may be a hundred thousand, and each is made when it is looked at.
+    codes = np.fromiter(
+        (labels.get(picture.class_name, -1) * len(every) + every.index(picture.side) for picture in pictures),
+        dtype=np.int64,
+        count=len(pictures),
+    )
+    codes = codes[codes >= 0]
+    given = np.array(every, dtype=object)[codes % len(every)]
+    check_classes(codes // len(every), class_names, spec.split, given=given, is_sample=spec.max_per_class is not None)
+    if spec.folds and spec.split.source == "auto" and "val" in given:
+        raise InputError(beside_a_val_side(spec.folds))
+    if spec.group_pattern is not None:
+        _check_pattern(spec.group_pattern, [picture.name for picture in pictures if picture.class_name in labels])
+
+
+def _classes_in_use(spec: DataSpec, known: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in spec.exclude_classes if name not in known]
+    if unknown:
+        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; {_known_classes(unknown[0], known)}")
+    return tuple(name for name in known if name not in spec.exclude_classes)
+
+
+def _check_names(class_names: Sequence[str]) -> None:
+    if alike := alike_names(class_names):
+        raise InputError(
+            f"data: the classes {alike[0]!r} and {alike[1]!r} differ by case or spaces only: if they are one, put "
+            "its pictures under one name; else rename one, or leave it out by data.exclude_classes"
+        )
+
+
 def _known_classes(wanted: str, known: Sequence[str]) -> str:
     if match := get_close_matches(wanted, known, n=1):
         return f"did you mean {match[0]!r}?"
@@ -233,11 +350,13 @@ def _known_classes(wanted: str, known: Sequence[str]) -> str:
     return f"there are {', '.join(names)}" + (f" and {more} more" if more else "")
 
 
-def _check_groups(table: ImageTable, rows: NDArray[np.int64], pattern: str | None) -> None:
-    if pattern is not None and len(rows) and not any(table.groups_of(rows, pattern)):
+def _check_pattern(pattern: str, names: Sequence[str]) -> None:
+    if not any(group_in(name, pattern) for name in names):
+        kind = "names" if "/" in pattern else "file names"
         raise InputError(
-            f"data.group_pattern: {pattern!r} is found in none of {len(rows)} names, such as "
-            f"{table.names[int(rows[0])]!r}; write one that finds what pictures of one group share"
+            f"data.group_pattern: {pattern!r} is found in none of {len(names)} {kind}, such as "
+            f"{searched_in(names[0], pattern)!r}; write one that finds what pictures of one group share, with a / in "
+            "it to look at folders too"
         )
 
 
@@ -268,6 +387,43 @@ def prepare_weights(
     from tuner.registry import load_weights
 
     return store_weights(load_weights(weights, tracking_uri), backbone, home.uri_of(home.weights))
+
+
+def kept_weights(
+    began_with: WeightsFile | None,
+    weights: str,
+    backbone: str,
+    home: HomePaths,
+    tracking_uri: str,
+    note: Callable[[str], object] = lambda _: None,
+) -> WeightsFile | None:
+    """The weights that a sweep began with, as they are kept; of a new sweep `prepare_weights`.
+
+    Args:
+        began_with: Those; None: the sweep is new.
+        weights: As `prepare_weights`.
+        backbone: As `prepare_weights`.
+        home: As `prepare_weights`.
+        tracking_uri: As `prepare_weights`.
+        note: As `prepare_weights`.
+
+    Raises:
+        InputError: They are not kept any more, and ``weights`` names others, or none that can be had.
+    """
+    from trainables.backbones.weights import is_whole
+
+    if began_with is None:
+        return prepare_weights(weights, backbone, home, tracking_uri, note)
+    here = began_with.model_copy(update={"uri": join(home.uri_of(home.weights), f"{began_with.sha256}.safetensors")})
+    if is_whole(here.uri, here.sha256):
+        return here
+    found = prepare_weights(weights, backbone, home, tracking_uri, note)
+    if found is None or found.sha256 != began_with.sha256:
+        raise InputError(
+            f"model.weights: {weights} are no longer those that the sweep began with, and its copy at {here.uri} is "
+            "gone: bring either back, or start a new sweep under another name"
+        )
+    return found
 
 
 def check_batches(spec: SweepSpec, num_train: int) -> None:
@@ -329,29 +485,35 @@ def check_metric(spec: SweepSpec, data: PreparedData) -> None:
         InputError: The costs do not fit the classes, or the validation side shows too little for the metric.
     """
     cost_matrix(spec.costs, data.config.class_names)
-    counts, size = data.counts["val"], data.size("val")
-    if spec.metric == "val/map" and not any(counts.values()):
+    if spec.metric == "val/map" and not any(data.counts["val"].values()):
         raise InputError(
             "metric: val/map is the mean over labels, and no picture of the validation side has any: "
             "give data.split.val a larger share, or try another data.split.seed"
         )
-    if spec.metric == "val/auroc" and not any(0 < count < size for count in counts.values()):
-        present = ", ".join(repr(name) for name, count in counts.items() if count) or "nothing"
-        raise InputError(
-            f"metric: val/auroc compares pictures, and all of the validation side show {present}: "
-            "give data.split.val a larger share, or choose another metric"
-        )
+    if spec.metric != "val/auroc":
+        return
+    folds = spec.data.folds
+    for counts in data.judged:
+        size = sum(counts.values()) if folds else data.size("val")
+        if not any(0 < count < size for count in counts.values()):
+            present = ", ".join(repr(name) for name, count in counts.items() if count) or "nothing"
+            what = "one fold" if folds else "the validation side"
+            remedy = "give fewer folds" if folds else "give data.split.val a larger share"
+            raise InputError(
+                f"metric: val/auroc compares pictures, and all of {what} show {present}: {remedy}, or choose another "
+                "metric"
+            )
 
 
 def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
     """What can be wrong and costs no time to see: runs before Ray is started.
 
     Raises:
-        InputError: The source of pictures or the file of weights is not there, MLflow's address is none, or the home
-            cannot be written to.
+        InputError: The source of pictures or the file of weights is not there, MLflow's address is none or does not
+            take this user, or the home cannot be written to.
     """
     check_local(home)
-    home.tracking_uri(spec.tracking.uri)
+    check_access(home.tracking_uri(spec.tracking.uri))
     open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
     for choice in spec.model.entries:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)

@@ -20,10 +20,11 @@ from search_spaces.spec import PretrainSpec
 from trainables.config import BackboneConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT, TrainJob
+from trainables.locks import mutex
 from trainables.storage import join, read_bytes, write_bytes
 from tuner.lanes import LanePool
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, prepare_data, prepare_weights
+from tuner.preparing import PreparedData, kept_weights, prepare_data
 from tuner.registry import find_backbone
 
 Counted = Callable[[str, int, int], None]
@@ -80,8 +81,17 @@ class Pretrained:
         return max((epoch["val/accuracy"] for epoch in self.epochs), default=math.nan)
 
 
-def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, counted: Counted) -> Pretraining:
+def prepare_pretraining(
+    spec: PretrainSpec, home: HomePaths, tracking_uri: str, counted: Counted, began_with: WeightsFile | None = None
+) -> Pretraining:
     """Packs the source data set and resolves the recipe.
+
+    Args:
+        spec: What to train.
+        home: Where pictures and weights are kept.
+        tracking_uri: MLflow's, for weights that are ``models:/...``.
+        counted: Told what is being done, how much of it, of how much.
+        began_with: See `kept_weights`.
 
     Raises:
         InputError: Its data or weights will not do.
@@ -92,7 +102,8 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
         TrialConfig(
             data=data.config,
             backbone=BackboneConfig(
-                name=spec.backbone, weights=prepare_weights(spec.weights, spec.backbone, home, tracking_uri)
+                name=spec.backbone,
+                weights=kept_weights(began_with, spec.weights, spec.backbone, home, tracking_uri),
             ),
             freeze_depth=0,
             epochs=spec.epochs,
@@ -109,7 +120,7 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
     del decisive["data"]["folds"], decisive["data"]["fold"], decisive["repeats"]
     del decisive["optimizer"]["layer_decay"], decisive["optimizer"]["schedule"]
     del decisive["data"]["label_separator"]
-    if config.data.fit == "crop":
+    if config.data.fit == "crop" or data.fit.is_moot:
         del decisive["data"]["fit"]
     if config.data.group_pattern is None:
         del decisive["data"]["group_pattern"]
@@ -123,8 +134,20 @@ def prepare_pretraining(spec: PretrainSpec, home: HomePaths, tracking_uri: str, 
 
 def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str) -> Pretrained | None:
     """Weights of the same recipe from the home, else from the registry; None when it was never trained."""
-    from trainables.backbones.weights import load_tensors, store_weights
+    from trainables.backbones.weights import store_weights
     from tuner.registry import load_weights
+
+    if (known := _remembered(pretraining, home)) is not None:
+        return known
+    version = find_backbone(pretraining.recipe, tracking_uri)
+    if version is None:
+        return None
+    state = load_weights(version.uri, tracking_uri)
+    return Pretrained(store_weights(state, pretraining.spec.backbone, home.uri_of(home.weights)))
+
+
+def _remembered(pretraining: Pretraining, home: HomePaths) -> Pretrained | None:
+    from trainables.backbones.weights import load_tensors
 
     try:
         memo = json.loads(read_bytes(_memo(pretraining, home)))
@@ -132,17 +155,15 @@ def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str
         load_tensors(weights)
         return Pretrained(weights, tuple(memo["epochs"]), memo["seconds"])
     except (FileNotFoundError, InputError, ValueError, KeyError):
-        version = find_backbone(pretraining.recipe, tracking_uri)
-    if version is None:
         return None
-    state = load_weights(version.uri, tracking_uri)
-    return Pretrained(store_weights(state, pretraining.spec.backbone, home.uri_of(home.weights)))
 
 
 def train_backbone(
     pretraining: Pretraining, home: HomePaths, pool: LanePool, see: Callable[[int, dict[str, float]], object]
 ) -> Pretrained:
-    """Trains the recipe on the next free lane and keeps the best epoch's weights.
+    """Trains the recipe on the next free lane and keeps the best epoch's weights; once, however many sweeps want them.
+
+    Where another process of this machine is at it, this one waits and takes what comes of it.
 
     Args:
         pretraining: What to train.
@@ -155,6 +176,15 @@ def train_backbone(
         LanesLostError: There is no lane any more.
         InputError: It diverged.
     """
+    folder = _folder(pretraining, home)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with mutex(folder.with_name(f".{folder.name}.lock"), patience_s=math.inf):
+        return _remembered(pretraining, home) or _train_alone(pretraining, home, pool, see)
+
+
+def _train_alone(
+    pretraining: Pretraining, home: HomePaths, pool: LanePool, see: Callable[[int, dict[str, float]], object]
+) -> Pretrained:
     from trainables.backbones.weights import store_weights
     from trainables.checkpoint import load_checkpoint
 
@@ -167,7 +197,11 @@ def train_backbone(
         epochs.append({**message["metrics"], "epoch": float(message["epoch"])})
         see(message["epoch"], message["metrics"])
     tail = load_checkpoint(join(directory, BEST_CHECKPOINT)).tail
-    weights = store_weights(dict(tail), pretraining.spec.backbone, home.uri_of(home.weights))
+    # Whatever it began with: pictures are normalised as they were then.
+    began_with = pretraining.config.backbone.weights
+    stated = {} if began_with is None or began_with.mean is None else {"mean": began_with.mean, "std": began_with.std}
+    state = {"state_dict": dict(tail), **stated}
+    weights = store_weights(state, pretraining.spec.backbone, home.uri_of(home.weights))
     trained = Pretrained(weights, tuple(epochs), time.monotonic() - started)
     memo = {
         "weights": weights.model_dump(),

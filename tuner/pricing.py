@@ -99,7 +99,7 @@ class Pricing:
     ) -> None:
         self._space = space
         self._materials = {space.backbones[0]: material} if isinstance(material, Material) else dict(material)
-        self._features, self._epochs = spec.features, spec.budget.epochs
+        self._features, self._epochs = spec.features, spec.budget.trial_epochs
         # Which backbone will be searched most is not known yet: each may store as much as the others.
         self._budget_bytes = spec.cache.budget_gb * 1e9 / len(space.backbones)
         self._byte_price = FLOPS_PER_BYTE[device]

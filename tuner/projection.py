@@ -32,10 +32,12 @@ class RunState:
     Attributes:
         epoch: The last epoch told; a resumed trial runs some again, and the first report stays.
         is_open: Whether it has not ended.
+        is_champion: Whether it is the trial that won, as far as is known.
     """
 
     epoch: int = 0
     is_open: bool = True
+    is_champion: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,12 @@ class _Planner:
         parent.tags["thaw.champion"] = f"trial {record['number']:04d}"
         if record.get("note"):
             parent.tags["mlflow.note.content"] = record["note"]
-        self._update(str(record["number"]), time_ms).tags["thaw.champion"] = "yes"
+        won = _key(record)
+        for key in [key for key, state in self.states.items() if state.is_champion and key != won]:
+            self._update(key, time_ms).tags["thaw.champion"] = "no"  # more trials came, and another one won
+            self.states[key] = replace(self.states[key], is_champion=False)
+        self._update(won, time_ms).tags["thaw.champion"] = "yes"
+        self.states[won] = replace(self.states.get(won, RunState()), is_champion=True)
 
     def _close_sweep(self, record: Record, time_ms: int) -> None:
         outcome = "interrupted" if record["event"] == "interrupted" else record.get("outcome", "completed")

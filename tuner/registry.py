@@ -10,19 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainables.errors import InputError
 from trainables.typed_path import expand
+from tuner.access import without_password
 from tuner.mlflow_client import ensure_experiment, gist, log_values, open_client, outages
 from tuner.paths import HomePaths, sqlite_file
 from tuner.projection import MetricPoint, RunUpdate, as_param
-
-if TYPE_CHECKING:
-    import torch
 
 _PRETRAIN_TAG = "thaw.pretrain"
 _ALIASES = ("champion", "challenger")
@@ -232,15 +230,24 @@ def fetch_model(text: str, tracking_uri: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=tracking_uri))
 
 
-def load_weights(text: str, tracking_uri: str) -> dict[str, torch.Tensor]:
-    """The tensors of a registered model, ``models:/NAME@alias`` or ``models:/NAME/3``, by their names.
+def load_weights(text: str, tracking_uri: str) -> dict[str, Any]:
+    """A registered model, ``models:/NAME@alias`` or ``models:/NAME/3``, as a training checkpoint (see `store_weights`).
+
+    Its tensors by their names, and beside them how its pictures are normalised, unless as torchvision's network is.
 
     Raises:
         InputError: There is no such model, its format is another, or it holds pickled code.
     """
-    from tuner.model_file import load_state
+    from trainables.backbones.families import normalisation
+    from tuner.model_file import load_card, load_state
 
-    return load_state(fetch_model(text, tracking_uri))
+    folder = fetch_model(text, tracking_uri)
+    loaded: dict[str, Any] = {"state_dict": load_state(folder)}
+    with suppress(ValueError):  # a network of somebody else's, which says nothing
+        card = load_card(folder)
+        if (card.mean, card.std) != normalisation(card.backbone):
+            loaded |= {"mean": card.mean, "std": card.std}
+    return loaded
 
 
 def _resolve(client: Any, text: str) -> RegisteredVersion:
@@ -336,5 +343,5 @@ def _said_clearly(tracking_uri: str) -> Iterator[None]:
         yield
     except outages() as error:
         raise InputError(
-            f"MLflow at {tracking_uri} does not answer: start it, or name another ({gist(error)})"
+            f"MLflow at {without_password(tracking_uri)} does not answer: start it, or name another ({gist(error)})"
         ) from error

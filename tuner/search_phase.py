@@ -140,7 +140,7 @@ class SearchPhase:
         """Tells the display what to count, and what an earlier run of the sweep did."""
         state = self._progress.state
         state.metric, state.mode = self._spec.metric, self._spec.mode
-        state.num_trials, state.max_epochs = num_trials, self._spec.budget.epochs
+        state.num_trials, state.max_epochs = num_trials, self._spec.budget.trial_epochs
         state.spending = spending
         state.go_on_from(records)
 
@@ -178,6 +178,7 @@ class SearchPhase:
                 reported_epochs=known_epochs.get(number, 0),
                 inherited_epochs=inherited.get(number, 0) if inherited_epochs is None else inherited_epochs,
                 cuts_to_keep=pricing.cuts_to_keep(params),
+                last_epoch=spec.budget.last_epoch,
             )
             affinity = pricing.affinity(params)
             return {**switchboard, "params": params, "job": job.model_dump(mode="json"), "affinity": affinity}
@@ -222,7 +223,7 @@ class SearchPhase:
         scheduler = self._scheduler(Surroundings(exchange=self._exchange(self._record)))
         overdue = {*getattr(scheduler, "overdue", ()), *self._patience(history).overdue}
         for trial in history:
-            if trial.outcome is None and len(trial.epochs) >= self._spec.budget.epochs:
+            if trial.outcome is None and len(trial.epochs) >= self._spec.budget.trial_epochs:
                 self._record("end", number=trial.number, outcome="completed", reason=None)
             elif trial.number in overdue:
                 self._record(

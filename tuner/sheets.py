@@ -26,9 +26,9 @@ _MOST_CLASSES = 200
 def sheet_of_classes(dealt: DealtData) -> Image.Image:
     """Some pictures of each class, as they are packed; of very many classes the first."""
     rows = []
-    names, has_NK = dealt.config.class_names, dealt.has_labels()
+    names = dealt.config.class_names
     for label, name in enumerate(names[:_MOST_CLASSES]):
-        some = dealt.rows[has_NK[:, label]]
+        some = dealt.rows[dealt.has_label(label)]
         chosen = some[np.linspace(0, len(some) - 1, min(_COLUMNS, len(some))).round().astype(int)]
         # Tiles already: there may be 1,600 pictures on the sheet.
         pictures = [np.asarray(tile(dealt.table.image(row).permute(1, 2, 0).numpy())) for row in chosen.tolist()]
@@ -80,4 +80,4 @@ def _policies(spec: SweepSpec) -> Iterator[AugmentationConfig]:
     ends = (magnitude.low, magnitude.high) if isinstance(magnitude, MagnitudeRange) else listed(magnitude)
     for name in listed(spec.search.augmentation):
         for strength in ends if name in POLICIES_WITH_MAGNITUDE else ends[:1]:
-            yield AugmentationConfig(policy=name, magnitude=strength, num_views="unlimited", seed=spec.seed)
+            yield AugmentationConfig(policy=name, magnitude=strength, num_views="unlimited")

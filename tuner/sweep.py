@@ -22,7 +22,6 @@ from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.outages import StorageAwayError, may_pass
 from trainables.storage import make_durable, write_bytes
-from tuner.access import check_access
 from tuner.cluster import import_ray, import_torch, open_lanes
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
@@ -93,7 +92,7 @@ def resume_sweep(
         SweepFailedError: Every trial failed, or every lane is lost.
     """
     paths = HomePaths.resolve(home)
-    pull_sweeps(paths)
+    pull_sweeps(paths, name)
     left = find_left(paths, name, overrides)
     with Journal.open(paths.sweep(name).journal):
         pass  # refused here, before anything is started, where another process runs the sweep
@@ -194,7 +193,7 @@ class _Sweep:
             try:
                 self.num_records = len(self.journal.records())
                 self.spec = settle_compute(self.spec, space, networks, pool, self.home, self.progress)
-                self._keep_spec(data)
+                self._keep_spec(data, networks)
                 self._begin(data)
                 return self._train(data, networks, space, pool)
             except (LaneError, LanesLostError) as error:
@@ -238,17 +237,21 @@ class _Sweep:
         come up (torchvision and its networks) waits for them.
         """
         import_torch()
-        plan = plan_sweep(
+        return plan_sweep(
             self.spec,
             self.home,
             self.progress,
             goes_on=self.left is not None,
             before_networks=are_lanes_starting.wait,
+            began_with=None if self.left is None else self._first_weights(),
         )
-        check_access(self.tracking_uri)
-        return plan
 
-    def _keep_spec(self, data: PreparedData) -> None:
+    def _first_weights(self) -> dict[str, WeightsFile]:
+        """What the sweep began with, by network; nothing of one that began before this was kept."""
+        kept = json.loads(self.paths.data.read_bytes()).get("weights", {})
+        return {name: WeightsFile.model_validate(weights) for name, weights in kept.items()}
+
+    def _keep_spec(self, data: PreparedData, networks: dict[str, Network]) -> None:
         """Writes what a resume needs before the journal has anything to resume.
 
         Raises:
@@ -260,15 +263,21 @@ class _Sweep:
         if self.left is not None and self.num_records > len(self.left.records):
             raise InputError(f"resume: another process went on with sweep {self.spec.name!r} meanwhile; look again")
         if self.left is not None:
-            known = json.loads(self.paths.data.read_bytes())["fingerprint"]
-            if known != data.config.fingerprint:
+            known = json.loads(self.paths.data.read_bytes())
+            if known["fingerprint"] != data.config.fingerprint:
                 raise InputError(
                     f"resume: the pictures at {self.spec.data.source} have changed since sweep "
                     f"{self.spec.name!r} began, its trials could not be compared: start a new sweep under another name"
                 )
+            if known.get("sides_digest", data.sides_digest) != data.sides_digest:
+                raise InputError(
+                    f"resume: the pictures at {self.spec.data.source} are on other sides than when sweep "
+                    f"{self.spec.name!r} began, as after files were renamed by which data.group_pattern goes: name "
+                    "them as they were, or start a new sweep under another name"
+                )
             return
         write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
-        for path, content in ((self.paths.data, data_summary(data)), (self.paths.environment, environment())):
+        for path, content in ((self.paths.data, data_summary(data, networks)), (self.paths.environment, environment())):
             write_bytes(str(path), json.dumps(content, indent=1).encode())
         for path in (self.paths.spec, self.paths.data, self.paths.environment):
             make_durable(str(path))

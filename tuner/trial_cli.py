@@ -88,7 +88,10 @@ def best(
         return
     if spec_file.exists():
         raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
-    spec_file.write_text(dump_spec(single_spec(spec, trial.params, f"{name}-best"[:64])), encoding="utf-8")
+    # A trial that was ended early has the numbers of its epochs, and no more of them.
+    last_epoch = len(trial.epochs) if len(trial.epochs) < spec.budget.epochs else None
+    again = single_spec(spec, trial.params, f"{name}-best"[:64], last_epoch)
+    spec_file.write_text(dump_spec(again), encoding="utf-8")
     typer.echo(f"{spec_file}: trial {trial.number} of {name}.  Train it:  thaw train {spec_file}")
     if trial.lineage:
         typer.echo(

@@ -75,7 +75,7 @@ def test_what_is_wrong_is_remarked_upon(folder: Folder, photo: Photo, home: Home
     assert "A sweep would refuse these pictures: data: class 'few' has 2 usable pictures" in remarks
     assert "'many' has 16 times as many pictures as 'few'" in remarks
     assert "data.fit: auto takes squash: a centre crop would lose 21% of the pictures' area, of one 67%" in remarks
-    assert "1 files are copies" in remarks
+    assert "1 files are copies of others, byte for byte, such as many/000.png, many/again.png;" in remarks
     assert "1 files cannot be used:\n  many/text.png: " in remarks
     assert found.classes[0].total + found.classes[1].total == 34
     assert "Sizes from 20 x 16 to 90 x 30 px" in next(found.lines())
@@ -86,8 +86,45 @@ def test_what_stands_on_several_sides_of_the_source_is_counted(folder: Folder, p
     for side in ("train", "test"):
         photo(30, 30, seed=77).save(place / side / "a" / "both.png")
     found = inspected(place, home)
-    assert found.num_on_two_sides == 1
-    assert any(remark.startswith("1 pictures stand on several sides of the source") for remark in found.remarks)
+    assert found.on_two_sides == (("test/a/both.png", "train/a/both.png"),)
+    assert any(
+        remark.startswith("1 pictures stand on several sides of the source, such as test/a/both.png, train/a/both.png,")
+        for remark in found.remarks
+    )
+    assert json.loads(found.to_json())["on_two_sides"] == [["test/a/both.png", "train/a/both.png"]]
+
+
+def test_groups_that_share_a_picture_are_said_to_be_one(photo: Photo, tmp_path: Path, home: HomePaths) -> None:
+    place = tmp_path / "parts"
+    for number in range(40):
+        file = place / f"class {number % 2}" / f"part{number:02d}_0.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photo(32, 32, seed=number).save(file)
+    for number in range(0, 40, 2):
+        photo(32, 32, seed=100).save(place / "class 0" / f"part{number:02d}_black.png")
+    found = inspected(place, home, group_pattern=r"part(\d+)_")
+    said = "40 groups stay together as 21, because they share pictures, byte for byte"
+    assert any(remark.startswith(said) for remark in found.remarks)
+    # A class that is one group is on one side; where that is not train, the refusal says why.
+    refusals = [inspected(place, home, group_pattern=r"part(\d+)_", split={"seed": seed}).refusal for seed in range(20)]
+    assert any(refusals)
+    assert all(said in refusal for refusal in refusals if refusal)
+    assert inspected(place, home).joined == ""
+
+
+def test_a_pattern_looks_at_file_names_and_with_a_slash_at_folders(
+    photo: Photo, tmp_path: Path, home: HomePaths
+) -> None:
+    for number in range(24):
+        file = tmp_path / "scans" / f"class_{number % 2}" / f"patient_{number // 4}" / f"shot_{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photo(20, 20, seed=number).save(file)
+    assert inspected(tmp_path / "scans", home, group_pattern=r"_(\d+)").num_groups == 24
+    assert inspected(tmp_path / "scans", home, group_pattern=r"/patient_(\d+)/").num_groups == 6
+    with pytest.raises(
+        InputError, match=r"'patient' is found in none of 24 file names, such as 'shot_0\.png'.*with a / in"
+    ):
+        inspected(tmp_path / "scans", home, group_pattern="patient")
 
 
 def test_pictures_with_several_labels_count_for_each(photo: Photo, tmp_path: Path) -> None:

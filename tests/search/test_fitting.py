@@ -78,6 +78,14 @@ def test_tiny_pictures_get_a_small_network_on_a_cpu() -> None:
     assert (chosen()["model.backbone"], chosen(short_side_px=28)["model.backbone"]) == ("mobilenet_v2", "lenet")
     assert (chosen(short_side_px=28)["model.weights"], chosen(short_side_px=28)["baselines"]) == ("none", "[]")
     assert chosen(short_side_px=28, has_gpu=True)["model.backbone"] == "resnet50"
+    assert chosen(short_side_px=28)["search.backbone_lr_ratio"] == "1", "nothing is pretrained"
+
+
+def test_what_is_held_out_is_not_learnt_from() -> None:
+    few = chosen(class_counts={"a": 4000, "b": 4065}, has_sides=True, num_to_learn=15)
+    assert (few["search.batch_size"], few["budget.epochs"], few["search.num_trials"]) == ("[4, 8]", "12", "24")
+    many = chosen(class_counts={"a": 6500, "b": 6500}, has_sides=True, num_to_learn=5000)
+    assert (many["budget.epochs"], many["search.num_trials"]) == ("8", "16")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,9 @@ def test_a_look_at_pictures(tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), (200, 40, 40)).save(tmp_path / "insects" / "bees" / "red.png")
     assert not facts_of(f"folder:{tmp_path / 'insects'}").is_grey
     (tmp_path / "insects" / "bees" / "red.png").unlink()
+    limited = facts_of(f"folder:{tmp_path / 'insects'}", max_per_class=2)
+    assert limited.class_counts == {"ants": 2, "bees": 1}
+    assert facts_of(f"folder:{tmp_path / 'insects'}", excluded=["bees"]).class_counts == {"ants": 4}
     for path in (tmp_path / "insects").rglob("*.png"):
         path.write_text("no picture")
     with pytest.raises(InputError, match="none of 5 files is a picture"):
@@ -138,3 +149,18 @@ def test_spec_new_writes_what_sweep_would_take(tmp_path: Path) -> None:
     assert load_spec(file).data.source == "digits"
     again = CliRunner().invoke(app, ["spec", "new", "digits", "--out", str(file)])
     assert "is there already" in str(again.exception)
+
+
+def test_sides_and_overrides_count(tmp_path: Path) -> None:
+    for side, number in (("train", 3), ("val", 5)):
+        for name in ("ants", "bees"):
+            (tmp_path / "sided" / side / name).mkdir(parents=True)
+            for position in range(number):
+                Image.new("L", (40, 40), 9 * position).save(tmp_path / "sided" / side / name / f"{position}.png")
+    source = f"folder:{tmp_path / 'sided'}"
+    facts = facts_of(source)
+    assert (facts.has_sides, facts.num_pictures, facts.num_to_learn, facts.num_an_epoch) == (True, 16, 6, 6)
+    pooled = facts_of(source, pools_sides=True)
+    assert (pooled.has_sides, pooled.num_to_learn, pooled.num_an_epoch) == (False, None, 16)
+    assert load_or_fit(source, []).data.split.source == "auto"
+    assert load_or_fit(source, ["data.split.source=ignore", "data.max_per_class=2"]).data.max_per_class == 2

@@ -43,6 +43,15 @@ def test_what_the_sweep_might_spend_does_not_cut_its_champion_off() -> None:
     assert (single.budget.time_s, single.budget.flops, single.budget.epochs) == (None, None, 6)
 
 
+def test_a_trial_that_was_ended_early_ends_there_again() -> None:
+    searched = SweepSpec.model_validate(spec_with().model_dump() | {"budget": {"epochs": 6}})
+    budget = single_spec(searched, POINT, "parts-best", last_epoch=4).budget
+    assert (budget.epochs, budget.last_epoch, budget.trial_epochs) == (6, 4, 4)
+    assert single_spec(searched, POINT, "parts-best").budget.trial_epochs == 6
+    with pytest.raises(ValueError, match="last_epoch is 7 of 6 epochs; set it to at most 6"):
+        SweepSpec.model_validate(spec_with().model_dump() | {"budget": {"epochs": 6, "last_epoch": 7}})
+
+
 def test_folds_and_seeds_are_kept() -> None:
     searched = spec_with(repeats=3)
     searched = searched.model_copy(update={"data": searched.data.model_copy(update={"folds": 4})})

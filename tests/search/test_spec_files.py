@@ -21,6 +21,7 @@ from search_spaces.loading import (
     spec_schema,
     spec_schema_text,
 )
+from search_spaces.ranges import Range
 from search_spaces.reference import reference_text
 from search_spaces.search_spec import SearchSpec
 from search_spaces.single import searched_fields
@@ -190,6 +191,57 @@ def test_the_page_of_the_space_has_every_field_of_it():
         name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(?:\w+\.)*(\w+)`", line)
     }
     assert set(SearchSpec.model_fields) - told == set()
+
+
+def _cells() -> dict[str, list[str]]:
+    """The cells of a row of the page of the space, by each field that it is about."""
+    page = (Path(__file__).parents[2] / "docs" / "space.md").read_text(encoding="utf-8").partition("## Beside")[0]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    return {name: cells for cells in rows for name in re.findall(r"`(?:\w+\.)*(\w+)`", cells[0])}
+
+
+def test_the_page_of_the_space_has_the_defaults():
+    told, searched = _cells(), SearchSpec()
+    for name in SearchSpec.model_fields:
+        default, cell = getattr(searched, name), told[name][1]
+        if isinstance(default, Range):
+            ends = [float(number) for number in re.findall(r"[\d.]+(?:e-?\d+)?", cell)]
+            assert ends == [default.low, default.high], name
+            assert ("log" in cell) == default.log, name
+        elif isinstance(default, tuple):
+            assert cell.lower().split(", ") == [spelt(value) for value in default], name
+        elif isinstance(default, (str, float, int)) and not isinstance(default, bool):
+            assert re.search(rf"\b{spelt(default)}\b", cell), name
+
+
+def spelt(value):
+    return {None: "none"}.get(value, f"{value:g}" if isinstance(value, float) else str(value))
+
+
+@pytest.mark.parametrize(
+    ("field", "taken", "refused"),
+    [
+        ("start_size", (0.25, 1.0), (0.2, 1.1)),
+        ("backbone_lr_ratio", (1e-6, 30.0), (0.0, -1.0)),
+        ("layer_decay", (0.01, 1.0), (0.0, 1.1)),
+        ("magnitude", (0, 30), (-1, 31)),
+        ("label_smoothing", (0.0, 0.99), (-0.1, 1.0)),
+        ("mixup_alpha", (0.0, 100.0), (-0.1, 101.0)),
+        ("dropout", (0.0, 0.99), (-0.1, 1.0)),
+        ("ema_decay", (0.01, 0.999), (0.0, 1.0)),
+        ("repeats", (1, 20), (0, 21)),
+        ("image_size_px", (8, 1024), (7, 1025)),
+    ],
+)
+def test_what_the_page_of_the_space_says_may_be_may_be(field, taken, refused):
+    bounds = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", _cells()[field][2])]
+    for value in taken:
+        assert getattr(SearchSpec.model_validate({field: value}), field) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=field):
+            SearchSpec.model_validate({field: value})
+    # Bounds that are said are those that hold.
+    assert all(any(abs(bound - value) <= 1 for value in (*taken, *refused)) for bound in bounds), bounds
 
 
 def test_the_schema_states_the_bounds_that_the_spec_checks():

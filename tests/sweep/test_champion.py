@@ -8,6 +8,7 @@ import pytest
 
 from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
 from tuner.champion import baseline_config, best_epoch, choose_champion, why_none
+from tuner.finale import shift_of
 from tuner.journal import TrialRecord
 from tuner.refitting import is_refit, kept_model
 from tuner.spread import explanation, standard_error, with_errors
@@ -50,7 +51,7 @@ def champion() -> TrialConfig:
         data=DataConfig(table="t", fingerprint="f", class_names=("a", "b"), image_size_px=16),
         backbone=BackboneConfig(name="lenet", weights=WeightsFile(uri="w", sha256="s")),
         freeze_depth=2,
-        optimizer=OptimizerConfig(lr=0.02, backbone_lr_ratio=0.5),
+        optimizer=OptimizerConfig(lr=0.02, backbone_lr_ratio=0.5, layer_decay=0.7),
         mixup_alpha=0.2,
         class_balance="balanced",
         ema_decay=0.99,
@@ -67,9 +68,10 @@ def test_baselines_change_only_what_they_say(champion: TrialConfig) -> None:
         assert {field: getattr(baseline, field) for field in kept} == kept
     full = baseline_config("full_finetune", champion, num_stages=4)
     assert (full.freeze_depth, full.optimizer.backbone_lr_ratio, full.backbone) == (0, 0.1, champion.backbone)
+    assert full.optimizer.layer_decay == 1.0, "at a tenth of the head's rate, all of it"
     scratch = baseline_config("from_scratch", champion, num_stages=4)
     assert (scratch.freeze_depth, scratch.backbone.weights, scratch.optimizer.lr) == (0, None, 0.02)
-    assert scratch.optimizer.backbone_lr_ratio == 1.0
+    assert (scratch.optimizer.backbone_lr_ratio, scratch.optimizer.layer_decay) == (1.0, 1.0)
 
 
 def test_over_folds_the_standard_error_counts_what_they_share() -> None:
@@ -93,3 +95,10 @@ def test_folds_are_fitted_again_and_seeds_keep_the_first(champion: TrialConfig) 
     assert explanation(champion) is None
     assert "4 folds, 3 seeds each" in str(explanation(folds))
     assert "over 3 seeds" in str(explanation(seeds))
+
+
+def test_runs_beside_another_champion_have_other_numbers() -> None:
+    records = [{"event": "champion", "number": number} for number in (3, 3, 7)]
+    assert [shift_of(records[:1], 3), shift_of(records[:1], 7)] == [0, 10]
+    assert [shift_of(records, number) for number in (3, 7, 9)] == [0, 10, 20]
+    assert shift_of([], 9) == 0

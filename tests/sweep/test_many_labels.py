@@ -94,7 +94,7 @@ def test_a_metric_that_the_validation_side_cannot_have_is_refused(tmp_path: Path
     def prepared(**val: int) -> PreparedData:
         config = DataConfig(table="t", fingerprint="f", class_names=("big", "even"), image_size_px=16)
         report = PackReport(tmp_path, "f", 40, ("big", "even"), (), reused=False, seconds=0.0)
-        return PreparedData(config, report, {"val": val}, "digest", {"val": 9}, FitChoice("crop", "square"))
+        return PreparedData(config, report, {"val": val}, "digest", {"val": 9}, FitChoice("crop", "square"), (val,))
 
     for metric in ("val/map", "val/auroc", "val/macro_f1", "val/loss"):
         check_metric(load_spec(path, [f"metric={metric}"]), prepared(big=9, even=1))

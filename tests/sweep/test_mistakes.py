@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -217,3 +219,17 @@ def test_what_ends_too_early_is_seen_where_it_did(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RuntimeError, match="ended too early") as caught:
         cli.main()
     assert isinstance(caught.value.__cause__, EOFError)
+
+
+def test_a_full_disk_is_said_in_one_line_wherever_it_is_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write, which knows no name
+
+    monkeypatch.setattr("search_spaces.loading.preset_names", fail)
+    monkeypatch.setattr("sys.argv", ["thaw", "spec", "presets"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "no room (No space left on device): free some" in one_line(capsys.readouterr().err)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -77,3 +78,26 @@ def test_a_wrong_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         check_access(f"http://{place}", {"MLFLOW_TRACKING_USERNAME": "kim", "MLFLOW_TRACKING_PASSWORD": "right"})
     check_access(f"http://kim:wrong@{place}", {})  # nobody is there now: that is no mistake
     assert without_password("https://kim:wrong@host:5000/a") == "https://host:5000/a"
+
+
+def test_a_database_that_does_not_take_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlalchemy
+
+    uri = "postgresql://kim:secret@host/mlflow"
+    with pytest.raises(InputError, match=r"MLflow at postgresql://host/mlflow needs a driver .*: install it"):
+        check_access(uri)
+
+    build = sqlalchemy.create_engine
+
+    def says(text: str) -> None:
+        def connect(*_: object, **__: object) -> None:
+            raise sqlite3.OperationalError(text)
+
+        monkeypatch.setattr(sqlalchemy, "create_engine", lambda *_, **__: build("sqlite://", creator=connect))
+
+    for text in ('FATAL:  password authentication failed for user "kim"', "(1045, \"Access denied for user 'kim'\")"):
+        says(text)
+        with pytest.raises(InputError, match=r"the database at postgresql://host/mlflow does not take this user"):
+            check_access(uri)
+    says("could not connect to server: Connection refused")
+    check_access(uri)  # away, which is no mistake

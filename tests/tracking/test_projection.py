@@ -136,3 +136,12 @@ def test_totals_are_the_parents() -> None:
     (update,), _ = plan([_record("totals", metrics={"reuse/hit_rate": 0.5})], {}, "s")
     assert update.key == "sweep"
     assert [(point.name, point.value, point.step) for point in update.metrics] == [("reuse/hit_rate", 0.5, 0)]
+
+
+def test_another_champion_takes_the_mark_over() -> None:
+    _, states = plan([_record("champion", number=3, metrics={})], {}, "s")
+    updates, states = plan([_record("champion", number=7, metrics={})], states, "s")
+    assert {update.key: update.tags["thaw.champion"] for update in updates} == {
+        "sweep": "trial 0007", "3": "no", "7": "yes",
+    }  # fmt: skip
+    assert [key for key, state in states.items() if state.is_champion] == ["7"]

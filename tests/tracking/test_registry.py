@@ -237,7 +237,7 @@ def test_a_pretrained_backbone_is_found_by_its_recipe(
         registered = register_model(folder, name, tracking_uri, run_id=run_id, time_s=20.0, tags=backbone_tags(recipe))
     assert find_backbone(recipe, tracking_uri) == registered == RegisteredVersion(name, 2)
     assert find_backbone(recipe + " ", tracking_uri) is None
-    state = load_weights(registered.uri, tracking_uri)
+    state = load_weights(registered.uri, tracking_uri)["state_dict"]
     assert all(torch.equal(state[key], tensor) for key, tensor in tiny_network().state_dict().items())
     run = client.get_run(run_id)
     assert (run.info.status, run.info.start_time, run.info.end_time) == ("FINISHED", 10_000, 20_000)
@@ -306,3 +306,9 @@ def test_a_server_that_is_away_is_one_clear_line(tmp_path: Path, monkeypatch: py
     with pytest.raises(InputError, match=r"MLflow at http://127.0.0.1:9 does not answer") as caught:
         resolve_model("champion", HomePaths.at(tmp_path), "http://127.0.0.1:9")
     assert "\n" not in str(caught.value)
+
+
+def test_no_password_is_shown_where_a_server_does_not_answer() -> None:
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer") as error:
+        load_weights("models:/parts@champion", "http://kim:secret@127.0.0.1:9")
+    assert "secret" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import ray
 from training_support import DEVICE, train
 
 from trainables import lane
+from trainables.backbones.weights import store_weights
+from trainables.backbones.zoo import load_backbone
 from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, Message, ScoreJob, TrainJob
 from trainables.loop import TrialRun
@@ -215,3 +218,39 @@ def test_a_trial_in_folds_goes_on_where_it_stopped_and_is_fitted_again(
     for expected in (after_one, after_two):
         alone.run_epoch()
         assert expected[0]["metrics"] == alone.evaluate("test").metrics
+
+
+def test_a_trial_that_ends_before_its_schedule_keeps_its_best_epoch(
+    play: Callable[[Board], None], config: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    trial = config(epochs=6, depth=2)
+    whole = TrainJob(config=trial, directory=str(tmp_path / "whole"), metric="val/loss", mode="max")
+    short = whole.model_copy(update={"directory": str(tmp_path / "short"), "last_epoch": 3})
+    board = Board([whole, short])
+    play(board)
+    first, again = board.heard
+    told = [(message["metrics"]["val/loss"], message["is_best"]) for message in first]
+    assert [(message["metrics"]["val/loss"], message["is_best"]) for message in again] == told[:3]
+    assert [message["outcome"] for message in again] == [None, None, "completed"]
+    assert not all(is_best for _, is_best in told[:3]), "the loss falls, and the greatest counts as best"
+
+
+def test_weights_at_another_place_are_the_same_weights(
+    play: Callable[[Board], None], config: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    """A home that was moved, or is mounted elsewhere, loses no epoch."""
+    trial = config(epochs=2, depth=2)
+    state = load_backbone("lenet", None, num_classes=5, input_size_px=16, seed=3).model.state_dict()
+    jobs = []
+    for place in ("here", "there"):
+        weights = store_weights(dict(state), "lenet", tmp_path / place)
+        there = trial.model_copy(update={"backbone": trial.backbone.model_copy(update={"weights": weights})})
+        jobs.append(TrainJob(config=there, directory=str(tmp_path / "trial")))
+    board = Board([jobs[0]], notice_after=1)
+    with pytest.raises(RuntimeError, match="about to be taken away"):
+        play(board)
+    shutil.rmtree(tmp_path / "here")
+    successor = Board([jobs[1]])
+    play(successor)
+    assert [message["epoch"] for message in successor.heard[0]] == [1, 2]
+    assert successor.heard[0][:1] == board.heard[0], "told again, with its seconds, and not trained again"

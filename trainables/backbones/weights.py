@@ -212,10 +212,10 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def is_whole(uri: str, sha256: str) -> bool:
-    """Whether a stored file holds the tensors of that hash."""
+    """Whether a stored file is there and holds the tensors of that hash."""
     try:
         _verify(uri, sha256)
-    except InputError:
+    except (FileNotFoundError, InputError):
         return False
     return True
 

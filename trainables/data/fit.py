@@ -33,10 +33,17 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class FitChoice:
-    """How pictures are brought to a square, and why so."""
+    """How pictures are brought to a square, and why so.
+
+    Attributes:
+        fit: How.
+        reason: Why so.
+        is_moot: All of them are square: every fit would give the same.
+    """
 
     fit: Fit
     reason: str
+    is_moot: bool = False
 
 
 def middle_part(height: int, width: int, fit: Fit) -> Box:
@@ -65,8 +72,9 @@ def lost_by_crop(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArr
 def choose_fit(wanted: FitOrAuto, heights: NDArray[np.int64], widths: NDArray[np.int64]) -> FitChoice:
     """What `auto` stands for: never a fit that loses something.
 
-    Where all pictures are square, all fits are the same. Where shapes are alike, `squash`: it distorts all of them in
-    the same way and uses all of the square. Where they differ, it would distort each in its own way: `pad`.
+    Where all pictures are square, all fits are the same, and `pad` keeps whole what comes later in another shape.
+    Where shapes are alike, `squash`: it distorts all of them in the same way and uses all of the square. Where they
+    differ, it would distort each in its own way: `pad`.
 
     Args:
         wanted: As the spec says.
@@ -74,10 +82,11 @@ def choose_fit(wanted: FitOrAuto, heights: NDArray[np.int64], widths: NDArray[np
         widths: Of the pictures [N].
     """
     if wanted != "auto":
-        return FitChoice(wanted, "as the spec says")
+        return FitChoice(wanted, "as the spec says", is_moot=bool((heights == widths).all()))
     lost = lost_by_crop(heights, widths)
     if not lost.any():
-        return FitChoice("crop", "all pictures are square, nothing is cut off")
+        reason = "all pictures are square and stay as they are; of others nothing would be cut off"
+        return FitChoice("pad", reason, is_moot=True)
     saved = f"a centre crop would lose {lost.mean():.0%} of the pictures' area, of one {lost.max():.0%}"
     low, high = np.quantile(widths / heights, (_TENTH, 1 - _TENTH)).tolist()
     shapes = f"width by height is {low:.2f} to {high:.2f} for nine tenths of them"

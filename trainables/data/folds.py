@@ -75,10 +75,7 @@ def check_folds(
         InputError: It has, or a class has fewer pictures, or groups of them, than there are folds.
     """
     if has_val:
-        raise InputError(
-            f"data.folds: {num_folds}, but the source has a validation side of its own, which would lose its meaning: "
-            "set data.split.source to ignore, and all pictures are pooled; or leave folds out"
-        )
+        raise InputError(beside_a_val_side(num_folds))
     if len(class_names) < 2:  # noqa: PLR2004
         return  # whoever checks the sides says so
     pairs = {(key, int(label)) for key, label in zip(keys, labels, strict=True)}
@@ -90,3 +87,11 @@ def check_folds(
             f"data.folds: {num_folds}, but class {class_names[rarest]!r} has {numbers[rarest]} pictures, or groups of "
             f"them, beside the test side: {fewer}add pictures, or leave the class out by data.exclude_classes"
         )
+
+
+def beside_a_val_side(num_folds: int) -> str:
+    """What is said of folds where the source has a validation side of its own."""
+    return (
+        f"data.folds: {num_folds}, but the source has a validation side of its own, which would lose its meaning: "
+        "set data.split.source to ignore, and all pictures are pooled; or leave folds out"
+    )

@@ -194,23 +194,14 @@ def check_sides(
             class without a training picture, or one that a side of the source lacks.
     """
     assigned, labels = np.asarray(assigned), np.asarray(labels)
-    if len(class_names) < 2:  # noqa: PLR2004
-        raise InputError(
-            f"data: {len(class_names)} class ({', '.join(class_names) or 'none'}) to tell apart: "
-            "give at least two class folders, or leave fewer out by data.exclude_classes"
-        )
-    counts = _count(labels, len(class_names))
-    if counts.min(initial=MIN_PICTURES_PER_CLASS) < MIN_PICTURES_PER_CLASS:
-        raise InputError(_too_few(counts, class_names))
-    if config.source == "auto" and len(given) and not is_sample:
-        _check_given_sides(given, labels, class_names)
+    check_classes(labels, class_names, config, given=given, is_sample=is_sample)
     for side in SPLIT_NAMES:
         if side not in assigned and (side != "test" or _wants_test(config, set(given))):
             raise InputError(
                 f"data.split: none of {len(assigned)} pictures is on the {side} side: "
                 f"give {_share_field(side, set(given), config)} a larger share, or try another data.split.seed"
             )
-    in_train = _count(labels[assigned == "train"], len(class_names))
+    in_train = count_classes(labels[assigned == "train"], len(class_names))
     if (in_train == 0).any():
         missing = class_names[int(in_train.argmin())]
         raise InputError(
@@ -219,8 +210,33 @@ def check_sides(
         )
 
 
-def _count(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
-    """Pictures of each class [K]."""
+def check_classes(
+    labels: NDArray[Any],
+    class_names: Sequence[str],
+    config: SplitConfig,
+    *,
+    given: Sequence[SplitName | None] | NDArray[Any] = (),
+    is_sample: bool = False,
+) -> None:
+    """The part of `check_sides` that needs no dealing, and so no pictures: a list of them will do.
+
+    Raises:
+        InputError: Fewer than two classes, a class with fewer than 3 pictures, or one that a side of the source lacks.
+    """
+    if len(class_names) < 2:  # noqa: PLR2004
+        raise InputError(
+            f"data: {len(class_names)} class ({', '.join(class_names) or 'none'}) to tell apart: "
+            "give at least two class folders, or leave fewer out by data.exclude_classes"
+        )
+    counts = count_classes(labels, len(class_names))
+    if counts.min(initial=MIN_PICTURES_PER_CLASS) < MIN_PICTURES_PER_CLASS:
+        raise InputError(_too_few(counts, class_names))
+    if config.source == "auto" and len(given) and not is_sample:
+        _check_given_sides(given, labels, class_names)
+
+
+def count_classes(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """Pictures of each class [K]; `labels` as for `check_sides`."""
     return labels.sum(0) if labels.ndim > 1 else np.bincount(labels, minlength=num_classes)
 
 
@@ -232,7 +248,7 @@ def _check_given_sides(
     if "" in stated:
         return  # what the source leaves open is dealt, and may well go where a class lacks pictures
     for side in SPLIT_NAMES:
-        lacking = _count(labels[stated == side], len(class_names)) == 0
+        lacking = count_classes(labels[stated == side], len(class_names)) == 0
         if side in stated and lacking.any():
             raise InputError(
                 f"data: class {class_names[int(lacking.argmax())]!r} has no picture on the {side} side of the source, "

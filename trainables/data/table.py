@@ -111,13 +111,11 @@ class ImageTable:
 
         Args:
             rows: [N].
-            pattern: A regular expression that is looked for in the pictures' names: what its first parenthesis
-                holds, or all that it matches, is the group. None: what the source says.
+            pattern: See `group_in`; None: what the source says.
         """
         if pattern is None:
             return [self.source_groups[row] for row in rows.tolist()]
-        found = (re.search(pattern, self.names[row]) for row in rows.tolist())
-        return ["" if match is None else match[1 if match.re.groups else 0] or "" for match in found]
+        return [group_in(self.names[row], pattern) for row in rows.tolist()]
 
     def image(self, row: int) -> torch.Tensor:
         """The pixels of one row: uint8 [3, H, W] in channels-last memory, the caller's own.
@@ -181,6 +179,17 @@ class ImageTable:
 
     def _column(self, read: Callable[[pa.RecordBatch], NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([read(batch) for batch in self._batches])
+
+
+def searched_in(name: str, pattern: str) -> str:
+    """Where a pattern is looked for: in the name of a picture's file, or with a ``/`` in its place in the source."""
+    return name if "/" in pattern else name.rpartition("/")[2]
+
+
+def group_in(name: str, pattern: str) -> str:
+    """What a regular expression finds in a picture's name: its first parenthesis, or all that it matches, or ''."""
+    match = re.search(pattern, searched_in(name, pattern))
+    return "" if match is None else match[1 if match.re.groups else 0] or ""
 
 
 def _local_folder(path: str | Path) -> Path:
