@@ -215,11 +215,14 @@ def _some_values(field: Range[float]) -> str:
 
 
 def _beyond_the_epochs(spec: SweepSpec) -> Iterator[str]:
-    epochs = spec.budget.epochs
+    epochs = spec.budget.trial_epochs
     warmup = spec.search.warmup_epochs
     longest = _largest(warmup)
-    if longest > epochs:
-        yield f"search.warmup_epochs: {longest:g} is more than the {epochs} of budget.epochs; lower it, or train longer"
+    if longest > spec.budget.epochs:
+        yield (
+            f"search.warmup_epochs: {longest:g} is more than the {spec.budget.epochs} of budget.epochs; lower it, or "
+            "train longer"
+        )
     early = spec.early_stopping
     is_default = early.grace_period == type(early).model_fields["grace_period"].default
     if early.scheduler in ("asha", "median") and early.grace_period > epochs and not is_default:

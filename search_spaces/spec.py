@@ -289,7 +289,7 @@ class SweepSpec(SpecPart):
     @property
     def grace_period(self) -> int:
         """Epochs before ASHA may stop a trial, within the epochs there are."""
-        return min(self.early_stopping.grace_period, self.budget.epochs)
+        return min(self.early_stopping.grace_period, self.budget.trial_epochs)
 
     def compute_of(self, name: str) -> ComputeSpec:
         """Speed and rounding of one of the networks, as `ModelSpec.named` names them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import sys
@@ -18,6 +19,14 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 """Filesystems whose files appear when they are complete; elsewhere a file is written beside its place and moved."""
 _LARGE_BYTES = 1 << 20
 """From here on it matters how a local file's blocks come to the disk."""
+
+
+OF_NO_FILE = (
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENODEV, errno.ENOMEM, errno.EMFILE,
+    errno.ENFILE,
+)  # fmt: skip
+"""What a filesystem that is away says, or a machine that has run out of something: of every file alike."""
 
 
 def is_local(uri: str) -> bool:

@@ -19,8 +19,13 @@ from trainables.errors import InputError, first_line
 
 TIMEOUT_S = 3.0
 _REFUSED = (401, 403)
-_DATABASES = {"postgresql": "connect_timeout", "mysql": "connect_timeout", "mssql": "timeout"}
-"""What a database's address begins with, and by which name its drivers take a patience in seconds."""
+_DATABASES = ("postgresql", "mysql", "mssql")
+_PATIENCE = {
+    "postgresql": "connect_timeout", "postgresql+psycopg2": "connect_timeout", "postgresql+psycopg": "connect_timeout",
+    "postgresql+pg8000": "timeout", "mysql": "connect_timeout", "mysql+mysqldb": "connect_timeout",
+    "mysql+pymysql": "connect_timeout", "mssql": "timeout", "mssql+pyodbc": "timeout",
+}  # fmt: skip
+"""By which name a driver takes how many seconds it waits for an answer."""
 _REFUSED_WORDS = ("password", "access denied", "authentication", "login failed")
 
 
@@ -34,8 +39,8 @@ def check_access(tracking_uri: str, environ: Mapping[str, str] | None = None) ->
     Raises:
         InputError: It does not take the user, or the database's driver is not installed.
     """
-    if (kind := tracking_uri.partition(":")[0].partition("+")[0]) in _DATABASES:
-        _check_database(tracking_uri, _DATABASES[kind])
+    if tracking_uri.partition(":")[0].partition("+")[0] in _DATABASES:
+        _check_database(tracking_uri)
     if not tracking_uri.startswith(("http://", "https://")):
         return
     place = without_password(tracking_uri)
@@ -62,13 +67,14 @@ def check_access(tracking_uri: str, environ: Mapping[str, str] | None = None) ->
         return  # away, or no MLflow: what cannot be told waits, and is said while the sweep runs
 
 
-def _check_database(uri: str, patience: str) -> None:
+def _check_database(uri: str) -> None:
     import sqlalchemy  # only who keeps MLflow's records in such a database waits for it
     import sqlalchemy.exc
 
-    place = without_password(uri)
+    place, kind = without_password(uri), uri.partition(":")[0]
+    patience = {_PATIENCE[kind]: round(TIMEOUT_S)} if kind in _PATIENCE else {}
     try:
-        engine = sqlalchemy.create_engine(uri, connect_args={patience: round(TIMEOUT_S)})
+        engine = sqlalchemy.create_engine(uri, connect_args=patience)
     except ImportError as error:
         raise InputError(
             f"tracking.uri: MLflow at {place} needs a driver that is not installed here ({error}): install it"
@@ -83,16 +89,18 @@ def _check_database(uri: str, patience: str) -> None:
         if any(word in str(error.orig).lower() for word in _REFUSED_WORDS):
             raise InputError(
                 f"tracking.uri: the database at {place} does not take this user and password ({said}); correct them in "
-                "the address, postgresql://USER:PASSWORD@HOST/NAME"
+                f"the address, {kind}://USER:PASSWORD@HOST/NAME"
             ) from None
     finally:
         engine.dispose()
 
 
 def without_password(uri: str) -> str:
-    """An address that may be shown."""
+    """An address that may be shown: without a user, and without options, among which there may be a password too."""
+    if uri.startswith("sqlite:"):
+        return uri
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def _credentials(uri: str, environ: Mapping[str, str]) -> dict[str, str]:

@@ -36,6 +36,7 @@ def import_sweep(
     Repeat it after an interruption: what is here already stays, what MLflow was told is not told twice.
     """
     from search_spaces.loading import load_kept_spec
+    from tuner.access import without_password
     from tuner.archive import import_sweep as read
     from tuner.paths import HomePaths
     from tuner.settling import settle
@@ -51,6 +52,9 @@ def import_sweep(
     if settled.model is not None:
         typer.echo(f"Its champion:  {settled.model}")
     if settled.untold:
-        typer.echo(f"MLflow at {uri} is away; `thaw resume {taken}` tells it {settled.untold} records later", err=True)
+        typer.echo(
+            f"MLflow at {without_password(uri)} is away; `thaw resume {taken}` tells it {settled.untold} records later",
+            err=True,
+        )
     if settled.failure:
         typer.echo(f"MLflow did not take the champion ({settled.failure}); `thaw resume {taken}` tries again", err=True)

@@ -201,12 +201,13 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback.")] = 5000,
 ) -> None:
     """Opens MLflow's web page of all sweeps, on loopback."""
+    from tuner.access import without_password
     from tuner.paths import HomePaths, sqlite_file
 
     home = HomePaths.from_env()
     uri = home.tracking_uri()
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"MLflow runs at {uri}: open it in a browser.")
+        typer.echo(f"MLflow runs at {without_password(uri)}: open it in a browser.")
         return
     database = sqlite_file(uri)
     if database is not None and not database.exists():

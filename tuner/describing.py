@@ -36,7 +36,7 @@ def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
         "num_repeats": spec.search.repeats,
         "num_bad_files": len(data.report.bad_files),
         "num_trials": spec.most_trials or ("every point" if spec.search.sampler in LISTING_SAMPLERS else "by budget"),
-        "epochs": spec.budget.epochs,
+        "epochs": spec.budget.trial_epochs,
         "metric": spec.metric,
         "seed": spec.seed,
     }

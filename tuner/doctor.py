@@ -28,6 +28,7 @@ from urllib.request import Request, urlopen
 from packaging.requirements import Requirement
 
 from trainables.node_cache import cache_root
+from tuner.access import without_password
 from tuner.paths import HomePaths, sqlite_file
 
 Level = Literal["ok", "warning", "error"]
@@ -166,28 +167,29 @@ def _check_database(database: Path) -> Iterator[Finding]:
 
 
 def _check_server(uri: str) -> Iterator[Finding]:
+    place = without_password(uri)
     try:
         with urlopen(Request(f"{uri}/version"), timeout=_PATIENCE_S) as answer:
             theirs = answer.read(100).decode(errors="replace").strip()
     except HTTPError as error:
-        yield Finding("MLflow", "error", f"{uri} answers {error.code} {error.reason}", "look at the server's log")
+        yield Finding("MLflow", "error", f"{place} answers {error.code} {error.reason}", "look at the server's log")
         return
     except (URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         yield Finding(
             "MLflow",
             "error",
-            f"{uri} does not answer ({reason})",
+            f"{place} does not answer ({reason})",
             "start the server, or correct MLFLOW_TRACKING_URI; sweeps run meanwhile and tell it later",
         )
         return
     ours = importlib.metadata.version("mlflow")
     if theirs.split(".")[:1] != ours.split(".")[:1]:
-        yield Finding("MLflow", "error", f"{uri} is MLflow {theirs}, here is {ours}", "use one major version on both")
+        yield Finding("MLflow", "error", f"{place} is MLflow {theirs}, here is {ours}", "use one major version on both")
     elif theirs.split(".")[:2] != ours.split(".")[:2]:
-        yield Finding("MLflow", "warning", f"{uri} is MLflow {theirs}, here is {ours}", "use one version on both")
+        yield Finding("MLflow", "warning", f"{place} is MLflow {theirs}, here is {ours}", "use one version on both")
     else:
-        yield Finding("MLflow", "ok", f"{uri} answers, version {theirs}")
+        yield Finding("MLflow", "ok", f"{place} answers, version {theirs}")
 
 
 def check_disk(home: HomePaths) -> Iterator[Finding]:

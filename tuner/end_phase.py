@@ -83,7 +83,7 @@ class EndPhase:
         records = read_records(self._closing.home.sweep(self._spec.name).journal)
         trials = trials_of(records)
         best = self._best_whole(trials)
-        closing = replace(self._closing, shift=shift_of(records, best.number))
+        closing = replace(self._closing, champion=best.number, shift=shift_of(records, best.number))
         config = space.trial_config(best.params, bases[space.backbone_of(best.params)])
         champion, model, confusion = test_champion(closing, best, config)
         baselines = run_baselines(closing, champion, space.stages_of(best.params))

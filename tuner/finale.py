@@ -57,6 +57,7 @@ class Closing:
         pool: Its lanes.
         record: Writes the journal.
         phase: Tells a person what is being done.
+        champion: The trial that has won.
         shift: Added to the numbers of the runs beside the search; see `shift_of`.
     """
 
@@ -66,6 +67,7 @@ class Closing:
     pool: LanePool
     record: Callable[..., object]
     phase: Callable[[str], None]
+    champion: int = 0
     shift: int = 0
 
     def directory(self, number: int) -> str:
@@ -108,6 +110,7 @@ def _model_of(
         pool=closing.pool,
         record=closing.record,
         number=refit_number,
+        champion=closing.champion,
     )
 
 
@@ -118,7 +121,9 @@ def shift_of(records: Iterable[Record], champion: int) -> int:
         records: The journal's.
         champion: The number of the trial that has won now.
     """
-    before = list(dict.fromkeys(record["number"] for record in records if record["event"] == "champion"))
+    # Who was killed on the way has left runs beside the search, and no champion.
+    whose = (record["number"] if record["event"] == "champion" else record.get("champion") for record in records)
+    before = list(dict.fromkeys(number for number in whose if number is not None))
     return _MOST_BESIDE * (before.index(champion) if champion in before else len(before))
 
 
@@ -139,8 +144,14 @@ def _run_baseline(
 ) -> Standing | None:
     spec, started, number = closing.spec, time.monotonic(), FIRST_BASELINE + closing.shift + 1 + position
     shown = {**params, "freeze_depth": config.freeze_depth, "backbone_lr_ratio": config.optimizer.backbone_lr_ratio}
-    closing.record("baseline", number=number, name=name, params=shown)
-    job = TrainJob(config=config, directory=closing.directory(number), metric=spec.metric, mode=spec.mode)
+    closing.record("baseline", number=number, name=name, params=shown, champion=closing.champion)
+    job = TrainJob(
+        config=config,
+        directory=closing.directory(number),
+        metric=spec.metric,
+        mode=spec.mode,
+        last_epoch=spec.budget.last_epoch,
+    )
     epochs: list[dict[str, float]] = []
     outcome, reason = "completed", None
     best: Mapping[str, float] | None = None

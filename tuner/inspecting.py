@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations, islice, product
@@ -22,7 +21,7 @@ from search_spaces.data_spec import DataSpec
 from trainables.config import SPLIT_NAMES, SplitName
 from trainables.data.decoding import size_of
 from trainables.data.fit import FitChoice, lost_by_crop
-from trainables.data.packing import BadFile, num_readers
+from trainables.data.packing import BadFile, in_order, num_readers
 from trainables.data.picture import Picture
 from trainables.data.sources import Source, open_source
 from trainables.data.splits import dealt_as
@@ -251,11 +250,10 @@ def _sizes(source: Source, names: set[str], counted: Callable[[str, int, int], N
     """Width and height of the files that are in use, from their headers."""
     chosen = [picture for picture in source.pictures() if picture.name in names]
     found = []
-    with ThreadPoolExecutor(num_readers(source.uri), thread_name_prefix="sizes") as pool:
-        for number, size in enumerate(pool.map(_size, chosen), start=1):
-            counted("looking at files", number, len(chosen))
-            if size is not None:
-                found.append(size)
+    for number, size in enumerate(in_order(_size, chosen, num_readers(source.uri)), start=1):
+        counted("looking at files", number, len(chosen))
+        if size is not None:
+            found.append(size)
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 

@@ -12,7 +12,8 @@ probe          probes (by depth, see `trainables.jobs.DepthProbe`; of several ba
                metrics (seconds), points (what the search begins with), reason (why there are no probes, or not all)
 search         first_points: the search begins, or goes on, and its clock runs; the points that it tries first
 trial          number, params (flat), metrics (what it should cost): a trial begins, or goes on after an interruption
-baseline       number, name, params: the same for a run beside the search (``head_only``...)
+baseline       number, name, params, champion: the same for a run beside the search (``head_only``...), and beside whom
+refit          number, name, params, champion: the same for the training of a model on what folds were made of
 epoch          number, epoch (from 1), metrics ``{"val/accuracy": ...}``
 end            number, outcome (see `Outcome`), reason, metrics: totals of the trial
 exchange       epoch, moves (see `tuner.members.Move`): after that epoch trials go on with others' weights
@@ -33,6 +34,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -125,14 +127,18 @@ class Journal:
             InputError: Another process is writing it, or a line before the last is damaged.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b", buffering=0)
-        try:
-            _lock(file, path)
-            file.truncate(_whole_bytes(path))
-        except (InputError, OSError):
-            file.close()
-            raise
-        return cls(path, file, clock)
+        while True:
+            file = path.open("a+b", buffering=0)
+            try:
+                _lock(file, path)
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    file.close()  # another machine's records have just taken its place
+                    continue
+                file.truncate(_whole_bytes(path))
+            except (InputError, OSError):
+                file.close()
+                raise
+            return cls(path, file, clock)
 
     def append(self, event: Event, **fields: Any) -> Record:
         """Writes one record and returns it as a reader will see it.
@@ -325,6 +331,20 @@ def _write_at(file: IO[bytes], size: int, content: bytes, is_forced: bool) -> No
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
     if is_forced:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def journal_at_rest(path: Path) -> Iterator[bool]:
+    """Yields whether no process of this machine writes a journal; none begins to while the section lasts."""
+    with ExitStack() as opened:
+        is_at_rest = True
+        with suppress(FileNotFoundError):
+            file = opened.enter_context(path.open("rb"))
+            try:
+                _lock(file, path)
+            except InputError:
+                is_at_rest = False
+        yield is_at_rest
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -6,10 +6,10 @@ Everything that can be wrong with a spec and its surroundings is found here, bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,22 +123,27 @@ class DealtData:
 
     def has_label(self, label: int) -> NDArray[np.bool_]:
         """Which pictures have one class: [N]."""
-        return self.labels == label if self.config.label_separator is None else self.has_labels()[:, label]
+        return self.labels == label if self.config.label_separator is None else self._has_many[:, label]
+
+    @cached_property
+    def _has_many(self) -> NDArray[np.bool_]:
+        return self.has_labels()
 
     def judged(self) -> list[dict[str, int]]:
         """Pictures by class of what a trial is judged by: the validation side, or each fold."""
         if not self.config.folds:
             return [self._count(self.sides == "val")]
-        return [self._count(sides == "val") for sides in self._sides_by_fold()]
+        return [self._count(sides == "val") for sides in self._sides_by_fold]
 
-    def _sides_by_fold(self) -> Iterator[NDArray[np.str_]]:
-        for fold in range(self.config.folds or 0):
-            yield sides_of(self.table, self.rows, self.config.model_copy(update={"fold": fold}))
+    @cached_property
+    def _sides_by_fold(self) -> list[NDArray[np.str_]]:
+        configs = (self.config.model_copy(update={"fold": fold}) for fold in range(self.config.folds))
+        return [sides_of(self.table, self.rows, config) for config in configs]
 
     def _count(self, are_asked: NDArray[np.bool_]) -> dict[str, int]:
         """Some pictures by class; one with several labels counts for each."""
         names = self.config.class_names
-        labels = self.labels if self.config.label_separator is None else self.has_labels()
+        labels = self.labels if self.config.label_separator is None else self._has_many
         return dict(zip(names, count_classes(labels[are_asked], len(names)).tolist(), strict=True))
 
     def sides_digest(self) -> str:
@@ -146,7 +151,7 @@ class DealtData:
         ids = self.table.ids[self.rows]
         order = np.argsort(ids, kind="stable")
         digest = hashlib.sha256(ids[order].tobytes())
-        for sides in self._sides_by_fold() if self.config.folds else [self.sides]:
+        for sides in self._sides_by_fold if self.config.folds else [self.sides]:
             digest.update(sides[order].astype("S5").tobytes())
         return digest.hexdigest()
 
@@ -167,19 +172,19 @@ class DealtData:
 
     def check(self) -> None:
         """Refuses what cannot be learnt from or judged on; see `check_folds` and `check_sides`."""
+        _check_bad_files(self.report, self.max_bad_fraction)
+        _check_names(self.config.class_names)
         try:
-            self._check()
+            self._check_dealing()
         except InputError as error:
             if not (joined := self.joined()):
                 raise
             raise InputError(f"{error}; {joined}") from error
 
-    def _check(self) -> None:
-        _check_bad_files(self.report, self.max_bad_fraction)
-        _check_names(self.config.class_names)
+    def _check_dealing(self) -> None:
         config, given = self.config, self.table.sides[self.rows]
         if not config.folds:
-            labels = self.labels if config.label_separator is None else self.has_labels()
+            labels = self.labels if config.label_separator is None else self._has_many
             check_sides(self.sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
             return
         groups = self.table.groups_of(self.rows, config.group_pattern)
@@ -188,7 +193,7 @@ class DealtData:
         has_val = config.split.source == "auto" and "val" in given
         own_keys = [keys[row] for row in untested]
         check_folds(own_keys, self.labels[untested], config.class_names, config.folds, has_val=has_val)
-        for sides in self._sides_by_fold():
+        for sides in self._sides_by_fold:
             check_sides(sides, self.labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
@@ -505,8 +510,13 @@ def check_metric(spec: SweepSpec, data: PreparedData) -> None:
             )
 
 
-def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
+def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) -> None:
     """What can be wrong and costs no time to see: runs before Ray is started.
+
+    Args:
+        spec: What to search.
+        home: Where everything is written.
+        goes_on: The sweep was begun before, and has kept its weights.
 
     Raises:
         InputError: The source of pictures or the file of weights is not there, MLflow's address is none or does not
@@ -518,5 +528,5 @@ def check_quickly(spec: SweepSpec, home: HomePaths) -> None:
     for choice in spec.model.entries:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
         is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))
-        if is_file and not expand(str(weights)).is_file():
+        if is_file and not goes_on and not expand(str(weights)).is_file():
             raise InputError(f"{place}: there is no file {weights!r}; give the path of an existing file")

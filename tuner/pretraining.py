@@ -27,6 +27,7 @@ from tuner.paths import HomePaths
 from tuner.preparing import PreparedData, kept_weights, prepare_data
 from tuner.registry import find_backbone
 
+_LOOK_EVERY_S = 5.0
 Counted = Callable[[str, int, int], None]
 _NOT_IN_RECIPES = (
     "head", "head_init", "dropout", "bn_mode",
@@ -159,7 +160,11 @@ def _remembered(pretraining: Pretraining, home: HomePaths) -> Pretrained | None:
 
 
 def train_backbone(
-    pretraining: Pretraining, home: HomePaths, pool: LanePool, see: Callable[[int, dict[str, float]], object]
+    pretraining: Pretraining,
+    home: HomePaths,
+    pool: LanePool,
+    see: Callable[[int, dict[str, float]], object],
+    waits: Callable[[], object] = lambda: None,
 ) -> Pretrained:
     """Trains the recipe on the next free lane and keeps the best epoch's weights; once, however many sweeps want them.
 
@@ -170,6 +175,7 @@ def train_backbone(
         home: Where weights are kept.
         pool: The lanes.
         see: Told each epoch's number and metrics.
+        waits: Called now and then while another process is at it.
 
     Raises:
         LaneError: It failed.
@@ -178,8 +184,12 @@ def train_backbone(
     """
     folder = _folder(pretraining, home)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with mutex(folder.with_name(f".{folder.name}.lock"), patience_s=math.inf):
-        return _remembered(pretraining, home) or _train_alone(pretraining, home, pool, see)
+    while True:
+        with mutex(folder.with_name(f".{folder.name}.lock"), _LOOK_EVERY_S) as is_ours:
+            if is_ours:
+                return _remembered(pretraining, home) or _train_alone(pretraining, home, pool, see)
+        waits()
+        pool.check()
 
 
 def _train_alone(

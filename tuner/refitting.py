@@ -56,7 +56,7 @@ def kept_model(config: TrialConfig, directory: str) -> Model:
 
 def refit(
     config: TrialConfig, directory: str, num_epochs: int, *, name: str, pool: LanePool, record: Callable[..., object],
-    number: int,
+    number: int, champion: int,
 ) -> Model:  # fmt: skip
     """Trains a configuration on all pictures that are not tested; goes on where an earlier run of it stopped.
 
@@ -68,12 +68,14 @@ def refit(
         pool: Lanes; the first that is free does it.
         record: Writes the journal.
         number: Under which it is recorded.
+        champion: The trial that has won, whose model or whose baseline's it is.
 
     Raises:
         LaneError: It failed or diverged; the journal says so.
     """
     started = time.monotonic()
-    record("refit", number=number, name=name, params={"refit_of": name, "epochs": num_epochs})
+    params = {"refit_of": name, "epochs": num_epochs}
+    record("refit", number=number, name=name, params=params, champion=champion)
     outcome, reason = "completed", None
     try:
         for message in pool.run(TrainJob(config=config.refit(), directory=directory, last_epoch=num_epochs)):

@@ -237,7 +237,7 @@ class StudySearcher(Searcher):
             if number in by_number:
                 self._add(by_number[number])
             else:
-                self._study.enqueue_trial(left.pop(0) if number < len(first) and left else {})
+                self._study.enqueue_trial(left.pop(0) if number < len(first) else {})
 
     def _startup(self) -> list[dict[str, Any]]:
         """The points of the first trials; without a price in the order in which they were drawn."""

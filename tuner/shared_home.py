@@ -17,6 +17,7 @@ from typing import Literal
 
 from trainables.errors import InputError
 from trainables.storage import file_size, join, list_folder, read_bytes, write_bytes
+from tuner.journal import journal_at_rest
 from tuner.paths import HomePaths, SweepPaths
 
 logger = logging.getLogger(__name__)
@@ -53,15 +54,17 @@ def check_local(home: HomePaths) -> None:
         ) from error
 
 
-def pull_sweeps(home: HomePaths, wanted: str | None = None) -> None:
+def pull_sweeps(home: HomePaths, *, going_on: str | None = None) -> None:
     """Fetches the records of sweeps that this machine does not know, or that another one has gone on with.
+
+    Those of a sweep that a process of this machine runs stay as they are.
 
     Args:
         home: The home.
-        wanted: The sweep that is to go on here; of others, what cannot be brought together is only warned of.
+        going_on: The sweep that is to go on here; of others, what cannot be brought together is only warned of.
 
     Raises:
-        InputError: The storage cannot be read; or its records of ``wanted`` and this machine's have parted.
+        InputError: The storage cannot be read; or its records of ``going_on`` and this machine's have parted.
     """
     if not home.is_shared:
         return
@@ -69,8 +72,8 @@ def pull_sweeps(home: HomePaths, wanted: str | None = None) -> None:
         names = list_folder(home.uri_of(home.sweeps))[0]
     for name in names:
         paths = SweepPaths(home.sweeps / name)
-        with _reaching(home):
-            standing = _compare(home, paths)
+        with _reaching(home), journal_at_rest(paths.journal) as is_at_rest:
+            standing = _compare(home, paths, is_thorough=name == going_on) if is_at_rest else "not behind"
             if standing == "behind":
                 _, files = list_folder(home.uri_of(paths.root))
                 for path in _in_order([paths.root / file for file in files], paths):
@@ -80,21 +83,31 @@ def pull_sweeps(home: HomePaths, wanted: str | None = None) -> None:
                 f"sweep {name}: its records at {paths.root} and those below {home.root} have parted, since another "
                 "machine went on from an older copy; remove the folder here to go on from the others"
             )
-            if name == wanted:
+            if name == going_on:
                 raise InputError(f"resume: {text}")
             logger.warning(text)
 
 
-def _compare(home: HomePaths, paths: SweepPaths) -> Literal["behind", "not behind", "parted"]:
-    """How this machine's journal of a sweep stands to the storage's: both are only ever added to."""
+def _compare(home: HomePaths, paths: SweepPaths, *, is_thorough: bool) -> Literal["behind", "not behind", "parted"]:
+    """How this machine's journal of a sweep stands to the storage's: both are only ever added to.
+
+    Unless it is to be thorough, what is no longer there than here is taken for older, and not read.
+    """
     if not paths.journal.exists():
         return "behind"
     uri = home.uri_of(paths.journal)
-    if (file_size(uri) or 0) <= paths.journal.stat().st_size:
+    size = file_size(uri)
+    if size is None or (size <= paths.journal.stat().st_size and not is_thorough):
         return "not behind"
-    here, there = paths.journal.read_bytes(), read_bytes(uri)
-    whole = here[: here.rfind(b"\n") + 1]  # a crash may have torn the last line
-    return "behind" if there.startswith(whole) else "parted"
+    here, there = _whole_lines(paths.journal.read_bytes()), _whole_lines(read_bytes(uri))
+    if here.startswith(there):
+        return "not behind"
+    return "behind" if there.startswith(here) else "parted"
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Without a last line that a crash has torn."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 class SweepTwin:

@@ -92,7 +92,7 @@ def resume_sweep(
         SweepFailedError: Every trial failed, or every lane is lost.
     """
     paths = HomePaths.resolve(home)
-    pull_sweeps(paths, name)
+    pull_sweeps(paths, going_on=name)
     left = find_left(paths, name, overrides)
     with Journal.open(paths.sweep(name).journal):
         pass  # refused here, before anything is started, where another process runs the sweep
@@ -166,7 +166,7 @@ class _Sweep:
 
     def run(self) -> SweepResult:
         """All phases."""
-        check_quickly(self.spec, self.home)
+        check_quickly(self.spec, self.home, goes_on=self.left is not None)
         with ExitStack() as stack:
             # One thread: until Ray is up, each further one would take its turns of the interpreter from Ray's start.
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="prepare"))
@@ -269,11 +269,15 @@ class _Sweep:
                     f"resume: the pictures at {self.spec.data.source} have changed since sweep "
                     f"{self.spec.name!r} began, its trials could not be compared: start a new sweep under another name"
                 )
-            if known.get("sides_digest", data.sides_digest) != data.sides_digest:
+            # Of a sweep that began before all sides were kept, only the test side is known.
+            if (known.get("sides_digest", data.sides_digest), known["test_digest"]) != (
+                data.sides_digest,
+                data.test_digest,
+            ):
                 raise InputError(
                     f"resume: the pictures at {self.spec.data.source} are on other sides than when sweep "
-                    f"{self.spec.name!r} began, as after files were renamed by which data.group_pattern goes: name "
-                    "them as they were, or start a new sweep under another name"
+                    f"{self.spec.name!r} began, as after files were renamed by which data.group_pattern goes (which "
+                    "once looked at folders too): name them as they were, or start a new sweep under another name"
                 )
             return
         write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
@@ -320,6 +324,7 @@ class _Sweep:
                 self.home,
                 pool,
                 lambda epoch, _: self.progress.counted(f"pretraining {name}", epoch, epochs),
+                lambda: self.progress.phase(f"waiting for another sweep that pretrains {name}"),
             )
         self.pretrained.append((pretraining, found))
         return found.weights

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tuner.access import without_password
 from tuner.journal import Record, iterate_from
 from tuner.ledger import Ledger
 from tuner.mlflow_client import HOPELESS, ensure_experiment, gist, log_values, open_client, outages, search_runs
@@ -166,13 +167,18 @@ class Tracking:
                 self._send_new()
             except outages() as error:
                 level = logging.DEBUG if self.is_away else logging.WARNING
-                _log.log(level, "MLflow at %s: %s; trying again, the journal keeps all", self.tracking_uri, gist(error))
+                _log.log(
+                    level,
+                    "MLflow at %s: %s; trying again, the journal keeps all",
+                    without_password(self.tracking_uri),
+                    gist(error),
+                )
                 self.is_away, self._must_look_up = True, True
                 self._wait(wait_s)
                 wait_s = min(2 * wait_s, self._retry_s[1])
                 continue
             if self.is_away:
-                _log.info("MLflow at %s is back", self.tracking_uri)
+                _log.info("MLflow at %s is back", without_password(self.tracking_uri))
             wait_s, self.is_away = self._retry_s[0], False
             self._wait(self._poll_s)
 

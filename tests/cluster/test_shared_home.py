@@ -22,7 +22,7 @@ from trainables.data.sources import open_source, pgm
 from trainables.data.table import ImageTable
 from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
-from trainables.storage import join, read_bytes
+from trainables.storage import join, read_bytes, write_bytes
 from trainables.workbench import Workbench
 from tuner.journal import Journal, read_records
 from tuner.paths import HomePaths
@@ -233,19 +233,30 @@ def test_a_machine_sees_what_another_one_has_gone_on_with(
     assert numbers(first) == [0, 1]
     # What is not copied yet stays.
     go_on(first, 2, is_copied=False)
-    pull_sweeps(first, "digits")
+    pull_sweeps(first, going_on="digits")
     assert numbers(first) == [0, 1, 2]
     # The other machine did not know of it, and went another way: nothing is overwritten, and nobody goes on from it.
     go_on(second, 3)
+    pull_sweeps(first)
+    with pytest.raises(InputError, match="have parted"):
+        pull_sweeps(first, going_on="digits")
     go_on(second, 4)
     pull_sweeps(first)
     assert "have parted" in caplog.text
     assert numbers(first) == [0, 1, 2]
     with pytest.raises(InputError, match=r"resume: sweep digits: its records .* have parted.*; remove the folder here"):
-        pull_sweeps(first, "digits")
+        pull_sweeps(first, going_on="digits")
+    # Who runs the sweep here is not disturbed.
+    with Journal.open(second.sweep("digits").journal) as journal:
+        go_on_elsewhere = read_bytes(second.uri_of(second.sweep("digits").journal)) + b'{"event":"search","time":1}\n'
+        write_bytes(second.uri_of(second.sweep("digits").journal), go_on_elsewhere)
+        pull_sweeps(second)
+        journal.append("trial", number=5, params={})
+    assert numbers(second) == [0, 1, 3, 4, 5]
+    SweepTwin(second, "digits").push(at_once=True)
     shutil.rmtree(first.sweep("digits").root)
-    pull_sweeps(first, "digits")
-    assert numbers(first) == [0, 1, 3, 4]
+    pull_sweeps(first, going_on="digits")
+    assert numbers(first) == [0, 1, 3, 4, 5]
 
 
 def test_a_storage_that_goes_away_does_not_end_the_sweep(

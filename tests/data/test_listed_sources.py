@@ -317,8 +317,10 @@ def test_a_limit_leaves_each_side_its_share(folder: Folder) -> None:
         ("ants", "train"): 6, ("ants", "val"): 1, ("ants", "test"): 3, ("bees", "train"): 3, ("bees", "val"): 1,
     }  # fmt: skip
     assert [picture.name for picture in pictures] == sorted(picture.name for picture in pictures)
-    two = Counter(picture.side for picture in LimitedSource(open_source(str(place)), 2).pictures())
-    assert two == {"val": 2, "test": 1, "train": 1}, "of ants there is no room for a third side"
+    three = Counter(picture.side for picture in LimitedSource(open_source(str(place)), 3).pictures())
+    assert three == {"val": 2, "test": 1, "train": 3}
+    with pytest.raises(InputError, match=r"data\.max_per_class: 2 is less than the 3 sides .* of class 'ants'"):
+        LimitedSource(open_source(str(place)), 2).pictures()
 
 
 def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:

@@ -353,3 +353,32 @@ def test_a_check_comes_before_anything_is_read(folder: Folder, tmp_path: Path) -
     assert files_below(tmp_path / "t") == []
     assert pack(open_source(str(root)), tmp_path / "t", side_px=16).num_images == 5
     assert pack(open_source(str(root)), tmp_path / "t", side_px=16, check=refuse).reused
+
+
+def test_a_disk_that_was_away_for_a_while_leaves_no_table_with_holes(folder: Folder, tmp_path: Path) -> None:
+    tries = 0
+
+    def read() -> bytes:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return b"x"
+
+    pictures = [*open_source(str(folder(ants=3))).pictures(), Picture("bees/0.png", "bees", None, read)]
+    with pytest.raises(StorageError, match=r"bees/0\.png could not be read \(.*\) and now it can: .* start again"):
+        pack(MemorySource(pictures), tmp_path / "t", side_px=16)
+    assert files_below(tmp_path / "t") == []
+
+
+def test_a_disk_that_is_gone_is_no_set_of_bad_files(folder: Folder, tmp_path: Path) -> None:
+    root = folder(ants=3, bees=3)
+    source = open_source(str(root))
+
+    def goes_away(pictures: Sequence[Picture]) -> None:
+        root.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(InputError, match="cannot be listed"):
+        pack(source, tmp_path / "t", side_px=16, check=goes_away)
+    (tmp_path / "elsewhere").rename(root)
+    assert pack(source, tmp_path / "t", side_px=16).num_images == 6

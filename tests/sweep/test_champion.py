@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,10 @@ def test_folds_are_fitted_again_and_seeds_keep_the_first(champion: TrialConfig) 
 
 
 def test_runs_beside_another_champion_have_other_numbers() -> None:
-    records = [{"event": "champion", "number": number} for number in (3, 3, 7)]
+    records: list[dict[str, Any]] = [{"event": "champion", "number": number} for number in (3, 3, 7)]
     assert [shift_of(records[:1], 3), shift_of(records[:1], 7)] == [0, 10]
     assert [shift_of(records, number) for number in (3, 7, 9)] == [0, 10, 20]
     assert shift_of([], 9) == 0
+    # Killed while the second one's baselines were trained, and then made longer: a third one wins.
+    killed = [records[0], {"event": "baseline", "number": 10011, "champion": 7}, {"event": "totals"}]
+    assert [shift_of(killed, number) for number in (3, 7, 9)] == [0, 10, 20]

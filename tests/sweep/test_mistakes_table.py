@@ -78,16 +78,24 @@ def test_a_wrong_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         check_access(f"http://{place}", {"MLFLOW_TRACKING_USERNAME": "kim", "MLFLOW_TRACKING_PASSWORD": "right"})
     check_access(f"http://kim:wrong@{place}", {})  # nobody is there now: that is no mistake
     assert without_password("https://kim:wrong@host:5000/a") == "https://host:5000/a"
+    assert without_password("mssql+pyodbc://host/a?PWD=wrong") == "mssql+pyodbc://host/a"
+    assert without_password("sqlite:////home/kim/mlflow.db") == "sqlite:////home/kim/mlflow.db"
 
 
 def test_a_database_that_does_not_take_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlalchemy
 
     uri = "postgresql://kim:secret@host/mlflow"
-    with pytest.raises(InputError, match=r"MLflow at postgresql://host/mlflow needs a driver .*: install it"):
-        check_access(uri)
-
     build = sqlalchemy.create_engine
+
+    def lacks(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg2'")
+
+    monkeypatch.setattr(sqlalchemy, "create_engine", lacks)
+    with pytest.raises(
+        InputError, match=r"MLflow at postgresql://host/mlflow needs a driver .*psycopg2'\): install it"
+    ):
+        check_access(uri)
 
     def says(text: str) -> None:
         def connect(*_: object, **__: object) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,9 @@ from trainables.data.table_file import (
 from trainables.errors import InputError, StorageError
 from trainables.half_written import half_written, remove_half_written
 from trainables.memory import give_back_freed_memory
-from trainables.storage import is_local
+from trainables.storage import OF_NO_FILE, is_local
+
+Read = TypeVar("Read")
 
 PICTURES_IN_FLIGHT_PER_THREAD = 4
 REMOTE_READERS = 16
@@ -51,12 +54,6 @@ ABANDONED_AFTER_S = 24 * 3600.0
 """After so long nobody writes any more to a file of another machine's, whose locks may not be seen here."""
 _TABLE = "table"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OF_NO_FILE = (
-    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
-    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENODEV, errno.ENOMEM, errno.EMFILE,
-    errno.ENFILE,
-)  # fmt: skip
-"""What a filesystem that is away says, or a machine that has run out of something: of every file alike."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,21 @@ class BadFile:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class _UnreadFile(BadFile):
+    """A file that the system could not read; its storage may be to blame."""
+
+    read: Callable[[], bytes]
+
+    def can_be_read(self) -> bool:
+        """Whether it can be by now."""
+        try:
+            self.read()
+        except (OSError, InputError):
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,7 @@ def pack(
         if check is not None:
             check(pictures)
         num_threads = num_threads or num_readers(source.uri)
-        manifest = _write_table(source.uri, pictures, folder, side_px, num_threads, progress)
+        manifest = _write_table(source, pictures, folder, side_px, num_threads, progress)
         del pictures
         give_back_freed_memory()
     return PackReport(
@@ -171,7 +183,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _write_table(
-    uri: str,
+    source: Source,
     pictures: Sequence[Picture],
     folder: Path,
     side_px: int,
@@ -192,12 +204,13 @@ def _write_table(
             with warnings.catch_warnings():
                 # What Pillow warns of is either decoded all the same or set aside with its reason.
                 warnings.filterwarnings("ignore", module=r"PIL\.")
-                rows = _in_order(partial(_read_row, labels=labels, side_px=side_px), pictures, num_threads)
+                rows = in_order(partial(_read_row, labels=labels, side_px=side_px), pictures, num_threads)
                 packed = _write_rows(rows, class_names, path, side_px, report)
+            _check_storage(source, packed.bad)
             if packed.num_rows == 0:
                 first = packed.bad[0]
                 raise InputError(
-                    f"{uri}: none of its {len(pictures)} files is a usable picture: {first.name}: {first.reason}"
+                    f"{source.uri}: none of its {len(pictures)} files is a usable picture: {first.name}: {first.reason}"
                 )
             manifest = Manifest(
                 file=f"images-{packed.fingerprint[:16]}.arrow",
@@ -219,6 +232,22 @@ def _write_table(
             f"{folder}: no room for the packed pictures ({os.strerror(error.errno)}): free some, or name a folder on a "
             "larger disk by THAW_HOME"
         ) from error
+
+
+def _check_storage(source: Source, bad_files: Sequence[BadFile]) -> None:
+    """Tells files that cannot be read from a disk that was away: a table without them would be used when it is back.
+
+    Raises:
+        InputError: The source is not there any more, or one of them can be read by now.
+    """
+    unread = [bad for bad in bad_files if isinstance(bad, _UnreadFile)]
+    if unread:
+        source.pictures()
+    if back := next((bad for bad in unread if bad.can_be_read()), None):
+        raise StorageError(
+            f"{source.uri}: {back.name} could not be read ({back.reason}) and now it can: its storage was away for a "
+            "while; start again"
+        )
 
 
 @dataclass(frozen=True)
@@ -257,14 +286,12 @@ def _under_two_labels(ids: NDArray[np.bytes_], labels: NDArray[np.int32]) -> set
     return {bytes(image_id).decode("ascii") for image_id in disputed}
 
 
-def _in_order(
-    read: Callable[[Picture], Row | BadFile], pictures: Sequence[Picture], num_threads: int
-) -> Iterator[Row | BadFile]:
+def in_order(read: Callable[[Picture], Read], pictures: Sequence[Picture], num_threads: int) -> Iterator[Read]:
     """`read` of each picture, in order, with a bounded number of them under way."""
     waiting = iter(pictures)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="pack") as pool:
         first = islice(waiting, num_threads * PICTURES_IN_FLIGHT_PER_THREAD)
-        coming: deque[Future[Row | BadFile]] = deque(pool.submit(read, picture) for picture in first)
+        coming: deque[Future[Read]] = deque(pool.submit(read, picture) for picture in first)
         try:
             while coming:
                 row = coming.popleft().result()
@@ -281,12 +308,12 @@ def _read_row(picture: Picture, *, labels: dict[str, int], side_px: int) -> Row 
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in _OF_NO_FILE:
+        if error.errno in OF_NO_FILE:
             raise StorageError(
                 f"{picture.name}: cannot be read ({error.strerror}), which says nothing of the picture: mend that, and "
                 "start again"
             ) from error
-        return BadFile(picture.name, f"cannot be read: {error.strerror or type(error).__name__}")
+        return _UnreadFile(picture.name, f"cannot be read: {error.strerror or type(error).__name__}", picture.read)
     except InputError as error:
         return BadFile(picture.name, str(error))
     return Row(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from trainables.errors import InputError, StorageError, first_line
-from trainables.storage import is_local, open_filesystem, problem_with
+from trainables.storage import OF_NO_FILE, is_local, open_filesystem, problem_of, problem_with
 
 _ROWS_AT_ONCE, _BATCHES_KEPT = 32, 4
 _BUFFER_BYTES = 1 << 20
@@ -63,8 +63,9 @@ def _patiently_read(file: ParquetPlace, row_group: int, column: str, position: i
             return _rows_of(file, row_group, column).value(position)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             filesystem, _ = open_filesystem(file.place)
-            if problem := problem_with(filesystem, file.path):
-                raise StorageError(f"parquet:{file.place}: {file.path}: {problem}") from error
+            problem = problem_with(filesystem, file.path)
+            if problem or getattr(error, "errno", None) in OF_NO_FILE:
+                raise StorageError(f"parquet:{file.place}: {file.path}: {problem or problem_of(error)}") from error
             if not tries_left:
                 raise InputError(f"the file is damaged there: {first_line(error)}") from error
             time.sleep(0 if is_local(file.place) else _PAUSE_S)
@@ -74,8 +75,9 @@ def _patiently_read(file: ParquetPlace, row_group: int, column: str, position: i
 class _Rows:
     """One column of a row group, from its first row on; the last rows are kept, for whoever is a little behind."""
 
-    def __init__(self, opened: pyarrow.parquet.ParquetFile, row_group: int, column: str) -> None:
-        self._opened, self._row_group, self._column = opened, row_group, column
+    def __init__(self, reopen: Callable[[], pyarrow.parquet.ParquetFile], row_group: int, column: str) -> None:
+        self._reopen, self._opened = reopen, reopen()
+        self._row_group, self._column = row_group, column
         self._failed_at = self._num_failures = 0
         self._damage = ""
         self._begin()
@@ -92,8 +94,12 @@ class _Rows:
             except (OSError, pa.ArrowException) as error:
                 self._num_failures = self._num_failures + 1 if self._failed_at == self._next else 1
                 self._failed_at, self._damage = self._next, f"the file is damaged there: {first_line(error)}"
-                self._begin()  # what has failed once has no next batch
+                # What has failed once has no next batch, and what it was read through may be dead for good.
+                self._opened = self._reopen()
+                self._begin()
                 raise
+            if self._next >= self._failed_at:
+                self._num_failures = 0
             self._kept.append((self._next, column))
             self._next += len(column)
         start, column = next(batch for batch in reversed(self._kept) if batch[0] <= position)
@@ -109,5 +115,8 @@ class _Rows:
 
 @lru_cache(_ROW_GROUPS_OPEN)
 def _rows_of(file: ParquetPlace, row_group: int, column: str) -> _Rows:
-    filesystem, _ = open_filesystem(file.place)
-    return _Rows(open_parquet(filesystem, file.path), row_group, column)
+    def reopen() -> pyarrow.parquet.ParquetFile:
+        filesystem, _ = open_filesystem(file.place)
+        return open_parquet(filesystem, file.path)
+
+    return _Rows(reopen, row_group, column)

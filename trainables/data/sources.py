@@ -250,6 +250,12 @@ class LimitedSource:
         by_class: dict[str, Counter[SplitName | None]] = {}
         for picture in every:
             by_class.setdefault(picture.class_name, Counter())[picture.side] += 1
+        for name, sides in by_class.items():
+            if len(sides) > self._most:
+                raise InputError(
+                    f"data.max_per_class: {self._most} is less than the {len(sides)} sides that the source has of "
+                    f"class {name!r}: give at least {len(sides)}"
+                )
         room = {name: _shared_out(self._most, sides) for name, sides in by_class.items()}
         # Only what is kept so far: there may be millions, of which a few are wanted.
         kept: dict[tuple[str, SplitName | None], list[tuple[int, int]]] = {}
@@ -270,7 +276,7 @@ def _by_chance(picture: Picture) -> int:
 
 
 def _shared_out(most: int, sides: Counter[SplitName | None]) -> dict[SplitName | None, int]:
-    """How many of a class each side may keep: its share, rounded, the smallest first and at least one each."""
+    """How many of a class each side may keep: its share, rounded, but one at least; the smallest side first."""
     left, num_left, room = most, sides.total(), {}
     for side, number in sorted(sides.items(), key=lambda item: (item[1], str(item[0]))):
         # Integers, rounded half up: the same number everywhere.
