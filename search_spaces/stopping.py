@@ -71,7 +71,8 @@ def _population(spec: SweepSpec) -> Iterator[str]:
     if interval >= spec.budget.trial_epochs:
         yield (
             f"early_stopping.population.perturbation_interval: {interval} is not less than the "
-            f"{spec.budget.trial_epochs} of budget.epochs, so nothing would ever be taken over; lower it, or train longer"
+            f"{spec.budget.trial_epochs} of budget.epochs, so nothing would ever be taken over; lower it, or train "
+            "longer"
         )
     idle = {"backbone_lr_ratio", "layer_decay"} if listed(search.freeze_depth) == ("all",) else set()
     if not set(listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):

@@ -6,7 +6,7 @@ Pure functions over the journal's trials; the effects (scoring on a lane, regist
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from search_spaces.spec import BaselineName
@@ -39,6 +39,11 @@ def rank_trials(trials: Sequence[TrialRecord], metric: str, mode: str) -> list[T
     """
     fit = [trial for trial in trials if is_fit(trial, metric)]
     return sorted(fit, key=lambda trial: merit(trial, metric, mode), reverse=True)
+
+
+def seconds_of(epochs: Iterable[Mapping[str, float]]) -> float:
+    """What epochs took, training and validation, however often they were interrupted."""
+    return sum(epoch.get("time/train_s", 0.0) + epoch.get("time/val_s", 0.0) for epoch in epochs)
 
 
 def choose_champion(trials: Sequence[TrialRecord], metric: str, mode: str) -> TrialRecord | None:

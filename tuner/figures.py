@@ -13,6 +13,7 @@ from tuner.spread import ERROR
 _TITLES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC", "map": "mAP"}
 _PERCENT = ("accuracy", "balanced_accuracy")
 _UNBOUNDED = _SMALL_IS_GOOD = ("loss", "cost")
+_SECONDS, _MANY_S = "s of training", 10
 
 
 def bare(metric: str) -> str:
@@ -69,19 +70,21 @@ def standing_columns(metric: str, *, has_test: bool) -> list[str]:
     columns = columns if has_test else columns[:2]
     name = bare(metric)
     if name == "accuracy":
-        return columns
+        return [*columns, _SECONDS]
     added = [f"val {title(name)}"]
     if has_test:
         # Macro F1 is among the columns already, and has no interval.
         added += [] if name == "macro_f1" else [f"test {title(name)}"]
         added += ["its interval"] if name in ("balanced_accuracy", "auroc", "cost") else []
-    return [*columns, *added]
+    return [*columns, *added, _SECONDS]
 
 
 def standing_row(label: str, standing: Standing, metric: str, *, has_test: bool) -> list[str]:
-    """A run's figures: accuracy always, and the metric that chose."""
+    """A run's figures: accuracy always, the metric that chose, and what it took."""
     val, test, name = standing.val, standing.test, bare(metric)
     row = {"": label, "val accuracy": _with_error("accuracy", val)}
+    if standing.seconds is not None:
+        row[_SECONDS] = f"{standing.seconds:.0f}" if standing.seconds >= _MANY_S else f"{standing.seconds:.1f}"
     if name in val:
         row[f"val {title(name)}"] = _with_error(name, val)
     if has_test and test:
@@ -109,4 +112,6 @@ def sentence(standing: Standing, metric: str) -> str:
             low, high = (standing.test.get(end) for end in ends)
             bounds = "" if low is None or high is None else f" (95% interval {low:.4f} to {high:.4f})"
             parts.append(f"test {title(name)} {standing.test[name]:.4f}{bounds}")
+    if standing.seconds is not None:
+        parts.append(f"{standing.seconds:.1f} s of training")
     return ", ".join(parts)

@@ -17,7 +17,7 @@ from search_spaces.spec import BaselineName, SweepSpec
 from trainables.config import TrialConfig
 from trainables.jobs import ScoreJob, TrainJob
 from trainables.storage import write_bytes
-from tuner.champion import baseline_config, best_epoch, totals_of
+from tuner.champion import baseline_config, best_epoch, seconds_of, totals_of
 from tuner.describing import lineage_tags
 from tuner.figures import bare
 from tuner.intervals import metric_intervals
@@ -85,7 +85,8 @@ def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> 
         LaneError: Its model cannot be trained or tested.
     """
     epoch = best_epoch(trial, closing.spec.metric, closing.spec.mode) or {}
-    standing = Standing(f"trial {trial.number}", with_errors(_without_group(epoch, "val/"), config))
+    val = with_errors(_without_group(epoch, "val/"), config)
+    standing = Standing(f"trial {trial.number}", val, seconds=seconds_of(trial.epochs))
     champion = Champion(trial.number, trial.params, config, standing, lineage=trial.lineage)
     model = _model_of(closing, trial.number, f"trial {trial.number}", config, epoch, FIRST_REFIT + closing.shift)
     if not closing.data.size("test"):
@@ -177,7 +178,7 @@ def _run_baseline(
         test, _ = _score(closing, model)
         totals |= {f"test/{key}": value for key, value in test.items()}
     closing.record("end", number=number, outcome=outcome, reason=reason, metrics=totals)
-    return Standing(name, with_errors(_without_group(best, "val/"), config), test)
+    return Standing(name, with_errors(_without_group(best, "val/"), config), test, seconds_of(epochs))
 
 
 def _score(closing: Closing, model: Model) -> tuple[dict[str, float], Mistakes]:

@@ -25,11 +25,13 @@ class Standing:
         val: Validation scores of its best epoch, without their group (``accuracy``, ``loss``, ...).
         test: Test scores, with ``accuracy_low`` and ``accuracy_high`` (95% Wilson) and ``majority_rate``; empty
             where nothing is tested.
+        seconds: What its epochs took, training and validation; None where nobody says.
     """
 
     name: str
     val: Mapping[str, float]
     test: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ _SHOWN = (
     "val/auroc",
     "val/cost",
     "val/map",
-    "time/epoch_s",
+    "time/train_s",
+    "time/val_s",
 )
 
 

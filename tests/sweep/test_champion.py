@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
-from tuner.champion import baseline_config, best_epoch, choose_champion, why_none
+from tuner.champion import baseline_config, best_epoch, choose_champion, seconds_of, why_none
 from tuner.finale import shift_of
 from tuner.journal import TrialRecord
 from tuner.refitting import is_refit, kept_model
@@ -96,6 +96,10 @@ def test_folds_are_fitted_again_and_seeds_keep_the_first(champion: TrialConfig) 
     assert explanation(champion) is None
     assert "4 folds, 3 seeds each" in str(explanation(folds))
     assert "over 3 seeds" in str(explanation(seeds))
+
+
+def test_the_seconds_of_a_run_are_those_of_its_epochs() -> None:
+    assert seconds_of([{"time/train_s": 1.5, "time/val_s": 0.5}, {"time/train_s": 2.0}, {"val/loss": 1.0}]) == 4.0
 
 
 def test_runs_beside_another_champion_have_other_numbers() -> None:

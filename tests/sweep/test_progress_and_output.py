@@ -155,7 +155,7 @@ def test_formats_agree() -> None:
 
 def test_the_metric_that_chose_stands_beside_accuracy() -> None:
     test = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "macro_f1": 0.75, "cost": 1.5, "cost_low": 0.9}
-    standing = Standing("trial 1", {"accuracy": 0.9, "cost": 1.25}, {**test, "cost_high": 2.0})
+    standing = Standing("trial 1", {"accuracy": 0.9, "cost": 1.25}, {**test, "cost_high": 2.0}, seconds=7.25)
     shown = dict(
         zip(
             standing_columns("val/cost", has_test=True),
@@ -172,17 +172,19 @@ def test_the_metric_that_chose_stands_beside_accuracy() -> None:
         "val cost": "1.2500",
         "test cost": "1.5000",
         "its interval": "0.9000 to 2.0000",
+        "s of training": "7.2",
     }
-    assert standing_row("c", standing, "val/accuracy", has_test=True)[1:] == [
+    assert standing_row("c", replace(standing, seconds=107.4), "val/accuracy", has_test=True)[1:] == [
         "90.0%",
         "80.0%",
         "70.0 to 90.0%",
         "0.750",
+        "107",
     ]
-    assert standing_columns("val/macro_f1", has_test=False) == ["", "val accuracy", "val macro F1"]
+    assert standing_columns("val/macro_f1", has_test=False) == ["", "val accuracy", "val macro F1", "s of training"]
     assert sentence(standing, "val/cost") == (
         "validation accuracy 0.9000, validation cost 1.2500, test accuracy 0.8000 (95% interval 0.7000 to 0.9000), "
-        "test cost 1.5000 (95% interval 0.9000 to 2.0000)"
+        "test cost 1.5000 (95% interval 0.9000 to 2.0000), 7.2 s of training"
     )
 
 
