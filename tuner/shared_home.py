@@ -54,36 +54,38 @@ def check_local(home: HomePaths) -> None:
         ) from error
 
 
-def pull_sweeps(home: HomePaths, *, going_on: str | None = None) -> None:
+def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = False) -> None:
     """Fetches the records of sweeps that this machine does not know, or that another one has gone on with.
 
     Those of a sweep that a process of this machine runs stay as they are.
 
     Args:
         home: The home.
-        going_on: The sweep that is to go on here; of others, what cannot be brought together is only warned of.
+        name: Of one sweep; None: of all.
+        goes_on: Whether it is to go on here: else what cannot be brought together is only warned of.
 
     Raises:
-        InputError: The storage cannot be read; or its records of ``going_on`` and this machine's have parted.
+        InputError: The storage cannot be read; or its records of a sweep that is to go on, and this machine's, have
+            parted.
     """
     if not home.is_shared:
         return
     with _reaching(home):
-        names = list_folder(home.uri_of(home.sweeps))[0]
-    for name in names:
-        paths = SweepPaths(home.sweeps / name)
+        names = list_folder(home.uri_of(home.sweeps))[0] if name is None else [name]
+    for each in names:
+        paths = SweepPaths(home.sweeps / each)
         with _reaching(home), journal_at_rest(paths.journal) as is_at_rest:
-            standing = _compare(home, paths, is_thorough=name == going_on) if is_at_rest else "not behind"
+            standing = _compare(home, paths, is_thorough=goes_on) if is_at_rest else "not behind"
             if standing == "behind":
                 _, files = list_folder(home.uri_of(paths.root))
                 for path in _in_order([paths.root / file for file in files], paths):
                     write_bytes(str(path), read_bytes(home.uri_of(path)))
         if standing == "parted":
             text = (
-                f"sweep {name}: its records at {paths.root} and those below {home.root} have parted, since another "
+                f"sweep {each}: its records at {paths.root} and those below {home.root} have parted, since another "
                 "machine went on from an older copy; remove the folder here to go on from the others"
             )
-            if name == going_on:
+            if goes_on:
                 raise InputError(f"resume: {text}")
             logger.warning(text)
 

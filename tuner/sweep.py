@@ -63,7 +63,7 @@ def run_sweep(
         SweepFailedError: Every trial failed, or every lane is lost.
     """
     paths = HomePaths.resolve(home)
-    pull_sweeps(paths)
+    pull_sweeps(paths, spec.name)
     _refuse_used_name(spec.name, paths)
     with shown(progress) as seen:
         return _Sweep(spec, paths, seen).run()
@@ -92,7 +92,7 @@ def resume_sweep(
         SweepFailedError: Every trial failed, or every lane is lost.
     """
     paths = HomePaths.resolve(home)
-    pull_sweeps(paths, going_on=name)
+    pull_sweeps(paths, name, goes_on=True)
     left = find_left(paths, name, overrides)
     with Journal.open(paths.sweep(name).journal):
         pass  # refused here, before anything is started, where another process runs the sweep

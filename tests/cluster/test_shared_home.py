@@ -233,19 +233,19 @@ def test_a_machine_sees_what_another_one_has_gone_on_with(
     assert numbers(first) == [0, 1]
     # What is not copied yet stays.
     go_on(first, 2, is_copied=False)
-    pull_sweeps(first, going_on="digits")
+    pull_sweeps(first, "digits", goes_on=True)
     assert numbers(first) == [0, 1, 2]
     # The other machine did not know of it, and went another way: nothing is overwritten, and nobody goes on from it.
     go_on(second, 3)
     pull_sweeps(first)
     with pytest.raises(InputError, match="have parted"):
-        pull_sweeps(first, going_on="digits")
+        pull_sweeps(first, "digits", goes_on=True)
     go_on(second, 4)
     pull_sweeps(first)
     assert "have parted" in caplog.text
     assert numbers(first) == [0, 1, 2]
     with pytest.raises(InputError, match=r"resume: sweep digits: its records .* have parted.*; remove the folder here"):
-        pull_sweeps(first, going_on="digits")
+        pull_sweeps(first, "digits", goes_on=True)
     # Who runs the sweep here is not disturbed.
     with Journal.open(second.sweep("digits").journal) as journal:
         go_on_elsewhere = read_bytes(second.uri_of(second.sweep("digits").journal)) + b'{"event":"search","time":1}\n'
@@ -255,7 +255,7 @@ def test_a_machine_sees_what_another_one_has_gone_on_with(
     assert numbers(second) == [0, 1, 3, 4, 5]
     SweepTwin(second, "digits").push(at_once=True)
     shutil.rmtree(first.sweep("digits").root)
-    pull_sweeps(first, going_on="digits")
+    pull_sweeps(first, "digits", goes_on=True)
     assert numbers(first) == [0, 1, 3, 4, 5]
 
 

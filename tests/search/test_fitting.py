@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from search_spaces import fitting
 from search_spaces.fitting import DataFacts, choose, name_for, spec_text
 from search_spaces.loading import load_spec, read_spec
 from trainables.errors import InputError
@@ -72,6 +75,18 @@ def test_pictures_with_several_labels_are_judged_as_such() -> None:
     assert read_spec(spec_text(DataFacts(**{**FACTS, **multi})), [], "fitted").data.labels == "multi"
     assert chosen(class_counts={"a": 50})["search.num_trials"] == "24"
     assert chosen(class_counts={"a": 50_000})["search.num_trials"] == "8"
+
+
+def test_the_page_of_the_space_has_the_rules() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "space.md").read_text(encoding="utf-8")
+    rules = page.partition("## What a fitted spec chooses")[2].replace(",000", "000")
+    told = {int(number) for number in re.findall(r"\d+", rules)}
+    bounds = (fitting._SIZES_PX, fitting._FEW, fitting._MANY, fitting._VERY_FEW, fitting._A_HANDFUL, fitting._TINY_PX)
+    assert {int(each) for bound in bounds for each in np.ravel(bound)} <= told
+    for count in (30, 300, 3000, 30_000):
+        fields = chosen(class_counts={"a": count, "b": count})
+        batches = fields["search.batch_size"].strip("[]").split(", ")
+        assert {int(each) for each in (*batches, fields["search.num_trials"], fields["budget.epochs"])} <= told
 
 
 def test_tiny_pictures_get_a_small_network_on_a_cpu() -> None:
