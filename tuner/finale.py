@@ -57,6 +57,7 @@ class Closing:
         pool: Its lanes.
         record: Writes the journal.
         phase: Tells a person what is being done.
+        counted: Tells how much of it, of how much.
         champion: The trial that has won.
         shift: Added to the numbers of the runs beside the search; see `shift_of`.
     """
@@ -67,6 +68,7 @@ class Closing:
     pool: LanePool
     record: Callable[..., object]
     phase: Callable[[str], None]
+    counted: Callable[[str, int, int], None] = lambda *_: None
     champion: int = 0
     shift: int = 0
 
@@ -162,6 +164,7 @@ def _run_baseline(
             outcome, reason = message.get("outcome") or outcome, message.get("reason")
             if message["metrics"]:
                 closing.record("epoch", number=number, epoch=message["epoch"], metrics=message["metrics"])
+                closing.counted(f"training baseline {name}", message["epoch"], job.num_epochs)
                 epochs.append({**message["metrics"], "epoch": message["epoch"]})
         best = best_epoch(TrialRecord(number, {}, tuple(epochs)), spec.metric, spec.mode)
         if outcome == "completed" and best is not None:

@@ -222,7 +222,8 @@ class Progress:
         running = [
             f"trial {number}: epoch {epoch}/{state.max_epochs}" for number, epoch in sorted(state.running.items())
         ]
-        grid.add_row("   ".join(running) or Text(self._phase))
+        done = "" if self._fraction is None else f": {self._fraction:.0%}"
+        grid.add_row("   ".join(running) or Text(f"{self._phase}{done}"))
         if num_untold := self.num_untold():
             grid.add_row(_untold(num_untold))
         return grid

@@ -377,7 +377,7 @@ class _Sweep:
         from tuner.finale import Closing
 
         self.tracking.start()
-        closing = Closing(self.spec, self.home, data, pool, self.record, self.progress.phase)
+        closing = Closing(self.spec, self.home, data, pool, self.record, self.progress.phase, self.progress.counted)
         phase = EndPhase(closing, self.tracking, self.pretrained, self.progress)
         try:
             champion, baselines, reuse = phase.run(space, bases)

@@ -40,6 +40,8 @@ def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePat
     assert "were read from the store" in out
     assert "The store holds" in out
     assert "5/5 done" in err
+    assert re.search(r"training baseline \w+: 5 of 5$", err, re.M)
+    assert "s of training" in out
     assert re.search(r"^probe: depth \d of 4 is best, [\d.]+% of \d+ pictures", err, re.M)
 
     events = [record["event"] for record in read_records(home.sweep("tiny").journal)]
