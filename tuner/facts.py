@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from search_spaces.fitting import DataFacts
-from trainables.data.decoding import decode_picture, size_of
+from trainables.data.decoding import decode_picture, header_of
 from trainables.data.picture import Picture
 from trainables.data.sources import LimitedSource, open_source
 from trainables.errors import InputError
@@ -72,7 +72,7 @@ def _short_side(pictures: Sequence[Picture], source: str) -> int:
     reason = ""
     for picture in chosen:
         try:
-            found.append(min(size_of(picture.read())))
+            found.append(min(header_of(picture.read()).size))
         except (OSError, InputError) as error:  # packing will set it aside and name it
             reason = reason or f"{picture.name}: {error}"
     if not found:

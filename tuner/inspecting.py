@@ -19,7 +19,7 @@ from PIL import Image
 
 from search_spaces.data_spec import DataSpec
 from trainables.config import SPLIT_NAMES, SplitName
-from trainables.data.decoding import size_of
+from trainables.data.decoding import Header, header_of
 from trainables.data.fit import FitChoice, lost_by_crop
 from trainables.data.packing import BadFile, in_order, num_readers
 from trainables.data.picture import Picture
@@ -93,6 +93,8 @@ class Inspection:
         copies: Names of pictures whose files are the same, byte for byte; they always share a side.
         joined: See `DealtData.joined`.
         sizes_px: Width and height of each file as it is, [M, 2].
+        with_frames: Names of files that hold several pictures, of which the first is read.
+        misnamed: Names of files that end as those of another kind do, and are read as what they are.
         cut_off: Share of each picture's area that a square from its middle leaves out, [N].
         fit: How `data.fit` brings them to a square, and why so.
         on_two_sides: Names of the pictures of each thing (a picture, or a group) that the source itself has on several
@@ -110,6 +112,8 @@ class Inspection:
     copies: tuple[tuple[str, ...], ...]
     joined: str
     sizes_px: NDArray[np.int64]
+    with_frames: tuple[str, ...]
+    misnamed: tuple[str, ...]
     cut_off: NDArray[np.float64]
     fit: FitChoice
     on_two_sides: tuple[tuple[str, ...], ...]
@@ -152,6 +156,8 @@ class Inspection:
             "num_copies": self.num_copies,
             "copies": self.copies,
             "on_two_sides": self.on_two_sides,
+            "with_frames": self.with_frames,
+            "misnamed": self.misnamed,
             "cut_off": {"mean": _mean(self.cut_off), "worst": float(self.cut_off.max(initial=0))},
             "fit": asdict(self.fit),
             "look_alikes": [asdict(pair) for pair in self.look_alikes],
@@ -185,6 +191,7 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
     names = [table.names[row] for row in rows.tolist()]
     stated = [None] * len(rows) if spec.split.source == "ignore" else table.sides[rows].tolist()
     look_alikes = _LookAlikes(looks.hashes, sides, names)
+    headers = _headers(open_source(spec.source, dealt.config.label_separator), set(table.names), counted)
     refusal = ""
     try:
         dealt.check()
@@ -198,7 +205,9 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         copies=_together(table.ids[rows].tolist(), names),
         joined=dealt.joined(),
         on_two_sides=_together(dealt_as(table.ids[rows], groups), names, stated),
-        sizes_px=_sizes(open_source(spec.source, dealt.config.label_separator), set(table.names), counted),
+        sizes_px=np.array([header.size for header in headers.values()], dtype=np.int64).reshape(-1, 2),
+        with_frames=tuple(name for name, header in headers.items() if header.num_frames > 1),
+        misnamed=tuple(name for name, header in headers.items() if not header.is_named(name)),
         cut_off=lost_by_crop(*table.sizes_of(rows)),
         fit=dealt.fit,
         look_alikes=tuple(islice(look_alikes, _MOST_LOOK_ALIKES)),
@@ -246,22 +255,21 @@ def _together(
     return tuple(tuple(names[place] for place in same) for same in several)
 
 
-def _sizes(source: Source, names: set[str], counted: Callable[[str, int, int], None]) -> NDArray[np.int64]:
-    """Width and height of the files that are in use, from their headers."""
+def _headers(source: Source, names: set[str], counted: Callable[[str, int, int], None]) -> dict[str, Header]:
+    """Those of the files that are in use, by name; what went away since it was packed has none."""
     chosen = [picture for picture in source.pictures() if picture.name in names]
-    found = []
-    for number, size in enumerate(in_order(_size, chosen, num_readers(source.uri)), start=1):
+    found = {}
+    for number, (name, header) in enumerate(in_order(_header, chosen, num_readers(source.uri)), start=1):
         counted("looking at files", number, len(chosen))
-        if size is not None:
-            found.append(size)
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+        if header is not None:
+            found[name] = header
+    return found
 
 
-def _size(picture: Picture) -> tuple[int, int] | None:
-    """What went away since it was packed has none."""
+def _header(picture: Picture) -> tuple[str, Header | None]:
     with suppress(OSError, InputError):
-        return size_of(picture.read())
-    return None
+        return picture.name, header_of(picture.read())
+    return picture.name, None
 
 
 def difference_hash(grey: Image.Image) -> int:
@@ -334,6 +342,20 @@ def _remarks(found: Inspection) -> Iterator[str]:
             "will be too good; keep them together by data.group_pattern."
         )
     yield from _remarks_on_copies(found)
+    yield from _remarks_on_files(found)
+
+
+def _remarks_on_files(found: Inspection) -> Iterator[str]:
+    if found.with_frames:
+        yield (
+            f"{len(found.with_frames)} files are animated or have pages, such as {found.with_frames[0]}: the first is "
+            "read."
+        )
+    if found.misnamed:
+        yield (
+            f"{len(found.misnamed)} files are named as pictures of another kind, such as {found.misnamed[0]}: they are "
+            "read as what they are."
+        )
     if found.bad_files:
         yield f"{len(found.bad_files)} files cannot be used:"
         for bad in found.bad_files[:_MOST_BAD_FILES]:

@@ -81,6 +81,23 @@ def test_what_is_wrong_is_remarked_upon(folder: Folder, photo: Photo, home: Home
     assert "Sizes from 20 x 16 to 90 x 30 px" in next(found.lines())
 
 
+def test_files_with_several_pictures_or_another_kinds_name_are_listed(
+    folder: Folder, photo: Photo, home: HomePaths
+) -> None:
+    place = folder(ants=24, bees=24)
+    frames = [photo(20, 16, seed=500 + number) for number in range(3)]
+    frames[0].save(place / "ants" / "moves.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(place / "ants" / "pages.tif", save_all=True, append_images=frames[1:])
+    frames[1].save(place / "bees" / "named.jpg", "PNG")
+    frames[2].save(place / "bees" / "unnamed", "PNG")
+    found = inspected(place, home)
+    assert (found.with_frames, found.misnamed) == (("ants/moves.gif", "ants/pages.tif"), ("bees/named.jpg",))
+    remarks = "\n".join(found.remarks)
+    assert "2 files are animated or have pages, such as ants/moves.gif: the first is read." in remarks
+    assert "1 files are named as pictures of another kind, such as bees/named.jpg" in remarks
+    assert json.loads(found.to_json())["misnamed"] == ["bees/named.jpg"]
+
+
 def test_what_stands_on_several_sides_of_the_source_is_counted(folder: Folder, photo: Photo, home: HomePaths) -> None:
     place = folder("sided", **{"train/a": 8, "train/b": 8, "test/a": 4, "test/b": 4})
     for side in ("train", "test"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,15 +89,36 @@ def decode_picture(data: bytes, side_px: int | None = None) -> NDArray[np.uint8]
         raise UnreadablePictureError(f"cannot be decoded: {reason[:200]}") from error
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture file as they stand in its header, before it is turned upright.
+@dataclass(frozen=True)
+class Header:
+    """What stands in front of a picture file's pixels.
+
+    Attributes:
+        size: Width and height, before it is turned upright.
+        kind: ``JPEG``, ``PNG``...: see `FORMATS`.
+        num_frames: Pictures in it, of which the first is read.
+    """
+
+    size: tuple[int, int]
+    kind: str
+    num_frames: int
+
+    def is_named(self, name: str) -> bool:
+        """Whether a file of that name may be expected to be of this kind; without a known ending, of any."""
+        ending = name[name.rfind(".") :].lower()
+        named = Image.registered_extensions().get(ending, self.kind)
+        return named == self.kind or {named, self.kind} == {"JPEG", "MPO"}
+
+
+def header_of(data: bytes) -> Header:
+    """Reads a picture file's header.
 
     Raises:
         UnreadablePictureError: Not a picture, or far too large for one.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            return opened.size
+            return Header(opened.size, str(opened.format), getattr(opened, "n_frames", 1))
     except DAMAGE_ERRORS as error:
         raise UnreadablePictureError(f"cannot be opened: {type(error).__name__}") from error
 
