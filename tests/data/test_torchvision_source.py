@@ -23,6 +23,23 @@ from trainables.errors import InputError
 Folder = Callable[..., Path]
 
 
+class Patterns:
+    """Three pictures as a set of torchvision's, the second of them damaged."""
+
+    classes = ("plain", "striped")
+
+    def __init__(self, root: str, **_: object) -> None:
+        self.targets = [0, 1, 0]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        if number == 1:
+            raise SyntaxError("broken PNG file (chunk b'x')")
+        return Image.new("RGB", (8, 8), (number * 9, 0, 0)), self.targets[number]
+
+
 @pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
 def test_mnists_kind_of_files(below: str, tmp_path: Path) -> None:
     write_mnist(tmp_path / "set" / below, num_train=12, num_test=3)
@@ -161,15 +178,6 @@ def test_what_is_not_read_says_why() -> None:
 def test_other_pictures_under_the_same_labels_are_another_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
 
-    class Patterns:
-        classes = ("plain", "striped")
-
-        def __init__(self, root: str, **_: object) -> None:
-            self.targets = [0, 1, 0]
-
-        def __len__(self) -> int:
-            return len(self.targets)
-
     monkeypatch.setattr(torchvision.datasets, "DTD", Patterns)
     (tmp_path / "data.bin").write_bytes(b"1")
     source = open_source(f"torchvision:DTD:{tmp_path}")
@@ -181,20 +189,6 @@ def test_other_pictures_under_the_same_labels_are_another_set(tmp_path: Path, mo
 
 def test_what_torchvision_cannot_read_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
-
-    class Patterns:
-        classes = ("plain", "striped")
-
-        def __init__(self, root: str, **_: object) -> None:
-            self.targets = [0, 1, 0]
-
-        def __len__(self) -> int:
-            return len(self.targets)
-
-        def __getitem__(self, number: int) -> tuple[Image.Image, int]:
-            if number == 1:
-                raise SyntaxError("broken PNG file (chunk b'x')")
-            return Image.new("RGB", (8, 8), (number * 9, 0, 0)), self.targets[number]
 
     monkeypatch.setattr(torchvision.datasets, "DTD", Patterns)
     pictures = open_source(f"torchvision:DTD:{tmp_path}").pictures()
