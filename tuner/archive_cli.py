@@ -22,7 +22,7 @@ def export_sweep(
     from tuner.shared_home import pull_sweeps
 
     home = HomePaths.from_env()
-    pull_sweeps(home, name if name in home.sweep_names() else None)
+    pull_sweeps(home, name)
     size = write(home, name, file)
     typer.echo(f"{file}: sweep {name}, {size / 1e6:.1f} MB")
 

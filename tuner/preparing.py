@@ -115,19 +115,19 @@ class DealtData:
         return {side: self._count(self.sides == side) for side in SPLIT_NAMES}
 
     def has_labels(self) -> NDArray[np.bool_]:
-        """Which classes each picture has: [N, K]."""
-        names, separator = self.config.class_names, self.config.label_separator
-        if separator is None:
-            return self.labels[:, np.newaxis] == np.arange(len(names))
-        return members_of(self.table.class_names, names, separator)[self.labels]
+        """Which labels each picture has, where it may have several: [N, K]."""
+        separator = self.config.label_separator
+        assert separator is not None
+        return members_of(self.table.class_names, self.config.class_names, separator)[self.labels]
+
+    @cached_property
+    def _labels_to_count(self) -> NDArray[np.int64] | NDArray[np.bool_]:
+        """As `check_sides` takes them: [N], or [N, K] where pictures may have several labels."""
+        return self.labels if self.config.label_separator is None else self.has_labels()
 
     def has_label(self, label: int) -> NDArray[np.bool_]:
         """Which pictures have one class: [N]."""
-        return self.labels == label if self.config.label_separator is None else self._has_many[:, label]
-
-    @cached_property
-    def _has_many(self) -> NDArray[np.bool_]:
-        return self.has_labels()
+        return self.labels == label if self.config.label_separator is None else self._labels_to_count[:, label]
 
     def judged(self) -> list[dict[str, int]]:
         """Pictures by class of what a trial is judged by: the validation side, or each fold."""
@@ -143,8 +143,8 @@ class DealtData:
     def _count(self, are_asked: NDArray[np.bool_]) -> dict[str, int]:
         """Some pictures by class; one with several labels counts for each."""
         names = self.config.class_names
-        labels = self.labels if self.config.label_separator is None else self._has_many
-        return dict(zip(names, count_classes(labels[are_asked], len(names)).tolist(), strict=True))
+        counts = count_classes(self._labels_to_count[are_asked], len(names))
+        return dict(zip(names, counts.tolist(), strict=True))
 
     def sides_digest(self) -> str:
         """Names the side of each picture, in each fold, by its content and not by its name."""
@@ -184,7 +184,7 @@ class DealtData:
     def _check_dealing(self) -> None:
         config, given = self.config, self.table.sides[self.rows]
         if not config.folds:
-            labels = self.labels if config.label_separator is None else self._has_many
+            labels = self._labels_to_count
             check_sides(self.sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
             return
         groups = self.table.groups_of(self.rows, config.group_pattern)

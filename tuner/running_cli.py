@@ -52,5 +52,5 @@ def open_sweep(name: str, asker: str) -> tuple[HomePaths, SweepSpec]:
     from tuner.shared_home import pull_sweeps
 
     home = HomePaths.from_env()
-    pull_sweeps(home, name if name in home.sweep_names() else None)
+    pull_sweeps(home, name)
     return home, load_kept_spec(home.known_sweep(name, asker).spec)

@@ -61,8 +61,8 @@ def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = Fal
 
     Args:
         home: The home.
-        name: Of one sweep; None: of all.
-        goes_on: Whether it is to go on here: else what cannot be brought together is only warned of.
+        name: Of one sweep, where this machine knows it; None, or one that it does not know: of all.
+        goes_on: Whether that one is to go on here: else what cannot be brought together is only warned of.
 
     Raises:
         InputError: The storage cannot be read; or its records of a sweep that is to go on, and this machine's, have
@@ -71,11 +71,11 @@ def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = Fal
     if not home.is_shared:
         return
     with _reaching(home):
-        names = list_folder(home.uri_of(home.sweeps))[0] if name is None else [name]
+        names = [name] if name in home.sweep_names() else list_folder(home.uri_of(home.sweeps))[0]
     for each in names:
         paths = SweepPaths(home.sweeps / each)
         with _reaching(home), journal_at_rest(paths.journal) as is_at_rest:
-            standing = _compare(home, paths, is_thorough=goes_on) if is_at_rest else "not behind"
+            standing = _compare(home, paths, is_thorough=goes_on and each == name) if is_at_rest else "not behind"
             if standing == "behind":
                 _, files = list_folder(home.uri_of(paths.root))
                 for path in _in_order([paths.root / file for file in files], paths):
@@ -85,7 +85,7 @@ def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = Fal
                 f"sweep {each}: its records at {paths.root} and those below {home.root} have parted, since another "
                 "machine went on from an older copy; remove the folder here to go on from the others"
             )
-            if goes_on:
+            if goes_on and each == name:
                 raise InputError(f"resume: {text}")
             logger.warning(text)
 
