@@ -26,10 +26,11 @@ from search_spaces.loading import load_spec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from tuner.cluster import import_torch, start_ray
+from tuner.dealing import prepare_data
 from tuner.journal import read_records
 from tuner.material import Material
 from tuner.paths import HomePaths
-from tuner.preparing import build_cuts, prepare_data
+from tuner.preparing import build_cuts
 from tuner.pricing import Pricing
 from tuner.sweep import run_sweep
 

@@ -45,9 +45,9 @@ def inspect_command(
     from search_spaces.data_spec import DataSpec
     from search_spaces.loading import parse_spec
     from trainables.data.sources import as_source
+    from tuner.dealing import deal_data
     from tuner.inspecting import inspect_data
     from tuner.paths import HomePaths
-    from tuner.preparing import deal_data
     from tuner.progress import Progress
     from tuner.sheets import sheet_of_classes
 
@@ -84,9 +84,9 @@ def preview(
     out: Annotated[Path, typer.Option(help="Where the contact sheet goes, as PNG.")] = Path("augmentation.png"),
 ) -> None:
     """Writes a contact sheet of what the network will see: each policy of the spec, at each end of its magnitudes."""
+    from tuner.dealing import deal_data
     from tuner.given import load_or_fit
     from tuner.paths import HomePaths
-    from tuner.preparing import deal_data
     from tuner.progress import Progress
     from tuner.sheets import sheet_of_policies
 

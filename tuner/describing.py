@@ -10,9 +10,9 @@ from typing import Any
 from search_spaces.model_spec import BackboneChoice
 from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
+from tuner.dealing import PreparedData
 from tuner.figures import sentence
 from tuner.networks import Network
-from tuner.preparing import PreparedData
 from tuner.result import Champion, Standing
 from tuner.reuse import Reuse
 from tuner.spread import explanation

@@ -11,8 +11,9 @@ import numpy as np
 
 from search_spaces.fitting import DataFacts
 from trainables.data.decoding import decode_picture, header_of
+from trainables.data.limited_source import LimitedSource
 from trainables.data.picture import Picture
-from trainables.data.sources import LimitedSource, open_source
+from trainables.data.sources import open_source
 from trainables.errors import InputError
 
 _SAMPLE = 100

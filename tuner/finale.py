@@ -18,6 +18,7 @@ from trainables.config import TrialConfig
 from trainables.jobs import ScoreJob, TrainJob
 from trainables.storage import write_bytes
 from tuner.champion import baseline_config, best_epoch, seconds_of, totals_of
+from tuner.dealing import STORE_MARGIN, PreparedData
 from tuner.describing import lineage_tags
 from tuner.figures import bare
 from tuner.intervals import metric_intervals
@@ -27,7 +28,6 @@ from tuner.lanes import LaneError, LanePool
 from tuner.model_file import ModelCard, save_model
 from tuner.paths import HomePaths
 from tuner.picture import compose, draw
-from tuner.preparing import STORE_MARGIN, PreparedData
 from tuner.probe_picture import compose_probe, draw_probe
 from tuner.refitting import FIRST_REFIT, Model, is_refit, kept_model, refit
 from tuner.report import Confusion, write_confusion

@@ -16,8 +16,8 @@ from trainables.features.layout import ITEM_BYTES
 
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
+    from tuner.dealing import PreparedData
     from tuner.networks import Network
-    from tuner.preparing import PreparedData
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from trainables.backbones.graph import CutGraph
-    from tuner.preparing import PreparedData
+    from tuner.dealing import PreparedData
     from tuner.pricing import Pricing
 
 _MOST_ROWS = 8

@@ -13,9 +13,10 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import WeightsFile
 from tuner.choosing import settle_backbones
+from tuner.dealing import PreparedData, prepare_data
 from tuner.networks import Network, prepare_networks, space_over
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, check_batches, check_metric, prepare_data, settle_fit
+from tuner.preparing import check_batches, check_metric, settle_fit
 from tuner.progress import Progress
 
 

@@ -22,9 +22,10 @@ from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT, TrainJob
 from trainables.locks import mutex
 from trainables.storage import join, read_bytes, write_bytes
+from tuner.dealing import PreparedData, prepare_data
 from tuner.lanes import LanePool
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, kept_weights, prepare_data
+from tuner.preparing import kept_weights
 from tuner.registry import find_backbone
 
 _LOOK_EVERY_S = 5.0

@@ -16,8 +16,9 @@ from search_spaces.seeding import best_depth
 from trainables.config import BackboneConfig, ComputeConfig, FeatureSettings, TrialConfig
 from trainables.errors import InputError
 from trainables.jobs import DepthProbe, ProbeJob
+from tuner.dealing import PreparedData, prepare_data
 from tuner.paths import HomePaths
-from tuner.preparing import PreparedData, build_cuts, prepare_data, prepare_weights
+from tuner.preparing import build_cuts, prepare_weights
 from tuner.probing import as_depths
 
 _BUDGET_BYTES = 20 << 30

@@ -17,7 +17,7 @@ from trainables.config import POLICIES_WITH_MAGNITUDE, AugmentationConfig, Fit
 from trainables.data.fit import lost_by_crop
 from trainables.data.views import eval_view, view
 from tuner.contact_sheet import SheetRow, contact_sheet, tile
-from tuner.preparing import DealtData
+from tuner.dealing import DealtData
 
 _COLUMNS = 8
 _MOST_CLASSES = 200

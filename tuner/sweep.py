@@ -23,6 +23,7 @@ from trainables.errors import InputError
 from trainables.outages import StorageAwayError, may_pass
 from trainables.storage import make_durable, write_bytes
 from tuner.cluster import import_ray, import_torch, open_lanes
+from tuner.dealing import PreparedData
 from tuner.describing import data_summary, environment, summary
 from tuner.journal import Journal, Record, read_records, trials_of
 from tuner.lanes import LaneError, LanePool, LanesLostError
@@ -32,11 +33,7 @@ from tuner.networks import Network, base_trials
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
 from tuner.planning import Plan, plan_sweep
-from tuner.preparing import (
-    PreparedData,
-    check_quickly,
-    feature_settings,
-)
+from tuner.preparing import check_quickly, feature_settings
 from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
 from tuner.pricing import Pricing
 from tuner.progress import Progress, shown

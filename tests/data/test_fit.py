@@ -22,8 +22,9 @@ from trainables.data.views import crop_box, eval_view, view
 from trainables.errors import InputError
 from tuner.cli import app
 from tuner.contact_sheet import SheetRow, contact_sheet
+from tuner.dealing import prepare_data
 from tuner.paths import HomePaths
-from tuner.preparing import prepare_data, settle_fit
+from tuner.preparing import settle_fit
 
 Photo = Callable[..., Image.Image]
 FITS: tuple[Fit, ...] = get_args(Fit)

@@ -15,9 +15,9 @@ from search_spaces.data_spec import DataSpec
 from trainables.errors import InputError
 from tuner.cli import app
 from tuner.contact_sheet import SheetRow, contact_sheet
+from tuner.dealing import deal_data
 from tuner.inspecting import Inspection, difference_hash, inspect_data
 from tuner.paths import HomePaths
-from tuner.preparing import deal_data
 from tuner.sheets import sheet_of_classes
 
 Folder = Callable[..., Path]

@@ -17,8 +17,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from trainables.data import listed_sources, parquet_rows
+from trainables.data.limited_source import LimitedSource
 from trainables.data.packing import pack
-from trainables.data.sources import LimitedSource, open_source
+from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.errors import InputError, StorageError
 
