@@ -25,13 +25,13 @@ from measuring import conclude, median, parser, report, span
 from search_spaces.loading import load_spec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
-from tuner.cluster import import_torch, start_ray
-from tuner.dealing import prepare_data
-from tuner.journal import read_records
-from tuner.material import Material
+from tuner.cluster.ray_cluster import import_torch, start_ray
+from tuner.networks.material import Material
+from tuner.networks.preparing import build_cuts
+from tuner.networks.pricing import Pricing
 from tuner.paths import HomePaths
-from tuner.preparing import build_cuts
-from tuner.pricing import Pricing
+from tuner.pictures.dealing import prepare_data
+from tuner.records.journal import read_records
 from tuner.sweep import run_sweep
 
 BAR = 1.0

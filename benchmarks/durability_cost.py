@@ -30,7 +30,7 @@ from trainables.ranks import Ranks
 from trainables.storage import make_durable
 from trainables.watchdog import Watchdog
 from trainables.workbench import Workbench
-from tuner.journal import Journal
+from tuner.records.journal import Journal
 
 BAR = 0.02
 _EPOCHS_PER_TRIAL = 8

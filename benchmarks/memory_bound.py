@@ -84,8 +84,8 @@ def peak_mb() -> float:
 def pack_here(source: str, home: Path, size_px: int) -> dict[str, float]:
     """What a sweep does first: packs, deals the sides, checks them."""
     from search_spaces.data_spec import DataSpec
-    from tuner.dealing import prepare_data
     from tuner.paths import HomePaths
+    from tuner.pictures.dealing import prepare_data
 
     spec = DataSpec(source=source, image_size_px=size_px)
     before, cpu_before = time.perf_counter(), time.process_time()
@@ -108,8 +108,8 @@ def train_here(source: str, home: Path) -> dict[str, float]:
     from trainables.loop import TrialRun
     from trainables.ranks import Ranks
     from trainables.workbench import Workbench
-    from tuner.dealing import prepare_data
     from tuner.paths import HomePaths
+    from tuner.pictures.dealing import prepare_data
 
     spec = DataSpec(source=source, image_size_px=SEEN_PX)
     data = prepare_data(spec, HomePaths.at(home), lambda *_: None)

@@ -1,7 +1,7 @@
 """A spec for a set of pictures, chosen by rules that are said beside each choice.
 
 In: a few facts about the pictures and the machine. Out: YAML text of a sweep's spec, with the reason behind each field.
-Pure: who looks at pictures is `tuner.facts`.
+Pure: who looks at pictures is `tuner.pictures.facts`.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray on this machine for every test that needs one."""
     import ray
 
-    from tuner.cluster import start_ray
+    from tuner.cluster.ray_cluster import start_ray
 
     is_ours = start_ray()
     yield

@@ -30,17 +30,17 @@ from search_spaces.loading import dump_spec, read_spec, spec_schema
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from tuner.cluster import choose_shape
-from tuner.material import materials_of
-from tuner.networks import base_trials
+from tuner.cluster.ray_cluster import choose_shape
+from tuner.networks.material import materials_of
+from tuner.networks.network import base_trials
+from tuner.networks.planning import plan_sweep
+from tuner.networks.preparing import check_quickly, feature_settings
+from tuner.networks.pricing import Pricing
 from tuner.paths import HomePaths
-from tuner.planning import plan_sweep
-from tuner.preparing import check_quickly, feature_settings
-from tuner.pricing import Pricing
 from tuner.progress import Progress
-from tuner.scheduling import Surroundings, build_scheduler
-from tuner.search_phase import SearchPhase
-from tuner.searching import StudySearcher
+from tuner.search.scheduling import Surroundings, build_scheduler
+from tuner.search.search_phase import SearchPhase
+from tuner.search.searching import StudySearcher
 
 PLACE = "spec.yaml"
 MACHINE = {"CPU": 16.0, "GPU": 0.0}

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuner.journal import TrialRecord
 from tuner.paths import HomePaths
+from tuner.records.journal import TrialRecord
 
 # Few pictures, a network that trains in seconds, random weights.
 TINY_DATA = """

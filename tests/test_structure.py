@@ -13,6 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = {"trainables": set(), "search_spaces": {"trainables"}, "tuner": {"trainables", "search_spaces"}}
 
+ROOMS_OF_TUNER = (
+    *("records", "tracking", "models", "pictures", "cluster", "doctor"),
+    *("networks", "search", "report", "ending", "commands"),
+)
+"""Each stands on those before it alone, and on what lies beside them that a sweep and its parts share."""
+SHARED = ("paths", "outcomes", "notebook", "interrupts", "progress")
+
 
 def imports_of(path: Path) -> set[str]:
     found: set[str] = set()
@@ -31,6 +38,28 @@ def test_imports_point_one_way(room: str) -> None:
     for path in files:
         foreign = (imports_of(path) & set(ROOMS)) - ROOMS[room] - {room}
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def modules_of_tuner(path: Path) -> set[str]:
+    """What a file takes from `tuner`: a room, or a file beside the rooms."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return {node.module.split(".")[1] for node in nodes if (node.module or "").startswith("tuner.")}
+
+
+@pytest.mark.parametrize("room", ROOMS_OF_TUNER)
+def test_a_room_stands_on_those_below_it(room: str) -> None:
+    below = {*ROOMS_OF_TUNER[: ROOMS_OF_TUNER.index(room) + 1], *SHARED}
+    if room == "commands":
+        below.add("sweep")
+    files = list((ROOT / "tuner" / room).glob("*.py"))
+    assert files
+    for path in files:
+        above = modules_of_tuner(path) - below
+        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+
+
+def test_every_folder_of_tuner_is_a_room() -> None:
+    assert {path.parent.name for path in (ROOT / "tuner").glob("*/__init__.py")} == set(ROOMS_OF_TUNER)
 
 
 def test_workers_know_neither_mlflow_nor_optuna_nor_the_command_line() -> None:
@@ -57,7 +86,10 @@ def modules_after(statement: str) -> set[str]:
         ("import trainables.trial", {"torch", "mlflow", "optuna"}),
         ("import trainables.switchboard", {"torch", "ray", "mlflow", "optuna", "pandas"}),
         ("import tuner", {"torch", "ray", "mlflow", "optuna", "pandas"}),
-        ("import tuner.preparing, tuner.tracking, tuner.lanes, tuner.pretraining", {"torch", "mlflow", "optuna"}),
+        (
+            "import tuner.networks.preparing, tuner.tracking.runs, tuner.cluster.lanes, tuner.networks.pretraining",
+            {"torch", "mlflow", "optuna"},
+        ),
     ],
 )
 def test_heavy_packages_stay_out(statement: str, forbidden: set[str]) -> None:

@@ -232,5 +232,5 @@ class TrialConfig(Settings):
         )
 
     def refit(self) -> TrialConfig:
-        """The same once, on every picture that is not tested; see `tuner.refitting`."""
+        """The same once, on every picture that is not tested; see `tuner.ending.refitting`."""
         return self.model_copy(update={"data": self.data.model_copy(update={"fold": "all"}), "repeats": 1})

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from search_spaces.loading import load_spec
     from search_spaces.spec import SweepSpec
     from tuner.progress import Progress
-    from tuner.result import SweepResult
+    from tuner.report.result import SweepResult
     from tuner.sweep import resume_sweep, run_sweep
 
 __all__ = ["Progress", "SweepResult", "SweepSpec", "load_spec", "resume_sweep", "run_sweep"]
 _PLACES = {
     "Progress": "tuner.progress",
-    "SweepResult": "tuner.result",
+    "SweepResult": "tuner.report.result",
     "SweepSpec": "search_spaces.spec",
     "load_spec": "search_spaces.loading",
     "resume_sweep": "tuner.sweep",

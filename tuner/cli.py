@@ -12,14 +12,14 @@ import typer
 from typer.core import TyperGroup
 
 from trainables.errors import InputError
-from tuner import completing
-from tuner.archive_cli import export_sweep, import_sweep
-from tuner.backbones_cli import backbones
-from tuner.cache_cli import cache_app
-from tuner.data_cli import LABEL_SEPARATOR, LABELS, augment_app, data_app, separator_of
-from tuner.doctor_cli import doctor
-from tuner.rank_cli import rank
-from tuner.trial_cli import best, show, train
+from tuner.commands import completing
+from tuner.commands.archive import export_sweep, import_sweep
+from tuner.commands.backbones import backbones
+from tuner.commands.cache import cache_app
+from tuner.commands.data import LABEL_SEPARATOR, LABELS, augment_app, data_app, separator_of
+from tuner.commands.doctor import doctor
+from tuner.commands.rank import rank
+from tuner.commands.trial import best, show, train
 
 if TYPE_CHECKING:
     from search_spaces.spec import SweepSpec
@@ -94,13 +94,13 @@ def sweep(
     new: Annotated[bool, typer.Option("--new", help="Where the name is in use, take the next free one.")] = False,
 ) -> None:
     """Searches, trains, tests and registers the best classifier for a folder of pictures."""
-    from tuner.given import load_or_fit
+    from tuner.commands.given import load_or_fit
 
     loaded = load_or_fit(spec, overrides or [])
     if dry_run:
         _show_plan(loaded)
         return
-    from tuner.running_cli import run_and_show
+    from tuner.commands.running import run_and_show
 
     run_and_show(loaded, new=new)
 
@@ -116,9 +116,9 @@ def resume(
     overrides: Overrides = None,
 ) -> None:
     """Goes on with a sweep that was interrupted, or makes a finished one longer (--set search.num_trials=40)."""
-    from tuner.output import show_result
+    from tuner.commands.running import output_console
     from tuner.progress import Progress
-    from tuner.running_cli import output_console
+    from tuner.report.output import show_result
     from tuner.sweep import resume_sweep
 
     with Progress() as progress:
@@ -136,12 +136,13 @@ def trials(
     format_: FormatName = "table",
 ) -> None:
     """Lists a sweep's trials, the best first."""
-    from tuner.output import build_trials_table, clean_rows, named_format, write_rows
-    from tuner.result import read_result, trials_frame
-    from tuner.running_cli import open_sweep, output_console
+    from tuner.commands.running import open_sweep, output_console
+    from tuner.records.journal import read_trials
+    from tuner.records.trial_rows import trials_frame
+    from tuner.report.output import build_trials_table, clean_rows, named_format, write_rows
 
     home, spec = open_sweep(name, "trials")
-    _, records = read_result(home, name)
+    records = read_trials(home.sweep(name).journal)
     rows = clean_rows(trials_frame(records, spec.metric, spec.mode))
     if named_format(format_) == "table":
         output_console().print(build_trials_table(rows, spec.metric))
@@ -157,18 +158,18 @@ def predict(
     format_: FormatName = "table",
 ) -> None:
     """Says what pictures show, by a registered model."""
-    from tuner.output import named_format, write_rows
+    from tuner.models.predicting import find_pictures, predict
+    from tuner.models.registry import resolve_model
     from tuner.paths import HomePaths
-    from tuner.predicting import find_pictures, predict
-    from tuner.registry import resolve_model
+    from tuner.report.output import named_format, write_rows
 
     wanted = named_format(format_)
     pictures = find_pictures(place)
     home = HomePaths.from_env()
     tracking_uri = home.tracking_uri()
     uri = resolve_model(model, home, tracking_uri)
-    from tuner.model_file import Classifier
-    from tuner.running_cli import output_console
+    from tuner.commands.running import output_console
+    from tuner.models.model_file import Classifier
 
     classifier = Classifier.load(uri, tracking_uri)
     predictions = list(predict(classifier, pictures, top_k))
@@ -186,7 +187,7 @@ def predict(
 def pretrain(spec: SpecFile, overrides: Overrides = None) -> None:
     """Trains a backbone on a source data set and registers it, for sweeps to start from."""
     from search_spaces.loading import load_pretrain_spec
-    from tuner.pretrain_run import run_pretrain
+    from tuner.networks.pretrain_run import run_pretrain
     from tuner.progress import Progress
 
     with Progress() as progress:
@@ -201,8 +202,8 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback.")] = 5000,
 ) -> None:
     """Opens MLflow's web page of all sweeps, on loopback."""
-    from tuner.access import without_password
     from tuner.paths import HomePaths, sqlite_file
+    from tuner.tracking.access import without_password
 
     home = HomePaths.from_env()
     uri = home.tracking_uri()
@@ -247,7 +248,7 @@ def spec_new(
 ) -> None:
     """Writes a spec that is fitted to a set of pictures, with the reason for each choice."""
     from search_spaces.fitting import spec_text
-    from tuner.facts import facts_of
+    from tuner.pictures.facts import facts_of
 
     text = spec_text(facts_of(source, separator_of(labels, label_separator)))
     if out is None:
@@ -284,7 +285,7 @@ def main() -> None:
         _complain(f"{error.filename}: {error.strerror}", 2)
     except RuntimeError as error:
         from trainables.outages import StorageAwayError
-        from tuner.lanes import LaneError, LanesLostError
+        from tuner.cluster.lanes import LaneError, LanesLostError
         from tuner.outcomes import SweepFailedError
 
         if not isinstance(error, SweepFailedError | LaneError | LanesLostError | StorageAwayError):
@@ -300,14 +301,14 @@ def _complain(message: str, code: int) -> NoReturn:
 def _show_plan(spec: SweepSpec) -> None:
     from search_spaces.listing import trials_in_all
     from search_spaces.loading import dump_spec
-    from tuner.material import materials_of
-    from tuner.output import show_plan
+    from tuner.commands.running import output_console
+    from tuner.networks.material import materials_of
+    from tuner.networks.planning import plan_sweep
+    from tuner.networks.preparing import check_quickly
+    from tuner.networks.pricing import Pricing
     from tuner.paths import HomePaths
-    from tuner.planning import plan_sweep
-    from tuner.preparing import check_quickly
-    from tuner.pricing import Pricing
     from tuner.progress import Progress
-    from tuner.running_cli import output_console
+    from tuner.report.output import show_plan
 
     home = HomePaths.from_env()
     check_quickly(spec, home)

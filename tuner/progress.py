@@ -18,9 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tuner.journal import Record
 from tuner.notebook import CellPanel, is_notebook
-from tuner.spending import Spending
+from tuner.records.journal import Record
+from tuner.records.spending import Spending
 
 
 @dataclass

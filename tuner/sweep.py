@@ -22,27 +22,27 @@ from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.outages import StorageAwayError, may_pass
 from trainables.storage import make_durable, write_bytes
-from tuner.cluster import import_ray, import_torch, open_lanes
-from tuner.dealing import PreparedData
-from tuner.describing import data_summary, environment, summary
-from tuner.journal import Journal, Record, read_records, trials_of
-from tuner.lanes import LaneError, LanePool, LanesLostError
-from tuner.material import materials_of
-from tuner.measuring import settle_compute
-from tuner.networks import Network, base_trials
+from tuner.cluster.lanes import LaneError, LanePool, LanesLostError
+from tuner.cluster.ray_cluster import import_ray, import_torch, open_lanes
+from tuner.ending.describing import data_summary, environment, summary
+from tuner.ending.settling import owes_anything, settle
+from tuner.networks.material import materials_of
+from tuner.networks.measuring import settle_compute
+from tuner.networks.network import Network, base_trials
+from tuner.networks.planning import Plan, plan_sweep
+from tuner.networks.preparing import check_quickly, feature_settings
+from tuner.networks.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
+from tuner.networks.pricing import Pricing
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
-from tuner.planning import Plan, plan_sweep
-from tuner.preparing import check_quickly, feature_settings
-from tuner.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
-from tuner.pricing import Pricing
+from tuner.pictures.dealing import PreparedData
 from tuner.progress import Progress, shown
-from tuner.result import Champion, Standing, SweepResult
-from tuner.resuming import Left, describe_left, find_left, is_finished
-from tuner.reuse import Reuse, bytes_held, reuse_of
-from tuner.settling import owes_anything, settle
-from tuner.shared_home import SweepTwin, pull_sweeps
-from tuner.tracking import PATIENCE_S, Tracking
+from tuner.records.journal import Journal, Record, read_records, trials_of
+from tuner.records.resuming import Left, describe_left, find_left, is_finished
+from tuner.records.reuse import Reuse, bytes_held, reuse_of
+from tuner.records.shared_home import SweepTwin, pull_sweeps
+from tuner.report.result import Champion, Standing, SweepResult
+from tuner.tracking.runs import PATIENCE_S, Tracking
 
 
 def run_sweep(
@@ -330,8 +330,8 @@ class _Sweep:
         self, space: SearchSpace, pricing: Pricing, bases: dict[str, TrialConfig], pool: LanePool
     ) -> str | None:
         """Runs the trials that are left; why the sweep was interrupted, None when it was not."""
-        from tuner.probing import run_probe_phase
-        from tuner.search_phase import SearchPhase  # and Ray Tune: before the probe waits for a lane, not after
+        from tuner.networks.probing import run_probe_phase
+        from tuner.search.search_phase import SearchPhase  # and Ray Tune: before the probe waits for a lane, not after
 
         points = run_probe_phase(self.spec, space, bases, pool, self.paths, record=self.record, progress=self.progress)
         phase = SearchPhase(
@@ -370,8 +370,8 @@ class _Sweep:
     def _finish(
         self, space: SearchSpace, bases: dict[str, TrialConfig], data: PreparedData, pool: LanePool
     ) -> SweepResult:
-        from tuner.end_phase import EndPhase
-        from tuner.finale import Closing
+        from tuner.ending.end_phase import EndPhase
+        from tuner.ending.finale import Closing
 
         self.tracking.start()
         closing = Closing(self.spec, self.home, data, pool, self.record, self.progress.phase, self.progress.counted)

@@ -11,8 +11,8 @@ import yaml
 
 from search_spaces.spec import BudgetSpec
 from trainables.errors import InputError
-from tuner.capacity import find_capacity, potential_machines
-from tuner.cluster import choose_shape
+from tuner.cluster.capacity import find_capacity, potential_machines
+from tuner.cluster.ray_cluster import choose_shape
 
 HEAD, GPU = {"CPU": 1.0, "GPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}
 SETTINGS: dict[str, Any] = {

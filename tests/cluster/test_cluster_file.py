@@ -12,8 +12,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from search_spaces.spec import BudgetSpec
-from tuner.capacity import potential_machines
-from tuner.cluster import choose_shape
+from tuner.cluster.capacity import potential_machines
+from tuner.cluster.ray_cluster import choose_shape
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ from heads import ROOT, RayHead, free_port, running_head
 from ray._private.runtime_env.packaging import create_package
 from ray.util import get_node_ip_address
 
-from tuner.journal import read_trials
+from tuner.records.journal import read_trials
 
 TINY = ["search.num_trials=2", "budget.epochs=2", "budget.concurrency=1", "model.weights=none", "baselines=[]"]
 JOB_TIMEOUT_S = 400

@@ -24,11 +24,11 @@ from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
 from trainables.storage import join, read_bytes, write_bytes
 from trainables.workbench import Workbench
-from tuner.dealing import prepare_data
-from tuner.journal import Journal, read_records
+from tuner.networks.preparing import prepare_weights
 from tuner.paths import HomePaths
-from tuner.preparing import prepare_weights
-from tuner.shared_home import SweepTwin, check_home, pull_sweeps
+from tuner.pictures.dealing import prepare_data
+from tuner.records.journal import Journal, read_records
+from tuner.records.shared_home import SweepTwin, check_home, pull_sweeps
 from tuner.sweep import run_sweep
 
 

@@ -21,10 +21,10 @@ from trainables.data.fit import PAD_COLOUR, choose_fit, fitted_size, lost_by_cro
 from trainables.data.views import crop_box, eval_view, view
 from trainables.errors import InputError
 from tuner.cli import app
-from tuner.contact_sheet import SheetRow, contact_sheet
-from tuner.dealing import prepare_data
+from tuner.networks.preparing import settle_fit
 from tuner.paths import HomePaths
-from tuner.preparing import settle_fit
+from tuner.pictures.contact_sheet import SheetRow, contact_sheet
+from tuner.pictures.dealing import prepare_data
 
 Photo = Callable[..., Image.Image]
 FITS: tuple[Fit, ...] = get_args(Fit)

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from search_spaces.data_spec import DataSpec
 from trainables.errors import InputError
 from tuner.cli import app
-from tuner.contact_sheet import SheetRow, contact_sheet
-from tuner.dealing import deal_data
-from tuner.inspecting import Inspection, difference_hash, inspect_data
 from tuner.paths import HomePaths
-from tuner.sheets import sheet_of_classes
+from tuner.pictures.contact_sheet import SheetRow, contact_sheet
+from tuner.pictures.dealing import deal_data
+from tuner.pictures.inspecting import Inspection, difference_hash, inspect_data
+from tuner.pictures.sheets import sheet_of_classes
 
 Folder = Callable[..., Path]
 Photo = Callable[..., Image.Image]
@@ -172,7 +172,7 @@ def test_a_list_without_any_label_is_refused_and_no_crash(photo: Photo, tmp_path
 def test_a_sheet_of_very_many_classes_shows_the_first(
     folder: Folder, home: HomePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.sheets._MOST_CLASSES", 2)
+    monkeypatch.setattr("tuner.pictures.sheets._MOST_CLASSES", 2)
     spec = DataSpec.model_validate({"source": f"folder:{folder(a=6, b=6, c=6, d=6)}", "image_size_px": 16})
     sheet = sheet_of_classes(deal_data(spec, home, lambda *_: None))
     assert sheet.height == contact_sheet([SheetRow("", [np.zeros((4, 4, 3), np.uint8)])] * 3).height

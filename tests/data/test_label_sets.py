@@ -15,8 +15,8 @@ from search_spaces.spec import DataSpec
 from trainables.data.label_sets import members_of, names_in, set_name
 from trainables.data.sources import open_source
 from trainables.errors import InputError
-from tuner.dealing import deal_data, prepare_data
 from tuner.paths import HomePaths
+from tuner.pictures.dealing import deal_data, prepare_data
 
 SETS = ["crack|rust", " rust | crack ", "", "rust", "crack", "scratch|rust", "rust|rust", "scratch"]
 

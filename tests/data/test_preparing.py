@@ -15,9 +15,9 @@ from search_spaces.loading import parse_spec
 from search_spaces.spec import SweepSpec
 from trainables.backbones.families import build_model
 from trainables.errors import InputError
-from tuner.dealing import prepare_data
+from tuner.networks.preparing import check_metric, kept_weights
 from tuner.paths import HomePaths
-from tuner.preparing import check_metric, kept_weights
+from tuner.pictures.dealing import prepare_data
 
 Folder = Callable[..., Path]
 

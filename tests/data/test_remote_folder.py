@@ -23,8 +23,8 @@ from trainables.data.packing import pack
 from trainables.data.sources import as_source, open_source
 from trainables.data.table import ImageTable
 from trainables.errors import InputError, StorageError
-from tuner.dealing import prepare_data
 from tuner.paths import HomePaths
+from tuner.pictures.dealing import prepare_data
 
 Folder = Callable[..., Path]
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from running_thaw import TINY_DATA, numbers_of, start_thaw
 
-from tuner.journal import Record, TrialRecord, read_records, read_trials
 from tuner.paths import HomePaths
+from tuner.records.journal import Record, TrialRecord, read_records, read_trials
 
 PLANTED = Path(__file__).parent / "planted"
 NAME = "faulty"
@@ -167,7 +167,7 @@ class Sweep:
         assert sorted(title[:60] for title in self.processes().values()) == []
         left = [path for pattern in (".*.tmp", "*.partial", "*.lease") for path in self.home.local.rglob(pattern)]
         assert left == [], left
-        from tuner.journal import Journal
+        from tuner.records.journal import Journal
 
         Journal.open(self.paths.journal).close()
 

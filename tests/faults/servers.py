@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from heads import free_port
 
-from tuner.journal import TrialRecord
+from tuner.records.journal import TrialRecord
 
 START_TIMEOUT_S = 90
 SLOW_S = 5.0

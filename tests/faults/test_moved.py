@@ -12,8 +12,8 @@ from faults_support import NAME, Sweep
 from running_thaw import numbers_of, start_thaw
 from servers import Server, reported, rows, told
 
-from tuner.journal import read_trials
 from tuner.paths import HomePaths
+from tuner.records.journal import read_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 

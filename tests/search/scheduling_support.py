@@ -15,8 +15,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from trainables.trial import EPOCH
-from tuner.journal import Record, trials_of
-from tuner.searching import NUMBER
+from tuner.records.journal import Record, trials_of
+from tuner.search.searching import NUMBER
 
 METRIC = "val/accuracy"
 

@@ -19,11 +19,11 @@ from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.trial import EPOCH, OUTCOME
-from tuner.halving import ResumableASHA
-from tuner.journal import TrialRecord
-from tuner.material import Material
-from tuner.pricing import Pricing
-from tuner.searching import NUMBER, StudySearcher
+from tuner.networks.material import Material
+from tuner.networks.pricing import Pricing
+from tuner.records.journal import TrialRecord
+from tuner.search.halving import ResumableASHA
+from tuner.search.searching import NUMBER, StudySearcher
 
 METRIC = "val/accuracy"
 EPOCHS = 8

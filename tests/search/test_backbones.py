@@ -19,9 +19,9 @@ from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.errors import InputError
-from tuner.material import Material
-from tuner.networks import space_over
-from tuner.pricing import Looked, Pricing
+from tuner.networks.material import Material
+from tuner.networks.network import space_over
+from tuner.networks.pricing import Looked, Pricing
 
 SHAPES = {
     "deep": BackboneShape(6),

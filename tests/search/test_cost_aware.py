@@ -10,8 +10,8 @@ import pytest
 
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
-from tuner.cost_aware import Cooling, CostAwareTPE
-from tuner.sampling import BestEpochTPE
+from tuner.search.cost_aware import Cooling, CostAwareTPE
+from tuner.search.sampling import BestEpochTPE
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

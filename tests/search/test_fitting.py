@@ -18,8 +18,8 @@ from search_spaces.fitting import DataFacts, choose, name_for, spec_text
 from search_spaces.loading import load_spec, read_spec
 from trainables.errors import InputError
 from tuner.cli import app
-from tuner.facts import facts_of
-from tuner.given import load_or_fit
+from tuner.commands.given import load_or_fit
+from tuner.pictures.facts import facts_of
 
 FACTS: dict[str, Any] = {
     "source": "folder:/data/parts", "class_counts": {"bad": 40, "good": 400}, "has_sides": False,

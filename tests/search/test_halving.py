@@ -8,9 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from trainables.trial import EPOCH
-from tuner.halving import ResumableASHA
-from tuner.journal import TrialRecord
-from tuner.searching import NUMBER
+from tuner.records.journal import TrialRecord
+from tuner.search.halving import ResumableASHA
+from tuner.search.searching import NUMBER
 
 METRIC = "val/accuracy"
 HEAD_ONLY = 6

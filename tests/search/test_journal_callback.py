@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from trainables.trial import EPOCH, OUTCOME, REASON
-from tuner.patience import Patience
-from tuner.searching import NUMBER
-from tuner.spending import Spending
-from tuner.tuning import JournalCallback, StopSwitch, _SwitchStopper
+from tuner.records.spending import Spending
+from tuner.search.patience import Patience
+from tuner.search.searching import NUMBER
+from tuner.search.tuning import JournalCallback, StopSwitch, _SwitchStopper
 
 AWAY = "ray.exceptions.RayTaskError(StorageAwayError): ...\ntrainables.outages.StorageAwayError: no room; make room\n"
 

@@ -15,7 +15,7 @@ from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
-from tuner.searching import NUMBER
+from tuner.search.searching import NUMBER
 
 LISTED = {
     "freeze_depth": [0, 3, "all"],

@@ -15,8 +15,8 @@ from search_spaces.spec import SweepSpec
 from trainables.config import ComputeConfig
 from trainables.errors import InputError
 from trainables.jobs import Timing
-from tuner.lanes import LaneError
-from tuner.measuring import batch_class, choose, measure_job, pinned, reasons, settle_compute
+from tuner.cluster.lanes import LaneError
+from tuner.networks.measuring import batch_class, choose, measure_job, pinned, reasons, settle_compute
 from tuner.paths import HomePaths
 
 AUTO = {"precision": "auto", "prefix_precision": "auto", "channels_last": "auto"}

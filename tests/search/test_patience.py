@@ -7,8 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.journal import TrialRecord
-from tuner.patience import Patience
+from tuner.records.journal import TrialRecord
+from tuner.search.patience import Patience
 
 METRIC = "val/accuracy"
 

@@ -16,11 +16,11 @@ from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.trial import EPOCH
-from tuner.journal import Ancestor, trials_of
-from tuner.members import Move
-from tuner.population import ResumablePBT
-from tuner.projection import plan
-from tuner.scheduling import build_scheduler
+from tuner.records.journal import Ancestor, trials_of
+from tuner.search.members import Move
+from tuner.search.population import ResumablePBT
+from tuner.search.scheduling import build_scheduler
+from tuner.tracking.projection import plan
 
 HEAD_ONLY = 6
 LRS = Dimension(low=1e-4, high=1e-1, log=True)

@@ -8,8 +8,8 @@ import pytest
 from ray.tune.search import Searcher
 from searching_support import EPOCHS, NUM_TRIALS, PRICING, Loop, told
 
-from tuner.cost_aware import Cooling
-from tuner.searching import COST
+from tuner.search.cost_aware import Cooling
+from tuner.search.searching import COST
 
 OPTIONS = {
     "first_points": [{"freeze_depth": 0, "lr": 0.001}, {"freeze_depth": 5}],

@@ -12,8 +12,8 @@ from search_spaces.loading import parse_spec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from search_spaces.storing import worth_storing_now
-from tuner.material import Material
-from tuner.pricing import Looked, Pricing
+from tuner.networks.material import Material
+from tuner.networks.pricing import Looked, Pricing
 
 # Four stages of 10 MFLOP: a first cut that is large for what it saves, and smaller ones behind it.
 MATERIAL = Material((10**7,) * 4, 10**3, (10**6, 10**4, 10**4, 10**3), num_train=100, num_val=20)

@@ -11,8 +11,8 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuner.evolving import BestEpochCmaEs
-from tuner.sampling import BestEpochGP, BestEpochTPE, num_good
+from tuner.search.evolving import BestEpochCmaEs
+from tuner.search.sampling import BestEpochGP, BestEpochTPE, num_good
 
 X = {"x": FloatDistribution(0.0, 1.0)}
 XY = {**X, "y": FloatDistribution(1e-3, 1.0, log=True)}

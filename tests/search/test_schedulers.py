@@ -18,10 +18,10 @@ from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.trial import EPOCH, OUTCOME
-from tuner.hyperband import HYPERBAND_STOPPED, ResumableHyperBand
-from tuner.median import ResumableMedian
-from tuner.scheduling import STOP_REASONS, build_scheduler
-from tuner.searching import NUMBER
+from tuner.search.hyperband import HYPERBAND_STOPPED, ResumableHyperBand
+from tuner.search.median import ResumableMedian
+from tuner.search.scheduling import STOP_REASONS, build_scheduler
+from tuner.search.searching import NUMBER
 
 HEAD_ONLY = 6
 

@@ -10,7 +10,7 @@ import pytest
 from search_spaces.advice import rules_of_thumb
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
-from tuner.startup import num_startup_trials, seed_of, startup_points
+from tuner.search.startup import num_startup_trials, seed_of, startup_points
 
 SPACE = SearchSpace(SearchSpec(), num_stages=6)
 RULES = rules_of_thumb(SPACE)

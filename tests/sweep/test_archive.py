@@ -13,9 +13,9 @@ import pytest
 from search_spaces.loading import dump_spec, load_spec
 from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT
-from tuner.archive import export_sweep, import_sweep
-from tuner.journal import Journal, read_records, read_trials
 from tuner.paths import HomePaths
+from tuner.records.archive import export_sweep, import_sweep
+from tuner.records.journal import Journal, read_records, read_trials
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
-from tuner.champion import baseline_config, best_epoch, choose_champion, seconds_of, why_none
-from tuner.finale import shift_of
-from tuner.journal import TrialRecord
-from tuner.refitting import is_refit, kept_model
-from tuner.spread import explanation, standard_error, with_errors
+from tuner.ending.finale import shift_of
+from tuner.ending.refitting import is_refit, kept_model
+from tuner.records.champion import baseline_config, best_epoch, choose_champion, seconds_of, why_none
+from tuner.records.journal import TrialRecord
+from tuner.report.spread import explanation, standard_error, with_errors
 
 
 def record(number: int, accuracies: list[float], outcome: str | None = "completed", loss: float = 1.0) -> TrialRecord:

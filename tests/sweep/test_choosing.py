@@ -17,8 +17,8 @@ from trainables import latency
 from trainables.backbones.families import backbone_names
 from trainables.backbones.published import Published, all_published, published
 from trainables.errors import InputError
-from tuner import choosing, preparing
-from tuner.choosing import settle_backbones
+from tuner.networks import choosing, preparing
+from tuner.networks.choosing import settle_backbones
 from tuner.paths import HomePaths
 
 

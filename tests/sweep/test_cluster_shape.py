@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces.spec import BudgetSpec
 from trainables.errors import InputError
-from tuner.cluster import choose_shape, start_ray
+from tuner.cluster.ray_cluster import choose_shape, start_ray
 from tuner.outcomes import SweepFailedError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner import completing
+from tuner.commands import completing
 
 
 def offered(words: str, folder: Path) -> list[str]:

@@ -12,10 +12,10 @@ from running_thaw import TINY_DATA, numbers_of, run_sweep_to_its_end, start_thaw
 from test_end_to_end import await_epochs
 
 from search_spaces.loading import load_spec
-from tuner.journal import champion_record, read_records, read_trials
+from tuner.ending.refitting import FIRST_REFIT
 from tuner.paths import HomePaths
-from tuner.refitting import FIRST_REFIT
-from tuner.spread import standard_error
+from tuner.records.journal import champion_record, read_records, read_trials
+from tuner.report.spread import standard_error
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 

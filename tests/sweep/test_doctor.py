@@ -21,12 +21,12 @@ from search_spaces.loading import dump_spec, load_spec
 from trainables.checkpoint import Checkpoint, save_checkpoint
 from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
-from tuner import doctor, leaks
-from tuner.checkup import check_leftovers, check_sweep, check_sweeps, check_weights
 from tuner.cli import app
-from tuner.doctor import Finding, check_disk, check_installation, check_mlflow, check_ray
-from tuner.journal import Journal
+from tuner.doctor import installation, leaks
+from tuner.doctor.homes import check_leftovers, check_sweep, check_sweeps, check_weights
+from tuner.doctor.installation import Finding, check_disk, check_installation, check_mlflow, check_ray
 from tuner.paths import HomePaths
+from tuner.records.journal import Journal
 
 LONG_AGO = time.time() - 3600
 
@@ -114,7 +114,7 @@ def test_an_address_must_answer_and_wants_a_token(tmp_path: Path) -> None:
 
 
 def test_a_database_is_checked_for_damage_and_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(installation, "_PATIENCE_S", 0.1)
     database = tmp_path / "mlflow.db"
     uri = f"sqlite:///{database}"
     assert levels(check_mlflow(uri)) == ["ok"]
@@ -163,10 +163,10 @@ def test_a_server_must_answer_with_our_version(version: str | None, level: str) 
 
 def test_room_and_permission_to_write(home: HomePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "error" not in levels(check_disk(home))
-    usage = doctor.shutil.disk_usage(home.local)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1 << 30))
+    usage = installation.shutil.disk_usage(home.local)
+    monkeypatch.setattr(installation.shutil, "disk_usage", lambda _: usage._replace(free=1 << 30))
     assert levels(check_disk(home))[:3] == ["warning"] * 3
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    monkeypatch.setattr(installation.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
     assert levels(check_disk(home))[:3] == ["error"] * 3
     assert not list(home.local.iterdir()), "the attempt leaves nothing"
 

@@ -15,8 +15,8 @@ import pytest
 from running_thaw import numbers_of, run_sweep_to_its_end, start_thaw
 
 from search_spaces.loading import load_spec
-from tuner.journal import read_records, read_trials
 from tuner.paths import HomePaths
+from tuner.records.journal import read_records, read_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -54,7 +54,7 @@ def test_a_sweep_ends_with_a_tested_and_registered_champion(whole: tuple[HomePat
 
 
 def test_mlflow_holds_the_sweep_and_its_model(whole: tuple[HomePaths, str, str]) -> None:
-    from tuner.mlflow_client import open_client
+    from tuner.tracking.mlflow_client import open_client
 
     home, _, _ = whole
     client = open_client(home.tracking_uri(None, {}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from running_thaw import TINY_DATA, numbers_of, run_sweep_to_its_end, start_thaw
 
-from tuner.journal import read_records, read_trials
+from tuner.records.journal import read_records, read_trials
 
 pytestmark = [pytest.mark.gpu, pytest.mark.ray, pytest.mark.slow]
 

@@ -9,8 +9,8 @@ import torch
 
 from trainables.checkpoint import Checkpoint, is_whole, save_checkpoint
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
-from tuner.journal import TrialRecord
-from tuner.keeping import Keeper
+from tuner.records.journal import TrialRecord
+from tuner.search.keeping import Keeper
 
 
 def ended(number: int, accuracy: float | None, outcome: str = "completed") -> TrialRecord:

@@ -18,11 +18,11 @@ from trainables.config import DataConfig
 from trainables.data.fit import FitChoice
 from trainables.data.packing import PackReport
 from trainables.errors import InputError
-from tuner.dealing import PreparedData
-from tuner.journal import champion_record, read_records, read_trials
-from tuner.networks import Network, space_over
+from tuner.networks.network import Network, space_over
+from tuner.networks.preparing import build_cuts, check_metric
 from tuner.paths import HomePaths
-from tuner.preparing import build_cuts, check_metric
+from tuner.pictures.dealing import PreparedData
+from tuner.records.journal import champion_record, read_records, read_trials
 
 SPEC = """
 version: 1

@@ -11,9 +11,9 @@ from PIL import Image
 from running_thaw import start_thaw
 from sklearn.datasets import load_digits
 
-from tuner.journal import champion_record, read_records, read_trials
-from tuner.model_file import load_card
+from tuner.models.model_file import load_card
 from tuner.paths import HomePaths
+from tuner.records.journal import champion_record, read_records, read_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 SHORT = ("search.num_trials=2", "search.probe=off", "search.head_init=random", "budget.epochs=3", "baselines=[]")

@@ -127,7 +127,7 @@ def test_weights_that_do_not_fit_or_hold_code(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_name_in_use_is_refused_and_new_takes_the_next(run: Run, tmp_path: Path) -> None:
-    from tuner.journal import Journal
+    from tuner.records.journal import Journal
     from tuner.sweep import free_name
 
     home = HomePaths.at(tmp_path / "home")

@@ -13,7 +13,7 @@ from mistakes_page import DISK_FULL, LOCKED, READ_ONLY, row
 from PIL import Image
 
 from trainables.errors import InputError
-from tuner.access import check_access, without_password
+from tuner.tracking.access import check_access, without_password
 
 PAGE = (Path(__file__).parents[2] / "docs" / "mistakes.md").read_text(encoding="utf-8")
 Disk = Callable[[Path, str], None]

@@ -23,9 +23,9 @@ with shown(None) as progress:
     progress.see({"event": "end", "number": 0, "outcome": "completed", "metrics": {"time/trial_s": 2.0}})
 """
 RESULT = """
-from tuner.journal import TrialRecord
+from tuner.records.journal import TrialRecord
 from tuner.paths import HomePaths
-from tuner.result import SweepResult
+from tuner.report.result import SweepResult
 
 trial = TrialRecord(0, {"lr": 0.125}, ({"val/accuracy": 0.75, "val/loss": 0.5, "epoch": 1},), "completed")
 home = HomePaths.resolve(HOME)

@@ -20,13 +20,13 @@ from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.jobs import Message, ProbeJob
-from tuner.journal import Journal, TrialRecord, read_records
-from tuner.lanes import LaneError
+from tuner.cluster.lanes import LaneError
+from tuner.networks.probing import as_depths, cuts_worth_keeping, probe_record, run_probe_phase
 from tuner.paths import HomePaths
-from tuner.probe_picture import compose_probe, draw_probe
-from tuner.probing import as_depths, cuts_worth_keeping, probe_record, run_probe_phase
 from tuner.progress import Progress
-from tuner.projection import plan
+from tuner.records.journal import Journal, TrialRecord, read_records
+from tuner.report.probe_picture import compose_probe, draw_probe
+from tuner.tracking.projection import plan
 
 STAGES = 4
 BASE = TrialConfig(

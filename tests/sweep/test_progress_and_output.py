@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tuner.champion import choose_champion
-from tuner.figures import sentence, standing_columns, standing_row
-from tuner.journal import Journal, Record, TrialRecord
-from tuner.output import Format, build_trials_table, clean_rows, write_rows
-from tuner.picture import compose, draw
 from tuner.progress import Progress, SearchState
-from tuner.result import Champion, Standing, trials_frame
-from tuner.spending import Spending
+from tuner.records.champion import choose_champion
+from tuner.records.journal import Journal, Record, TrialRecord
+from tuner.records.spending import Spending
+from tuner.records.trial_rows import trials_frame
+from tuner.report.figures import sentence, standing_columns, standing_row
+from tuner.report.output import Format, build_trials_table, clean_rows, write_rows
+from tuner.report.picture import compose, draw
+from tuner.report.result import Champion, Standing
 
 
 def trial(number: int, accuracies: list[float], outcome: str = "completed") -> TrialRecord:

@@ -14,8 +14,8 @@ import pytest
 from search_spaces.data_spec import DataSpec
 from trainables.errors import InputError
 from tuner import cli
+from tuner.networks.ranking import rank_backbones, read_weights
 from tuner.paths import HomePaths
-from tuner.ranking import rank_backbones, read_weights
 
 DIGITS = DataSpec.model_validate({"source": "digits", "image_size_px": 32})
 
@@ -108,7 +108,7 @@ def test_weights_belong_to_named_backbones() -> None:
 def test_ranking_needs_no_ray(tmp_path: Path) -> None:
     code = (
         "import sys; from search_spaces.data_spec import DataSpec; from tuner.paths import HomePaths; "
-        "from tuner.ranking import rank_backbones; "
+        "from tuner.networks.ranking import rank_backbones; "
         "rank_backbones(DataSpec(source='digits', image_size_px=16), {'lenet': 'none'}, "
         f"HomePaths.at({str(tmp_path)!r}), tracking_uri=''); "
         "print({'ray', 'mlflow', 'optuna'} & set(sys.modules))"

@@ -11,9 +11,9 @@ import pytest
 from search_spaces.loading import dump_spec, load_spec
 from trainables.errors import InputError
 from trainables.jobs import LAST_CHECKPOINT
-from tuner.journal import Journal
 from tuner.paths import HomePaths
-from tuner.resuming import describe_left, differences, find_left, is_finished
+from tuner.records.journal import Journal
+from tuner.records.resuming import describe_left, differences, find_left, is_finished
 
 POINT = {"freeze_depth": 1, "lr": 0.01}
 

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from trainables.config import BackboneConfig, DataConfig, FeatureSettings, TrialConfig
-from tuner.describing import note
-from tuner.journal import TrialRecord
-from tuner.output import show_result
+from tuner.ending.describing import note
 from tuner.paths import HomePaths
-from tuner.result import Champion, Standing, SweepResult
-from tuner.reuse import Reuse, bytes_held, reuse_of, seconds_per_flop
+from tuner.records.journal import TrialRecord
+from tuner.records.reuse import Reuse, bytes_held, reuse_of, seconds_per_flop
+from tuner.report.output import show_result
+from tuner.report.result import Champion, Standing, SweepResult
 
 PRICE = 2e-11  # seconds per FLOP: 50 GFLOP/s
 PREFIX, TAIL, NUM_IMAGES = 4e9, 3e9, 100.0  # FLOPs of an epoch's frozen part and of the rest

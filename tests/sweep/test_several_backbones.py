@@ -12,10 +12,10 @@ from test_end_to_end import await_epochs
 
 from search_spaces.loading import load_spec
 from search_spaces.naming import network_of
-from tuner.journal import champion_record, read_records, read_trials
-from tuner.model_file import Classifier
+from tuner.models.model_file import Classifier
+from tuner.networks.probing import probe_record
 from tuner.paths import HomePaths
-from tuner.probing import probe_record
+from tuner.records.journal import champion_record, read_records, read_trials
 
 NAMES = ("lenet-16px", "lenet-24px", "shufflenet_v2_x0_5")
 
@@ -84,7 +84,7 @@ def test_both_networks_are_probed_searched_and_told_apart(whole: tuple[HomePaths
 
 
 def test_mlflow_holds_the_network_of_each_trial(whole: tuple[HomePaths, str, str]) -> None:
-    from tuner.mlflow_client import open_client
+    from tuner.tracking.mlflow_client import open_client
 
     home, _, _ = whole
     client = open_client(home.tracking_uri(None, {}))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuner.spending import FLOPS_ARE_SPENT, TIME_IS_UP, Spending, spent_before
+from tuner.records.spending import FLOPS_ARE_SPENT, TIME_IS_UP, Spending, spent_before
 
 
 def record(event: str, time: float, **fields: Any) -> dict[str, Any]:

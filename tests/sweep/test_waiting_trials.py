@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running_thaw import TINY_DATA, numbers_of, start_thaw
 
-from tuner.journal import read_records, read_trials
+from tuner.records.journal import read_records, read_trials
 
 SPEC = f"""
 version: 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tuner.mlflow_client import open_client
+from tuner.tracking.mlflow_client import open_client
 
 
 @pytest.fixture(scope="session")

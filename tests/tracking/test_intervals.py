@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainables.auroc import auroc
-from tuner.intervals import (
+from tuner.report.intervals import (
     auroc_interval,
     mean_cost_interval,
     mean_recall_interval,

@@ -18,7 +18,7 @@ from disks import fill
 
 from trainables.errors import InputError
 from trainables.outages import StorageAwayError
-from tuner.journal import Journal, iterate_from, read_records, read_trials
+from tuner.records.journal import Journal, iterate_from, read_records, read_trials
 
 
 def _clock():
@@ -96,7 +96,7 @@ def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    attempt = "import pathlib, sys, tuner.journal as j; j.Journal.open(pathlib.Path(sys.argv[1])).close()"
+    attempt = "import pathlib, sys, tuner.records.journal as j; j.Journal.open(pathlib.Path(sys.argv[1])).close()"
     with Journal.open(path) as journal:
         journal.append("trial", number=0, params={})
         second = subprocess.run([sys.executable, "-c", attempt, str(path)], capture_output=True, text=True, check=False)
@@ -202,7 +202,7 @@ def test_a_record_that_could_not_be_forced_out_is_written_once(tmp_path: Path, m
     monkeypatch.setattr("trainables.outages.time.sleep", lambda _: None)
     with Journal.open(tmp_path / "journal.jsonl") as journal:
         journal.append("sweep", name="s")
-        monkeypatch.setattr("tuner.journal.os.fsync", force)
+        monkeypatch.setattr("tuner.records.journal.os.fsync", force)
         journal.append("finished", reason="")
     assert [record["event"] for record in read_records(tmp_path / "journal.jsonl")] == ["sweep", "finished"]
     assert next(failures, None) is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tuner.projection import RunState, as_param, plan
+from tuner.tracking.projection import RunState, as_param, plan
 
 
 def _record(event: str, time: float = 10.0, **fields: Any) -> dict[str, Any]:

@@ -13,11 +13,9 @@ import torch
 from tracking_networks import CLASSES, card, tiny_network
 
 from trainables.errors import InputError
-from tuner.mlflow_client import ensure_experiment
-from tuner.model_file import Classifier, save_model
-from tuner.paths import HomePaths
-from tuner.promotion import Decision, Score, decide, promote
-from tuner.registry import (
+from tuner.models.model_file import Classifier, save_model
+from tuner.models.promotion import Decision, Score, decide, promote
+from tuner.models.registry import (
     RegisteredVersion,
     backbone_tags,
     fetch_model,
@@ -27,6 +25,8 @@ from tuner.registry import (
     register_model,
     resolve_model,
 )
+from tuner.paths import HomePaths
+from tuner.tracking.mlflow_client import ensure_experiment
 
 _counter = itertools.count()
 

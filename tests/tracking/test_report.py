@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tuner.intervals import wilson_interval
-from tuner.report import Confusion, draw_confusion, write_confusion
+from tuner.report.confusion import Confusion, draw_confusion, write_confusion
+from tuner.report.intervals import wilson_interval
 
 
 def test_confusion_figures() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tuner.journal import Journal, iterate_from
-from tuner.ledger import Ledger
-from tuner.mlflow_client import ensure_experiment, open_client, outages
 from tuner.paths import HomePaths
-from tuner.tracking import Tracking
+from tuner.records.journal import Journal, iterate_from
+from tuner.tracking.ledger import Ledger
+from tuner.tracking.mlflow_client import ensure_experiment, open_client, outages
+from tuner.tracking.runs import Tracking
 
 pytestmark = pytest.mark.usefixtures("client")
 _TIMEOUT_S = 60.0
@@ -171,7 +171,7 @@ def test_records_wait_while_mlflow_is_away(
     away = tmp_path / "mount"
     away.write_text("")
     tracking = _tracking(folder, f"sqlite:///{away}/mlflow.db")
-    with _journal(folder) as journal, caplog.at_level(logging.INFO, logger="tuner.tracking"):
+    with _journal(folder) as journal, caplog.at_level(logging.INFO, logger="tuner.tracking.runs"):
         tracking.start()
         _small_sweep(journal, folder)
         assert tracking.flush(0.5) == 12
@@ -269,11 +269,11 @@ def test_nothing_imports_mlflow_before_the_start(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-import tuner.journal, tuner.ledger, tuner.mlflow_client, tuner.model_file, tuner.paths, tuner.projection
-import tuner.registry, tuner.report
-from tuner.tracking import Tracking
+import tuner.models.model_file, tuner.models.registry, tuner.paths, tuner.records.journal, tuner.report.confusion
+import tuner.tracking.ledger, tuner.tracking.mlflow_client, tuner.tracking.projection
+from tuner.tracking.runs import Tracking
 home = tuner.paths.HomePaths.at(sys.argv[1])
-with tuner.journal.Journal.open(home.sweep("s").journal) as journal:
+with tuner.records.journal.Journal.open(home.sweep("s").journal) as journal:
     tracking = Tracking.for_sweep(home, "s", home.tracking_uri(None, {}))
     journal.append("sweep", name="s", params={})
     assert tracking.pending() == 1
@@ -318,7 +318,7 @@ def kill():
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)
 Thread(target=kill).start()
-from tuner.mlflow_client import open_client
+from tuner.tracking.mlflow_client import open_client
 open_client({uri!r})
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuner.model_file import ModelCard
+from tuner.models.model_file import ModelCard
 
 CLASSES = ("ants", "bees", "wasps")
 

@@ -17,8 +17,8 @@ from trainables.lane import _newest_checkpoint
 from trainables.loop import TrialRun
 from trainables.ranks import Ranks
 from trainables.workbench import Workbench
-from tuner.exchanging import Exchange
-from tuner.members import Move
+from tuner.search.exchanging import Exchange
+from tuner.search.members import Move
 
 
 def leave(config: TrialConfig, folder: Path, epochs: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from trainables.config import TrialConfig
 from trainables.jobs import ScoreJob
-from tuner.lanes import LaneError, LanePool, LaneShape, LanesLostError
+from tuner.cluster.lanes import LaneError, LanePool, LaneShape, LanesLostError
 
 pytestmark = pytest.mark.ray
 

@@ -23,7 +23,7 @@ from trainables.loop import TrialRun
 from trainables.probing import run_probe
 from trainables.ranks import Ranks
 from trainables.workbench import Workbench
-from tuner.lanes import LaneError, LanePool, LaneShape
+from tuner.cluster.lanes import LaneError, LanePool, LaneShape
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

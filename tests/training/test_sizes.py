@@ -17,7 +17,7 @@ from trainables.loop import TrialRun
 from trainables.ranks import Ranks
 from trainables.sizes import share_at, size_at, thirds
 from trainables.workbench import Workbench
-from tuner.networks import prepare_networks
+from tuner.networks.network import prepare_networks
 from tuner.paths import HomePaths
 
 

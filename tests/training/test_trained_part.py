@@ -27,8 +27,8 @@ from trainables.classifier import keep_statistics
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.loop import TrialRun, Workbench
 from trainables.ranks import Ranks
-from tuner.finale import whole_network
-from tuner.model_file import Classifier, ModelCard, load_state, save_model
+from tuner.models.model_file import Classifier, ModelCard, load_state, save_model
+from tuner.models.whole_network import whole_network
 
 PARTS: dict[str, dict[str, Any]] = {
     "mlp": {"head": "mlp", "dropout": 0.3, "bn_mode": "keep"},

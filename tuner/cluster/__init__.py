@@ -1,0 +1,1 @@
+"""The machines: Ray joined or started, and the lanes on it."""

@@ -1,0 +1,1 @@
+"""The commands of ``thaw``, one file each; `tuner.cli` puts them together."""

@@ -1,0 +1,138 @@
+"""``thaw show``, ``thaw best`` and ``thaw train``: one trial of a sweep, and one configuration without a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trainables.errors import InputError
+from tuner.commands import completing
+
+if TYPE_CHECKING:
+    from tuner.paths import HomePaths
+    from tuner.records.journal import TrialRecord
+
+_SHOWN = (
+    "epoch",
+    "train/loss",
+    "val/loss",
+    "val/accuracy",
+    "val/accuracy_std",
+    "val/balanced_accuracy",
+    "val/macro_f1",
+    "val/auroc",
+    "val/cost",
+    "val/map",
+    "time/train_s",
+    "time/val_s",
+)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
+    number: Annotated[int, typer.Argument(min=0, help="The trial's number.")],
+) -> None:
+    """Shows one trial of a sweep: its settings, its epochs, how it ended."""
+    from tuner.commands.running import open_sweep
+
+    home, _ = open_sweep(name, "show")
+    _show(_trial_of(home, name, number))
+
+
+def _show(trial: TrialRecord) -> None:
+    from rich.console import Console
+
+    from tuner.report.output import build_table
+
+    console = Console()
+    console.print(build_table(["setting", "value"], [[key, str(value)] for key, value in trial.params.items()]))
+    for each in trial.lineage:
+        changed = {key: value for key, value in each.params.items() if trial.params.get(key) != value}
+        settings = ", ".join(f"{key} {value}" for key, value in changed.items()) or "the same settings"
+        console.print(
+            f"To epoch {each.until} trained by trial {each.number}: {settings}", highlight=False, markup=False
+        )
+    columns = [column for column in _SHOWN if any(column in epoch for epoch in trial.epochs)]
+    if columns:
+        rows = [[epoch.get(column) for column in columns] for epoch in trial.epochs]
+        table = build_table(columns, rows)
+        if console.measure(table).maximum > console.width:  # it would break the headings anywhere
+            table = build_table([column.replace("/", "/\n") for column in columns], rows)
+        console.print(table)
+    reason = f" ({trial.reason})" if trial.reason else ""
+    console.print(f"Trial {trial.number}: {trial.outcome or 'not ended'}{reason}", highlight=False, markup=False)
+
+
+def best(
+    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
+    spec_file: Annotated[
+        Path | None, typer.Option("--spec", help="Writes the spec that trains exactly this trial, for `thaw train`.")
+    ] = None,
+) -> None:
+    """Names a sweep's champion; with --spec, writes down how to train it again."""
+    from search_spaces.loading import dump_spec
+    from search_spaces.single import single_spec
+    from tuner.commands.running import open_sweep
+    from tuner.records.journal import champion_record, read_records
+
+    home, spec = open_sweep(name, "best")
+    champion = champion_record(read_records(home.sweep(name).journal))
+    if champion is None:
+        raise InputError(f"best: sweep {name!r} has no champion yet; `thaw resume {name}` goes on with it")
+    trial = _trial_of(home, name, champion["number"])
+    if spec_file is None:
+        _show(trial)
+        if note := champion.get("note"):  # which begins with its scores on both sides, and the baselines'
+            typer.echo(str(note).partition("\n\n")[0])
+        return
+    if spec_file.exists():
+        raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
+    # A trial that was ended early has the numbers of its epochs, and no more of them.
+    last_epoch = len(trial.epochs) if len(trial.epochs) < spec.budget.epochs else None
+    again = single_spec(spec, trial.params, f"{name}-best"[:64], last_epoch)
+    spec_file.write_text(dump_spec(again), encoding="utf-8")
+    typer.echo(f"{spec_file}: trial {trial.number} of {name}.  Train it:  thaw train {spec_file}")
+    if trial.lineage:
+        typer.echo(
+            f"These are its last settings. Its weights have been trained with others before (thaw show {name} "
+            f"{trial.number}), so the numbers will not be the same.",
+            err=True,
+        )
+
+
+def train(
+    spec: Annotated[
+        str, typer.Argument(help="A spec whose search leaves nothing to choose, as `thaw best` writes it.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field of the spec.")
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="Where the name is in use, take the next free one.")] = False,
+) -> None:
+    """Trains, tests and registers one configuration, without a search."""
+    from search_spaces.loading import load_spec
+    from search_spaces.single import searched_fields
+    from tuner.commands.running import run_and_show
+
+    loaded = load_spec(spec, overrides or [])
+    if left := searched_fields(loaded):
+        raise InputError(
+            f"train: {', '.join(left)} have more than one value; give each one value, or search: thaw sweep {spec}"
+        )
+    if loaded.search.num_trials not in ("auto", 1):
+        raise InputError(f"train: search.num_trials is {loaded.search.num_trials}; leave it out, or set it to 1")
+    search = loaded.search.model_copy(update={"num_trials": 1, "probe": "off"})
+    run_and_show(loaded.model_copy(update={"search": search}), new=new)
+
+
+def _trial_of(home: HomePaths, name: str, number: int) -> TrialRecord:
+    from tuner.records.journal import read_trials
+
+    trials: dict[int, Any] = {trial.number: trial for trial in read_trials(home.sweep(name).journal)}
+    if number not in trials:
+        last = f"the last one is {max(trials)}" if trials else "it has none yet"
+        raise InputError(f"show: sweep {name!r} has no trial {number}; {last}")
+    found: TrialRecord = trials[number]
+    return found

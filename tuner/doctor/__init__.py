@@ -1,0 +1,1 @@
+"""What may keep sweeps from running, and what was left behind."""

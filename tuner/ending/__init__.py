@@ -1,0 +1,1 @@
+"""The end of a sweep: the champion tested once, compared, written, registered."""

@@ -1,0 +1,1 @@
+"""What people are told: figures with their intervals, tables, pictures."""

@@ -1,0 +1,1 @@
+"""MLflow as a projection of the journal: its server or database, its runs, what it has been told."""
