@@ -169,7 +169,7 @@ def predict(
     tracking_uri = home.tracking_uri()
     uri = resolve_model(model, home, tracking_uri)
     from tuner.commands.running import output_console
-    from tuner.models.model_file import Classifier
+    from tuner.models.classifier import Classifier
 
     classifier = Classifier.load(uri, tracking_uri)
     predictions = list(predict(classifier, pictures, top_k))

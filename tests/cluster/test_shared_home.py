@@ -15,10 +15,11 @@ from search_spaces.loading import load_spec
 from trainables.backbones.families import build_model
 from trainables.backbones.weights import load_tensors, resolve_weights, store_weights
 from trainables.config import DataConfig
+from trainables.data.digits_source import pgm
 from trainables.data.packing import pack
 from trainables.data.picture import Picture
 from trainables.data.sharing import open_table, publish_table
-from trainables.data.sources import open_source, pgm
+from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError

@@ -12,7 +12,7 @@ from test_end_to_end import await_epochs
 
 from search_spaces.loading import load_spec
 from search_spaces.naming import network_of
-from tuner.models.model_file import Classifier
+from tuner.models.classifier import Classifier
 from tuner.networks.probing import probe_record
 from tuner.paths import HomePaths
 from tuner.records.journal import champion_record, read_records, read_trials

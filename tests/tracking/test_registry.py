@@ -13,7 +13,8 @@ import torch
 from tracking_networks import CLASSES, card, tiny_network
 
 from trainables.errors import InputError
-from tuner.models.model_file import Classifier, save_model
+from tuner.models.classifier import Classifier
+from tuner.models.model_file import save_model
 from tuner.models.promotion import Decision, Score, decide, promote
 from tuner.models.registry import (
     RegisteredVersion,

@@ -27,7 +27,8 @@ from trainables.classifier import keep_statistics
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.loop import TrialRun, Workbench
 from trainables.ranks import Ranks
-from tuner.models.model_file import Classifier, ModelCard, load_state, save_model
+from tuner.models.classifier import Classifier
+from tuner.models.model_file import ModelCard, load_state, save_model
 from tuner.models.whole_network import whole_network
 
 PARTS: dict[str, dict[str, Any]] = {

@@ -21,10 +21,10 @@ import pyarrow.parquet
 
 from trainables.config import SplitName
 from trainables.data.candidates import Candidate, Candidates
+from trainables.data.folder_source import SIDE_OF_FOLDER, read_file
 from trainables.data.label_sets import set_name
 from trainables.data.parquet_rows import ParquetPlace, open_parquet, read_image
 from trainables.data.picture import Picture
-from trainables.data.sources import SIDE_OF_FOLDER, read_file
 from trainables.errors import InputError, first_line
 from trainables.storage import is_local, open_filesystem, problem_of, problem_with
 from trainables.typed_path import expand

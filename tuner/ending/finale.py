@@ -298,7 +298,7 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> f
     from trainables.data.splits import labelled_rows, sides_of
     from trainables.label_scores import judge_labels
     from trainables.scores import judge
-    from tuner.models.model_file import Classifier
+    from tuner.models.classifier import Classifier
 
     classifier = Classifier.load(uri, tracking_uri)
     card = classifier.card

@@ -1,4 +1,4 @@
-"""The whole model as a file: an MLflow model in torch.export's format, and the `Classifier` that reads it.
+"""The whole model as a file: an MLflow model in torch.export's format.
 
 In: a trained network and its `ModelCard`. Out: a folder that MLflow serves and registers, without pickled code in it,
 for any batch size. The network takes normalised pictures and gives logits; the card, kept inside, says how pictures
@@ -13,9 +13,8 @@ import copy
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,7 +101,7 @@ def save_model(model: nn.Module, card: ModelCard, folder: Path, examples_NCHW: t
             input_example=example,
             metadata={_CARD_KEY: card.model_dump(mode="json")},
         )
-        _check_same(frozen, _load_network(partial), example.shape)
+        _check_same(frozen, load_network(partial), example.shape)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
 
@@ -131,67 +130,15 @@ def load_state(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: It is not in torch.export's format, or holds pickled code.
     """
-    return {name: tensor.detach().clone() for name, tensor in _load_network(folder).state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in load_network(folder).state_dict().items()}
 
 
-class Classifier:
-    """A saved model, ready to say what pictures show.
+def load_network(folder: Path, device: str = "cpu") -> nn.Module:
+    """The network of a model's folder, from normalised pictures to logits.
 
-    Args:
-        card: Its card.
-        network: From normalised pictures to logits, on ``device``.
-        device: Where it runs.
+    Raises:
+        InputError: It is not in torch.export's format, or holds pickled code.
     """
-
-    def __init__(self, card: ModelCard, network: nn.Module, device: torch.device) -> None:
-        from trainables.data.batches import Normaliser
-
-        self.card = card
-        self._network = network
-        self._normalise = Normaliser(card.mean, card.std, device)
-
-    @classmethod
-    def load(cls, location: str | Path, tracking_uri: str | None = None, device: str = "cpu") -> Classifier:
-        """Opens a model's folder, or a ``models:/`` URI with the MLflow that knows it.
-
-        Raises:
-            InputError: There is no such model, or it is not Thaw's.
-        """
-        import torch
-
-        folder = Path(location)
-        if str(location).startswith("models:/"):
-            from tuner.models.registry import fetch_model
-
-            if tracking_uri is None:
-                raise ValueError(f"{location}: a registered model needs the address of its MLflow")
-            folder = fetch_model(str(location), tracking_uri)
-        return cls(load_card(folder), _load_network(folder, device), torch.device(device))
-
-    def probabilities(self, images: Iterable[torch.Tensor], batch_size: int = 32) -> torch.Tensor:
-        """What each picture shows: float32 [N, K], classes as in ``card.class_names``.
-
-        Rows sum to 1 where a picture shows one class; where it shows several, each is a probability of its own.
-
-        Args:
-            images: uint8 [3, H, W] each, of any size; best decoded to ``card.stored_side_px``. Taken as needed.
-            batch_size: Pictures at a time; changes speed and memory, not results beyond rounding.
-        """
-        import torch
-
-        from trainables.data.views import eval_view
-
-        parts = [torch.empty(0, len(self.card.class_names))]
-        with torch.inference_mode():
-            waiting = iter(images)
-            while some := list(islice(waiting, batch_size)):
-                views = [eval_view(image, self.card.image_size_px, self.card.fit) for image in some]
-                logits = self._network(self._normalise(torch.stack(views))).float()
-                parts.append((logits.softmax(dim=1) if self.card.labels == "single" else logits.sigmoid()).cpu())
-        return torch.cat(parts)
-
-
-def _load_network(folder: Path, device: str = "cpu") -> nn.Module:
     pytorch = open_pytorch()
     from mlflow.exceptions import MlflowException
 

@@ -14,7 +14,7 @@ from trainables.data.decoding import UnreadablePictureError, decode_picture
 from trainables.errors import InputError
 
 if TYPE_CHECKING:
-    from tuner.models.model_file import Classifier
+    from tuner.models.classifier import Classifier
 
 _AT_ONCE = 64
 _GIVEN_FROM = 0.5
