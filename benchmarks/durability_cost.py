@@ -22,14 +22,14 @@ from loop_efficiency import Case, build_config, parse_options, prepare_data
 from measuring import conclude, median, report, span
 
 from trainables.backbones.zoo import load_backbone
-from trainables.checkpoint import save_checkpoint
 from trainables.config import FeatureSettings
-from trainables.loop import TrialRun
+from trainables.files.storage import make_durable
+from trainables.lanes.watchdog import Watchdog
 from trainables.memory import keep_freed_memory
 from trainables.ranks import Ranks
-from trainables.storage import make_durable
-from trainables.watchdog import Watchdog
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import save_checkpoint
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 from tuner.records.journal import Journal
 
 BAR = 0.02

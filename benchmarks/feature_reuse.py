@@ -38,9 +38,9 @@ from trainables.config import (
     TrialConfig,
     WeightsFile,
 )
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 BAR = 0.8
 HEAD_ONLY_BAR = 50.0

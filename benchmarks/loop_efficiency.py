@@ -32,7 +32,6 @@ from torch.nn import functional as F
 from trainables.backbones.families import build_model
 from trainables.backbones.weights import resolve_weights
 from trainables.backbones.zoo import Backbone, load_backbone
-from trainables.classifier import build_optimizer, split_network
 from trainables.config import (
     AugmentationConfig,
     BackboneConfig,
@@ -47,10 +46,11 @@ from trainables.data.side import plan_epoch
 from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.frozen_prefix import memory_format
-from trainables.loop import TrialRun
+from trainables.lanes.repeatable import make_repeatable
 from trainables.ranks import Ranks
-from trainables.repeatable import make_repeatable
-from trainables.workbench import Workbench
+from trainables.training.classifier import build_optimizer, split_network
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 BAR = 0.9
 # Turns in which other processes took more of the machine than this are repeated, as long as patience lasts: torch's

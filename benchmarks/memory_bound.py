@@ -105,9 +105,9 @@ def train_here(source: str, home: Path) -> dict[str, float]:
 
     from search_spaces.data_spec import DataSpec
     from trainables.config import BackboneConfig, TrialConfig
-    from trainables.loop import TrialRun
     from trainables.ranks import Ranks
-    from trainables.workbench import Workbench
+    from trainables.training.loop import TrialRun
+    from trainables.training.workbench import Workbench
     from tuner.paths import HomePaths
     from tuner.pictures.dealing import prepare_data
 

@@ -2,7 +2,7 @@
 
 Bare steps (forward, backward, fused AdamW) of a torchvision network with random weights on one batch in memory. Each
 cell is the median step of a process of its own, because what glibc does with freed memory is the process's setting.
-What is compared is `trainables.memory` and `trainables.kernels`; there is no bar.
+What is compared is `trainables.memory` and `trainables.training.kernels`; there is no bar.
 
     python benchmarks/step_speed.py
     python benchmarks/step_speed.py --backbones efficientnet_b0 --px 224
@@ -21,8 +21,8 @@ from measuring import conclude, median, parser, report, span
 from torch.nn import functional as F
 from torchvision import models
 
-from trainables.kernels import choose_kernels
 from trainables.memory import keep_freed_memory
+from trainables.training.kernels import choose_kernels
 
 VARIANTS = ("defaults", "memory kept", "and kernels")
 _WARM_STEPS, _STEPS = 3, 10

@@ -45,7 +45,7 @@ from trainables.features.store import FeatureStore
 from trainables.frozen_prefix import FrozenPrefix, memory_format
 from trainables.memory import keep_freed_memory
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.workbench import Workbench
 
 CPU = torch.device("cpu")
 BAR = 0.8

@@ -220,7 +220,7 @@ def offline() -> Iterator[None]:
     """No weights are downloaded, which is then said as it would be; no network's latency is measured."""
     with (
         mock.patch("torch.hub.load_state_dict_from_url", side_effect=OSError("no network here")),
-        mock.patch("trainables.latency._measure", return_value=20.0),
+        mock.patch("trainables.training.latency._measure", return_value=20.0),
     ):
         yield
 

@@ -13,12 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = {"trainables": set(), "search_spaces": {"trainables"}, "tuner": {"trainables", "search_spaces"}}
 
-ROOMS_OF_TUNER = (
-    *("records", "tracking", "models", "pictures", "cluster", "doctor"),
-    *("networks", "search", "report", "ending", "commands"),
-)
-"""Each stands on those before it alone, and on what lies beside them that a sweep and its parts share."""
-SHARED = ("paths", "outcomes", "notebook", "interrupts", "progress")
+FLOORS = {
+    "trainables": ("files", "backbones", "data", "features", "training", "lanes"),
+    "tuner": (
+        *("records", "tracking", "models", "pictures", "cluster", "doctor"),
+        *("networks", "search", "report", "ending", "sweep", "commands"),
+    ),
+}
+"""The rooms of a folder: each stands on those before it alone, and on what lies beside them that all share."""
+SHARED = {
+    "trainables": {"config", "errors", "jobs", "frozen_prefix", "memory", "ranks"},
+    "tuner": {"paths", "outcomes", "notebook", "interrupts", "progress"},
+}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -40,26 +46,26 @@ def test_imports_point_one_way(room: str) -> None:
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
-def modules_of_tuner(path: Path) -> set[str]:
-    """What a file takes from `tuner`: a room, or a file beside the rooms."""
+def rooms_used(path: Path, folder: str) -> set[str]:
+    """What a file takes from a folder: a room, or a file beside the rooms."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return {node.module.split(".")[1] for node in nodes if (node.module or "").startswith("tuner.")}
+    return {node.module.split(".")[1] for node in nodes if (node.module or "").startswith(f"{folder}.")}
 
 
-@pytest.mark.parametrize("room", ROOMS_OF_TUNER)
-def test_a_room_stands_on_those_below_it(room: str) -> None:
-    below = {*ROOMS_OF_TUNER[: ROOMS_OF_TUNER.index(room) + 1], *SHARED}
-    if room == "commands":
-        below.add("sweep")
-    files = list((ROOT / "tuner" / room).glob("*.py"))
-    assert files
+@pytest.mark.parametrize(("folder", "room"), [(folder, room) for folder in FLOORS for room in FLOORS[folder]])
+def test_a_room_stands_on_those_below_it(folder: str, room: str) -> None:
+    below = {*FLOORS[folder][: FLOORS[folder].index(room) + 1], *SHARED[folder]}
+    place = ROOT / folder / room
+    files = list(place.glob("*.py")) or [place.with_suffix(".py")]
     for path in files:
-        above = modules_of_tuner(path) - below
+        above = rooms_used(path, folder) - below
         assert not above, f"{path.relative_to(ROOT)} imports {above}"
 
 
-def test_every_folder_of_tuner_is_a_room() -> None:
-    assert {path.parent.name for path in (ROOT / "tuner").glob("*/__init__.py")} == set(ROOMS_OF_TUNER)
+@pytest.mark.parametrize("folder", FLOORS)
+def test_every_folder_is_a_room(folder: str) -> None:
+    rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+    assert rooms == set(FLOORS[folder]) - {"sweep"}
 
 
 def test_workers_know_neither_mlflow_nor_optuna_nor_the_command_line() -> None:
@@ -83,8 +89,8 @@ def modules_after(statement: str) -> set[str]:
     ("statement", "forbidden"),
     [
         ("import tuner.cli", {"torch", "ray", "mlflow", "optuna", "pandas", "pydantic", "numpy"}),
-        ("import trainables.trial", {"torch", "mlflow", "optuna"}),
-        ("import trainables.switchboard", {"torch", "ray", "mlflow", "optuna", "pandas"}),
+        ("import trainables.lanes.trial", {"torch", "mlflow", "optuna"}),
+        ("import trainables.lanes.switchboard", {"torch", "ray", "mlflow", "optuna", "pandas"}),
         ("import tuner", {"torch", "ray", "mlflow", "optuna", "pandas"}),
         (
             "import tuner.networks.preparing, tuner.tracking.runs, tuner.cluster.lanes, tuner.networks.pretraining",
@@ -99,9 +105,9 @@ def test_heavy_packages_stay_out(statement: str, forbidden: set[str]) -> None:
 def test_what_a_benchmark_takes_out_is_there_to_be_taken() -> None:
     """`versus_plain_ray.py --ablation` patches modules as they are imported, by name."""
     statement = (
-        "import trainables.lane, trainables.data.table as table, trainables.data.kept_views as kept; "
+        "import trainables.lanes.lane, trainables.data.table as table, trainables.data.kept_views as kept; "
         "assert kept.ViewCache.slot() is None; assert table.ImageTable.image.__module__ == 'sitecustomize'; "
-        "assert trainables.lane._Line.next_order.__module__ == 'sitecustomize'"
+        "assert trainables.lanes.lane._Line.next_order.__module__ == 'sitecustomize'"
     )
     folder = ROOT / "benchmarks" / "ablations"
     environment = os.environ | {

@@ -284,7 +284,7 @@ def main() -> None:
             raise
         _complain(f"{error.filename}: {error.strerror}", 2)
     except RuntimeError as error:
-        from trainables.outages import StorageAwayError
+        from trainables.files.outages import StorageAwayError
         from tuner.cluster.lanes import LaneError, LanesLostError
         from tuner.outcomes import SweepFailedError
 

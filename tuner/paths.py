@@ -17,8 +17,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trainables.errors import InputError
-from trainables.storage import is_local, join
-from trainables.typed_path import expand
+from trainables.files.storage import is_local, join
+from trainables.files.typed_path import expand
 
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks", "databricks-uc")

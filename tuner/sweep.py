@@ -20,8 +20,8 @@ from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig, WeightsFile
 from trainables.errors import InputError
-from trainables.outages import StorageAwayError, may_pass
-from trainables.storage import make_durable, write_bytes
+from trainables.files.outages import StorageAwayError, may_pass
+from trainables.files.storage import make_durable, write_bytes
 from tuner.cluster.lanes import LaneError, LanePool, LanesLostError
 from tuner.cluster.ray_cluster import import_ray, import_torch, open_lanes
 from tuner.ending.describing import data_summary, environment, summary

@@ -47,7 +47,7 @@ def _without_views_in_memory(module):
 
 
 _PATCHES = {
-    "lanes": {"trainables.lane": _without_lanes},
+    "lanes": {"trainables.lanes.lane": _without_lanes},
     "packed_images": {
         "trainables.data.table": _without_packed_images,
         "trainables.data.kept_views": _without_views_in_memory,

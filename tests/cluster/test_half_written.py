@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trainables import half_written as module
-from trainables.half_written import half_written, remove_half_written
+from trainables.files import half_written as module
+from trainables.files.half_written import half_written, remove_half_written
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def writer(place: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that is writing for a place, a folder and what lies beside it."""
     code = f"""
 from pathlib import Path
-from trainables.half_written import half_written
+from trainables.files.half_written import half_written
 with half_written(Path({str(place)!r})) as path:
     path.mkdir()
     (path / "half").touch()
@@ -91,7 +91,7 @@ def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(descriptor: int, kind: int) -> None:
         raise OSError(errno.ENOSYS, "no locks here")
 
-    monkeypatch.setattr("trainables.locks.fcntl.flock", refuse)
+    monkeypatch.setattr("trainables.files.locks.fcntl.flock", refuse)
     with half_written(place) as path:
         path.write_text("whole")
         path.replace(place)

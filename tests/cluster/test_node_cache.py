@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainables.errors import InputError
-from trainables.node_cache import cache_root, fetch_once
+from trainables.files.node_cache import cache_root, fetch_once
 
 
 def fetch_slowly(path: Path, *, log: Path) -> None:

@@ -23,8 +23,8 @@ from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
-from trainables.storage import join, read_bytes, write_bytes
-from trainables.workbench import Workbench
+from trainables.files.storage import join, read_bytes, write_bytes
+from trainables.training.workbench import Workbench
 from tuner.networks.preparing import prepare_weights
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import prepare_data

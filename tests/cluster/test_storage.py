@@ -12,8 +12,8 @@ import pyarrow.fs
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from trainables import storage
-from trainables.storage import fetch_file, join, publish_files, read_bytes, write_bytes
+from trainables.files import storage
+from trainables.files.storage import fetch_file, join, publish_files, read_bytes, write_bytes
 
 
 class FailingStorage(LocalFileSystem):

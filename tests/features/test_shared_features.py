@@ -152,7 +152,7 @@ def test_an_unknown_scheme_is_the_users_mistake(tmp_path: Path) -> None:
 
 def test_other_filesystems_of_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = pyarrow.fs._MockFileSystem()
-    for module in ("trainables.storage", "trainables.features.shared"):
+    for module in ("trainables.files.storage", "trainables.features.shared"):
         monkeypatch.setattr(f"{module}.open_filesystem", lambda uri: (memory, uri.partition("://")[2].lstrip("/")))
     key = make_key(dtype="bf16")
     one = make_store(tmp_path / "one", shared_uri="mock://bucket/features")

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
-from trainables.trial import EPOCH, OUTCOME
+from trainables.lanes.trial import EPOCH, OUTCOME
 from tuner.networks.material import Material
 from tuner.networks.pricing import Pricing
 from tuner.records.journal import TrialRecord

@@ -16,9 +16,9 @@ from search_spaces.loading import load_spec, read_spec
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from trainables.loop import DivergedError, TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.loop import DivergedError, TrialRun
+from trainables.training.workbench import Workbench
 
 FEW = 250
 REPEATABLE = settings(

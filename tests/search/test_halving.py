@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from trainables.trial import EPOCH
+from trainables.lanes.trial import EPOCH
 from tuner.records.journal import TrialRecord
 from tuner.search.halving import ResumableASHA
 from tuner.search.searching import NUMBER

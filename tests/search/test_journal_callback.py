@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainables.trial import EPOCH, OUTCOME, REASON
+from trainables.lanes.trial import EPOCH, OUTCOME, REASON
 from tuner.records.spending import Spending
 from tuner.search.patience import Patience
 from tuner.search.searching import NUMBER

@@ -15,7 +15,7 @@ from search_spaces.perturbing import perturbed_dimensions, trains_heads_alone
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
-from trainables.trial import EPOCH
+from trainables.lanes.trial import EPOCH
 from tuner.records.journal import Ancestor, trials_of
 from tuner.search.members import Move
 from tuner.search.population import ResumablePBT

@@ -17,7 +17,7 @@ from searching_support import Loop
 from search_spaces.search_spec import SearchSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
-from trainables.trial import EPOCH, OUTCOME
+from trainables.lanes.trial import EPOCH, OUTCOME
 from tuner.search.hyperband import HYPERBAND_STOPPED, ResumableHyperBand
 from tuner.search.median import ResumableMedian
 from tuner.search.scheduling import STOP_REASONS, build_scheduler

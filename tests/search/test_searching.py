@@ -15,7 +15,7 @@ from searching_support import ENDED, EPOCHS, METRIC, NUM_TRIALS, SPACE, Loop, to
 
 from search_spaces.advice import rules_of_thumb
 from trainables.errors import InputError
-from trainables.trial import EPOCH, OUTCOME
+from trainables.lanes.trial import EPOCH, OUTCOME
 from tuner.records.journal import TrialRecord
 from tuner.search.searching import NUMBER
 

@@ -13,10 +13,10 @@ import torch
 from search_spaces.loading import dump_spec, parse_spec, read_spec
 from search_spaces.model_spec import MOST_CHOSEN
 from search_spaces.spec import SweepSpec
-from trainables import latency
 from trainables.backbones.families import backbone_names
 from trainables.backbones.published import Published, all_published, published
 from trainables.errors import InputError
+from trainables.training import latency
 from tuner.networks import choosing, preparing
 from tuner.networks.choosing import settle_backbones
 from tuner.paths import HomePaths

@@ -18,9 +18,9 @@ import torch
 from typer.testing import CliRunner
 
 from search_spaces.loading import dump_spec, load_spec
-from trainables.checkpoint import Checkpoint, save_checkpoint
 from trainables.errors import InputError
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
+from trainables.training.checkpoint import Checkpoint, save_checkpoint
 from tuner.cli import app
 from tuner.doctor import installation, leaks
 from tuner.doctor.homes import check_leftovers, check_sweep, check_sweeps, check_weights

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.checkpoint import Checkpoint, is_whole, save_checkpoint
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
+from trainables.training.checkpoint import Checkpoint, is_whole, save_checkpoint
 from tuner.records.journal import TrialRecord
 from tuner.search.keeping import Keeper
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tuner.notebook import as_html, is_notebook
+from tuner.paths import HomePaths
 
 PROGRESS = """
 from tuner.progress import Progress, shown
@@ -32,6 +36,18 @@ home = HomePaths.resolve(HOME)
 SweepResult("parts", home, "sqlite:///none", "val/accuracy", "max", (trial,), None, is_finished=False)
 """
 
+SWEEP = """
+from tuner import load_spec, run_sweep
+
+overrides = ["name=nb", "search.num_trials=3", "budget.epochs=40", "early_stopping.scheduler=none"]
+run_sweep(load_spec(SPEC, overrides), home=HOME)
+"""
+RESUMED = """
+from tuner import resume_sweep
+
+resume_sweep("nb", home=HOME)
+"""
+
 
 def executed(*cells: str) -> list[list[dict[str, Any]]]:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
@@ -49,6 +65,30 @@ def test_a_panel_follows_the_sweep_and_the_result_is_a_table(tmp_path: Path) -> 
     html = result[0]["data"]["text/html"]
     assert "Best of 1 trials of sweep parts" in html
     assert "thaw resume parts" in html
+
+
+def interrupt_after_an_epoch(client: NotebookClient, journal: Path) -> None:
+    """As the notebook's stop button does."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if journal.exists() and '"event":"epoch"' in journal.read_text().replace(" ", ""):
+            client.km.provisioner.process.send_signal(signal.SIGINT)
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.long
+@pytest.mark.ray
+def test_a_sweep_is_stopped_and_goes_on(tiny_spec: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    cells = [cell.replace("HOME", repr(str(home))) for cell in (SWEEP.replace("SPEC", repr(str(tiny_spec))), RESUMED)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    client = NotebookClient(notebook, timeout=400, kernel_name="python3")
+    journal = HomePaths.resolve(home).sweep("nb").journal
+    threading.Thread(target=interrupt_after_an_epoch, args=(client, journal), daemon=True).start()
+    client.execute()
+    stopped, finished = (cell["outputs"] for cell in notebook.cells)
+    print(stopped, finished)
 
 
 def test_a_test_is_no_notebook_and_html_has_its_own_styles() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.auroc import auroc
+from trainables.training.auroc import auroc
 from tuner.report.intervals import (
     auroc_interval,
     mean_cost_interval,

@@ -17,7 +17,7 @@ import pytest
 from disks import fill
 
 from trainables.errors import InputError
-from trainables.outages import StorageAwayError
+from trainables.files.outages import StorageAwayError
 from tuner.records.journal import Journal, iterate_from, read_records, read_trials
 
 
@@ -176,7 +176,7 @@ def test_a_disk_that_stays_full_ends_the_journal(
 ) -> None:
     """What comes after a lost record is refused too, also when there is room again: it would tell another story."""
     mount(tmp_path, "size=64k")
-    monkeypatch.setattr("trainables.outages.PATIENCE_S", 0.0)
+    monkeypatch.setattr("trainables.files.outages.PATIENCE_S", 0.0)
     path = tmp_path / "journal.jsonl"
     with Journal.open(path) as journal:
         journal.append("sweep", name="s")
@@ -199,7 +199,7 @@ def test_a_record_that_could_not_be_forced_out_is_written_once(tmp_path: Path, m
         if (failure := next(failures, None)) is not None:
             raise failure
 
-    monkeypatch.setattr("trainables.outages.time.sleep", lambda _: None)
+    monkeypatch.setattr("trainables.files.outages.time.sleep", lambda _: None)
     with Journal.open(tmp_path / "journal.jsonl") as journal:
         journal.append("sweep", name="s")
         monkeypatch.setattr("tuner.records.journal.os.fsync", force)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from trainables.jobs import Message
-from trainables.switchboard import Order, Switchboard
+from trainables.lanes.switchboard import Order, Switchboard
 
 T = TypeVar("T")
 JOB: dict[str, Any] = {"kind": "train", "name": "first"}

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from training_support import DEVICE, assert_same_bits, copied
 
-from trainables.averaging import WeightAverage
-from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.averaging import WeightAverage
+from trainables.training.checkpoint import load_checkpoint, save_checkpoint
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 
 def test_the_average_is_that_of_the_textbook() -> None:

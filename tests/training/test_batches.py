@@ -21,9 +21,9 @@ from trainables.data.side import Side, plan_epoch, plan_in_order
 from trainables.data.table import ImageTable
 from trainables.data.views import view
 from trainables.frozen_prefix import FrozenPrefix, memory_format
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks, share_bounds
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 RANDAUGMENT = AugmentationConfig(policy="randaugment", num_views=3)
 

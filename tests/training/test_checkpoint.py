@@ -16,11 +16,11 @@ from training_support import DEVICE, assert_same_bits, copied, num_stages
 
 from trainables.backbones.weights import store_weights
 from trainables.backbones.zoo import load_backbone
-from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import BackboneConfig, TrialConfig
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 TENSORS = {"head.weight": torch.arange(6.0).view(2, 3), "norm.num_batches_tracked": torch.tensor(7)}
 

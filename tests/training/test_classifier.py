@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from training_support import DEVICE, copied, num_stages
 
 from trainables.backbones.zoo import load_backbone
-from trainables.classifier import build_optimizer, lr_scale, parameter_groups, split_network
 from trainables.config import OptimizerConfig, TrialConfig
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.classifier import build_optimizer, lr_scale, parameter_groups, split_network
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 # --- groups --------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from trainables.data.kept_views import Views
 from trainables.features import filling
 from trainables.features.source import StoredFeatures, visit
 from trainables.frozen_prefix import FrozenPrefix, memory_format
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 TOO_LARGE = ("alexnet", "vgg11")  # vgg11_bn stands for them
 FAST = ("lenet", "squeezenet1_1", "shufflenet_v2_x0_5")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from training_support import DEVICE, assert_same_bits, copied, finish, numbers, train
 
-from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, TrainJob
-from trainables.lane import _newest_checkpoint
-from trainables.loop import TrialRun
+from trainables.lanes.lane import _newest_checkpoint
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import load_checkpoint, save_checkpoint
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 from tuner.search.exchanging import Exchange
 from tuner.search.members import Move
 

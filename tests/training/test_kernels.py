@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from trainables.kernels import Float32Conv2d, RepeatableAvgPool2d, choose_kernels
-from trainables.repeatable import make_repeatable
+from trainables.lanes.repeatable import make_repeatable
+from trainables.training.kernels import Float32Conv2d, RepeatableAvgPool2d, choose_kernels
 
 CPU = torch.device("cpu")
 

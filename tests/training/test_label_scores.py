@@ -20,9 +20,9 @@ from trainables.data.label_sets import members_of, names_in, set_name
 from trainables.data.packing import pack
 from trainables.data.picture import Picture
 from trainables.data.sources import Source, open_source
-from trainables.label_scores import average_precisions, judge_labels, label_losses
-from trainables.loop import TrialRun, Workbench
 from trainables.ranks import Ranks
+from trainables.training.label_scores import average_precisions, judge_labels, label_losses
+from trainables.training.loop import TrialRun, Workbench
 
 NAMES = ("big", "even", "round")
 

@@ -14,16 +14,16 @@ import pytest
 import ray
 from training_support import DEVICE, train
 
-from trainables import lane
 from trainables.backbones.weights import store_weights
 from trainables.backbones.zoo import load_backbone
 from trainables.config import TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, Message, ScoreJob, TrainJob
-from trainables.loop import TrialRun
+from trainables.lanes import lane
+from trainables.lanes.switchboard import Order
 from trainables.ranks import Ranks
-from trainables.replicas import ReplicatedRun
-from trainables.switchboard import Order
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.replicas import ReplicatedRun
+from trainables.training.workbench import Workbench
 
 
 class Board:

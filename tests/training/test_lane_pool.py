@@ -91,7 +91,7 @@ class Clients:
     def __init__(self) -> None:
         import ray
 
-        from trainables.switchboard import Switchboard
+        from trainables.lanes.switchboard import Switchboard
 
         self.name = f"played-{time.monotonic_ns()}"
         options = {"num_cpus": 0, "name": self.name, "namespace": "thaw", "max_concurrency": 100}
@@ -125,7 +125,7 @@ def epoch(number: int, **more: Any) -> dict[str, Any]:
 
 
 def test_a_trial_turns_messages_into_steps_and_gives_its_lane_back(clients: Clients) -> None:
-    from trainables.trial import EPOCH, OUTCOME, REASON, LaneLostError, LaneTrial
+    from trainables.lanes.trial import EPOCH, OUTCOME, REASON, LaneLostError, LaneTrial
 
     trial = LaneTrial(clients.config(3))
     coming = clients.board.next_job.remote(0, -1)
@@ -177,7 +177,7 @@ def test_a_dead_trial_is_known_by_its_number_even_while_it_waits(clients: Client
     """An actor that died before its first epoch has told nobody its name."""
     import ray
 
-    from trainables.trial import LaneTrial, client_prefix
+    from trainables.lanes.trial import LaneTrial, client_prefix
 
     trials = {number: LaneTrial(clients.config(number)) for number in (1, 11)}
     waiting = {number: clients.board.borrow.remote(trial._client) for number, trial in trials.items()}

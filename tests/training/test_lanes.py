@@ -16,13 +16,13 @@ import pytest
 import torch
 from training_support import DEVICE, num_stages, numbers, train
 
-from trainables.checkpoint import load_checkpoint
 from trainables.config import SplitConfig, TrialConfig
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT, Message, ProbeJob, ScoreJob, TrainJob
-from trainables.loop import TrialRun
-from trainables.probing import run_probe
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import load_checkpoint
+from trainables.training.loop import TrialRun
+from trainables.training.probing import run_probe
+from trainables.training.workbench import Workbench
 from tuner.cluster.lanes import LaneError, LanePool, LaneShape
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from switchboard_support import JOB, OTHER, begin, epoch, lend, play
 
-from trainables.switchboard import Order, Switchboard
+from trainables.lanes.switchboard import Order, Switchboard
 
 
 def test_lanes_are_lent_first_come_first_served() -> None:

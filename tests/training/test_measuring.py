@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from trainables import measuring, stopwatch
 from trainables.config import Precision
 from trainables.jobs import MeasureJob, parse_job
-from trainables.measuring import run_measure
 from trainables.ranks import Ranks
+from trainables.training import measuring, stopwatch
+from trainables.training.measuring import run_measure
 
 CPU = torch.device("cpu")
 BOTH: tuple[Precision, ...] = ("fp32", "bf16")

@@ -14,11 +14,11 @@ from training_support import DEVICE
 
 from trainables.config import BackboneConfig, DataConfig, TrialConfig
 from trainables.data.batches import Batch
-from trainables.loop import TrialRun
-from trainables.losses import TrainingLoss, class_weights
-from trainables.mixing import MixedBatch, Mixer, plan_mixing
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.losses import TrainingLoss, class_weights
+from trainables.training.mixing import MixedBatch, Mixer, plan_mixing
+from trainables.training.workbench import Workbench
 
 BASE = TrialConfig(
     data=DataConfig(table="t", fingerprint="f", class_names=("a", "b"), image_size_px=16),

@@ -12,16 +12,16 @@ import pytest
 import torch
 from training_support import DoubleRun, assert_same_bits, finish, num_stages, numbers, train
 
-from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import FeatureSettings, Precision, TrialConfig
 from trainables.features.machine import describe_machine
 from trainables.jobs import MeasureJob
-from trainables.lane import _explain, _free_memory
-from trainables.loop import TrialRun
-from trainables.measuring import run_measure
+from trainables.lanes.lane import _explain, _free_memory
+from trainables.lanes.repeatable import make_repeatable
 from trainables.ranks import Ranks
-from trainables.repeatable import make_repeatable
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import load_checkpoint, save_checkpoint
+from trainables.training.loop import TrialRun
+from trainables.training.measuring import run_measure
+from trainables.training.workbench import Workbench
 
 pytestmark = pytest.mark.gpu
 

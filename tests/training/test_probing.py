@@ -10,16 +10,16 @@ import pytest
 import torch
 from training_support import DEVICE, RankGroup, assert_same_bits, copied, finish, num_stages, train
 
-from trainables import probing
 from trainables.backbones.zoo import load_backbone
 from trainables.config import BackboneConfig, FeatureSettings, SplitConfig, TrialConfig, WeightsFile
 from trainables.data.packing import PackReport
 from trainables.features.probes import fit_probe, head_from_probe
 from trainables.jobs import ProbeJob, parse_job
-from trainables.loop import TrialRun
-from trainables.probing import LEAST_STD, MODEST_OUTPUT, head_key, probed_head, run_probe
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training import probing
+from trainables.training.loop import TrialRun
+from trainables.training.probing import LEAST_STD, MODEST_OUTPUT, head_key, probed_head, run_probe
+from trainables.training.workbench import Workbench
 
 MORE = SplitConfig(train=0.4, val=0.3, test=0.3)
 # Heads behind global pooling, behind dropout, behind linear layers, instead of a convolution.

@@ -18,9 +18,9 @@ from torchvision.ops import StochasticDepth
 from training_support import DEVICE, RankGroup
 
 from trainables.config import TrialConfig
-from trainables.loop import DivergedError, StoppedError, TrialRun
 from trainables.ranks import JoinedBatchNorm, Ranks, SharedDropout, SharedNoise, share_bounds, share_noise
-from trainables.workbench import Workbench
+from trainables.training.loop import DivergedError, StoppedError, TrialRun
+from trainables.training.workbench import Workbench
 
 
 @given(num_rows=st.integers(0, 1000), world_size=st.integers(1, 9))

@@ -12,13 +12,13 @@ import pytest
 import torch
 from training_support import DEVICE, EVERY_CHOICE, Numbers, RankGroup, Tensors, assert_same_bits, finish, numbers
 
-from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import DataConfig, FeatureSettings, SplitConfig, SplitName, TrialConfig
 from trainables.data.side import Side
-from trainables.loop import DivergedError, TrialRun
 from trainables.ranks import Ranks
-from trainables.replicas import ReplicatedRun
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from trainables.training.loop import DivergedError, TrialRun
+from trainables.training.replicas import ReplicatedRun
+from trainables.training.workbench import Workbench
 
 SPLIT = SplitConfig(train=0.06, val=0.03, test=0.91)
 

@@ -14,9 +14,9 @@ from training_support import DEVICE, SMALL_SPLIT, build_config
 
 from trainables.config import FeatureSettings, SplitConfig, TrialConfig
 from trainables.data.packing import PackReport
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 LIMIT_BYTES = 120 << 20
 NUM_VIEWS = 8

@@ -23,12 +23,12 @@ from training_support import (
     train_on,
 )
 
-from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from trainables.loop import DivergedError, StoppedError, TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import load_checkpoint, save_checkpoint
+from trainables.training.loop import DivergedError, StoppedError, TrialRun
+from trainables.training.workbench import Workbench
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"name": "adamw", "lr": 3e-3, "backbone_lr_ratio": 0.3, "warmup_epochs": 1.5},

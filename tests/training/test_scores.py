@@ -14,13 +14,13 @@ from sklearn import metrics as sk
 from torchmetrics.functional import classification as tm
 from training_support import DEVICE
 
-from trainables import auroc as auroc_module
-from trainables.auroc import auroc
 from trainables.config import SplitConfig, TrialConfig
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.scores import count_confusion, decide, mean_cost, rates
-from trainables.workbench import Workbench
+from trainables.training import auroc as auroc_module
+from trainables.training.auroc import auroc
+from trainables.training.loop import TrialRun
+from trainables.training.scores import count_confusion, decide, mean_cost, rates
+from trainables.training.workbench import Workbench
 
 
 def sklearn_rates(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -13,10 +13,10 @@ from training_support import DEVICE, assert_same_bits, copied, num_stages, numbe
 from search_spaces.loading import load_spec
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.errors import InputError
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.sizes import share_at, size_at, thirds
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.sizes import share_at, size_at, thirds
+from trainables.training.workbench import Workbench
 from tuner.networks.network import prepare_networks
 from tuner.paths import HomePaths
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_support import DEVICE, DoubleRun, RankGroup, finish, num_stages, train
 
-from trainables.accumulation import turns_of
-from trainables.classifier import lr_scale
 from trainables.config import TrialConfig
 from trainables.data.side import plan_epoch
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.accumulation import turns_of
+from trainables.training.classifier import lr_scale
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 # --- balanced sampling ---------------------------------------------------------------------------------------
 

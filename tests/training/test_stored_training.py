@@ -11,9 +11,9 @@ from training_support import DEVICE, EVERY_CHOICE, RankGroup, copied, num_stages
 
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.features.source import FeaturesRequiredError
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 FAST = ["lenet", "squeezenet1_1"]
 SLOW = [

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from switchboard_support import JOB, OTHER, SCORE, begin, epoch, lend, play
 
-from trainables.switchboard import Order, Switchboard
+from trainables.lanes.switchboard import Order, Switchboard
 
 
 def test_a_job_goes_to_the_lane_and_its_messages_come_back() -> None:

@@ -22,11 +22,11 @@ from training_support import (
     train_in_double_on,
 )
 
-from trainables.checkpoint import load_checkpoint, save_checkpoint
-from trainables.classifier import keep_statistics
 from trainables.config import FeatureSettings, TrialConfig
-from trainables.loop import TrialRun, Workbench
 from trainables.ranks import Ranks
+from trainables.training.checkpoint import load_checkpoint, save_checkpoint
+from trainables.training.classifier import keep_statistics
+from trainables.training.loop import TrialRun, Workbench
 from tuner.models.classifier import Classifier
 from tuner.models.model_file import ModelCard, load_state, save_model
 from tuner.models.whole_network import whole_network

@@ -32,9 +32,9 @@ from trainables.config import SplitConfig, TrialConfig
 from trainables.data.packing import PackReport
 from trainables.data.splits import assign_sides
 from trainables.data.table import ImageTable
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 Trial = tuple[list[Numbers], Tensors]
 SGD = {"name": "sgd", "lr": 0.05, "backbone_lr_ratio": 0.5, "weight_decay": 1e-3, "warmup_epochs": 0.5}

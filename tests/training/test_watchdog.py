@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from trainables.watchdog import Watchdog
+from trainables.lanes.watchdog import Watchdog
 
 
 class Ends:
@@ -22,7 +22,7 @@ class Ends:
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Ends:
-    monkeypatch.setattr("trainables.watchdog._LAST_RESORT", 1000.0)  # it would end the tests
+    monkeypatch.setattr("trainables.lanes.watchdog._LAST_RESORT", 1000.0)  # it would end the tests
     return Ends()
 
 
@@ -71,7 +71,7 @@ def test_without_a_limit_nothing_is_a_hang(ends: Ends) -> None:
 
 
 def test_who_is_told_may_hang_as_well(monkeypatch: pytest.MonkeyPatch, ends: Ends) -> None:
-    monkeypatch.setattr("trainables.watchdog._REPORT_PATIENCE_S", 0.1)
+    monkeypatch.setattr("trainables.lanes.watchdog._REPORT_PATIENCE_S", 0.1)
     dog = Watchdog(0.2, ends.codes.append)
     with dog.watching(lambda _: time.sleep(60)):
         hang_here(ends)
@@ -81,7 +81,7 @@ def test_who_is_told_may_hang_as_well(monkeypatch: pytest.MonkeyPatch, ends: End
 def test_a_hang_that_holds_the_interpreter_ends_the_process_too() -> None:
     program = (
         "import ctypes\n"
-        "from trainables.watchdog import Watchdog\n"
+        "from trainables.lanes.watchdog import Watchdog\n"
         "with Watchdog(0.5).watching(print):\n"
         "    ctypes.PyDLL(None).sleep(60)\n"  # keeps the interpreter's lock
     )

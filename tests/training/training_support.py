@@ -18,15 +18,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from trainables import loop
 from trainables.backbones.zoo import Backbone, load_backbone
-from trainables.classifier import SplitNetwork, split_network
 from trainables.config import BackboneConfig, DataConfig, SplitConfig, TrialConfig
 from trainables.data.packing import PackReport
-from trainables.loop import TrialRun
+from trainables.lanes.repeatable import make_repeatable
 from trainables.ranks import Ranks
-from trainables.repeatable import make_repeatable
-from trainables.workbench import Workbench
+from trainables.training import loop
+from trainables.training.classifier import SplitNetwork, split_network
+from trainables.training.loop import TrialRun
+from trainables.training.workbench import Workbench
 
 Numbers = dict[str, float]
 Tensors = dict[str, torch.Tensor]

@@ -26,9 +26,9 @@ from trainables.backbones.families import check_name, skeleton
 from trainables.backbones.inputs import read_rgb, read_stated
 from trainables.config import WeightsFile
 from trainables.errors import InputError
-from trainables.node_cache import fetch_once
-from trainables.storage import fetch_file, is_local, join, read_bytes, write_bytes
-from trainables.typed_path import expand
+from trainables.files.node_cache import fetch_once
+from trainables.files.storage import fetch_file, is_local, join, read_bytes, write_bytes
+from trainables.files.typed_path import expand
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 _PLACE = "model.weights"

@@ -17,7 +17,7 @@ from trainables.config import SplitName
 from trainables.data.candidates import Candidate, Candidates, shown
 from trainables.data.picture import Picture
 from trainables.errors import InputError
-from trainables.typed_path import expand
+from trainables.files.typed_path import expand
 
 LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 SIDE_OF_FOLDER: dict[str, SplitName] = {

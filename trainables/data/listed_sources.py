@@ -26,8 +26,8 @@ from trainables.data.label_sets import set_name
 from trainables.data.parquet_rows import ParquetPlace, open_parquet, read_image
 from trainables.data.picture import Picture
 from trainables.errors import InputError, first_line
-from trainables.storage import is_local, open_filesystem, problem_of, problem_with
-from trainables.typed_path import expand
+from trainables.files.storage import is_local, open_filesystem, problem_of, problem_with
+from trainables.files.typed_path import expand
 
 Column = Literal["file", "image", "label", "split", "group"]
 _NAMES: dict[Column, tuple[str, ...]] = {

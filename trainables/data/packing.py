@@ -41,9 +41,9 @@ from trainables.data.table_file import (
     read_rows,
 )
 from trainables.errors import InputError, StorageError
-from trainables.half_written import half_written, remove_half_written
+from trainables.files.half_written import half_written, remove_half_written
+from trainables.files.storage import OF_NO_FILE, is_local
 from trainables.memory import give_back_freed_memory
-from trainables.storage import OF_NO_FILE, is_local
 
 Read = TypeVar("Read")
 

@@ -18,7 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from trainables.errors import InputError, StorageError, first_line
-from trainables.storage import OF_NO_FILE, is_local, open_filesystem, problem_of, problem_with
+from trainables.files.storage import OF_NO_FILE, is_local, open_filesystem, problem_of, problem_with
 
 _ROWS_AT_ONCE, _BATCHES_KEPT = 32, 4
 _BUFFER_BYTES = 1 << 20

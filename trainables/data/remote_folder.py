@@ -17,7 +17,7 @@ from trainables.data.candidates import Candidate, Candidates
 from trainables.data.folder_source import MAX_FILE_BYTES, SIDE_OF_FOLDER, check_sides, is_hidden
 from trainables.data.picture import Picture
 from trainables.errors import InputError, StorageError
-from trainables.storage import join, open_filesystem, problem_of
+from trainables.files.storage import join, open_filesystem, problem_of
 
 
 class RemoteFolderSource:

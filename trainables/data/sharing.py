@@ -13,8 +13,8 @@ from trainables.config import DataConfig
 from trainables.data.table import ImageTable
 from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
-from trainables.node_cache import fetch_once
-from trainables.storage import fetch_file, is_local, join, publish_files
+from trainables.files.node_cache import fetch_once
+from trainables.files.storage import fetch_file, is_local, join, publish_files
 
 
 def publish_table(folder: Path, uri: str) -> bool:

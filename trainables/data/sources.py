@@ -17,7 +17,7 @@ from trainables.data.digits_source import DigitsSource
 from trainables.data.folder_source import FolderSource
 from trainables.data.picture import Picture
 from trainables.errors import InputError
-from trainables.typed_path import expand
+from trainables.files.typed_path import expand
 
 
 class Source(Protocol):

@@ -27,8 +27,8 @@ from trainables.data.decoding import DAMAGE_ERRORS
 from trainables.data.digits_source import pgm
 from trainables.data.picture import Picture
 from trainables.errors import InputError, first_line
-from trainables.node_cache import cache_root
-from trainables.typed_path import expand
+from trainables.files.node_cache import cache_root
+from trainables.files.typed_path import expand
 
 _Parts = tuple[tuple[Mapping[str, Any], SplitName | None], ...]
 

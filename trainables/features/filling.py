@@ -27,7 +27,7 @@ from trainables.config import Precision
 from trainables.features.layout import MANIFEST_NAME, Manifest, Plan, ShardFile, find_numbers, find_shards, lease_name
 from trainables.features.lease import Lease, LeaseDesk
 from trainables.features.shards import copy_shard, to_words, write_shard
-from trainables.storage import write_bytes
+from trainables.files.storage import write_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from trainables.features.layout import (
     is_digest,
     plan_from_json,
 )
-from trainables.locks import unused
+from trainables.files.locks import unused
 
 TRASH_NAME = "trash"
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainables.features.layout import MUTEX_NAME
-from trainables.locks import mutex, this_machine, try_lock
+from trainables.files.locks import mutex, this_machine, try_lock
 
 _BEATS_PER_LEASE = 4
 _COUNTER_DIGITS = 12

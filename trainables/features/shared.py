@@ -20,7 +20,7 @@ import pyarrow.fs
 from trainables.errors import InputError
 from trainables.features.layout import MANIFEST_NAME, Manifest, ShardFile
 from trainables.features.switch import Switch
-from trainables.storage import is_local, join, open_filesystem, publish_files, read_bytes
+from trainables.files.storage import is_local, join, open_filesystem, publish_files, read_bytes
 
 _CHUNK_BYTES = 4 << 20
 # What pyarrow raises for a host that is away, a bucket that is closed, a disk that is full.

@@ -39,7 +39,7 @@ from trainables.features.reading import Features
 from trainables.features.shared import SharedError, SharedStore
 from trainables.features.switch import Switch
 from trainables.features.upkeep import VerifyReport, open_entry, verify_entries, write_plan
-from trainables.locks import Use, mark_use, mutex
+from trainables.files.locks import Use, mark_use, mutex
 
 _log = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from trainables.features.layout import (
 )
 from trainables.features.reading import Features
 from trainables.features.shards import verify_file
-from trainables.locks import Use, mark_use
-from trainables.storage import write_bytes
+from trainables.files.locks import Use, mark_use
+from trainables.files.storage import write_bytes
 
 _log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainables.config import FeatureSettings
-from trainables.entry import run_lane
 from trainables.errors import first_line
+from trainables.files.outages import StorageAwayError
 from trainables.jobs import LAST_WORDS, AnyJob, Message
-from trainables.outages import StorageAwayError
+from trainables.lanes.entry import run_lane
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class LanePool:
         import ray.train.torch
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from trainables.switchboard import Switchboard
+        from trainables.lanes.switchboard import Switchboard
 
         # Beside the driver: no other machine's end may take it away.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -72,7 +72,7 @@ def clear() -> None:
 def _store() -> FeatureStore:
     from search_spaces.spec import CacheSpec
     from trainables.features.store import FeatureStore
-    from trainables.node_cache import features_root
+    from trainables.files.node_cache import features_root
     from tuner.paths import HomePaths
 
     directory = features_root(HomePaths.from_env().features)

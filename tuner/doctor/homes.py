@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from trainables.backbones.weights import is_whole as are_whole_weights
-from trainables.checkpoint import is_whole as is_whole_checkpoint
 from trainables.errors import InputError
-from trainables.half_written import remove_whole
-from trainables.locks import try_lock
-from trainables.node_cache import features_root
+from trainables.files.half_written import remove_whole
+from trainables.files.locks import try_lock
+from trainables.files.node_cache import features_root
+from trainables.training.checkpoint import is_whole as is_whole_checkpoint
 from tuner.doctor.installation import Finding
 from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import TrialRecord, iterate_from, read_records, trials_of

@@ -27,7 +27,7 @@ from urllib.request import Request, urlopen
 
 from packaging.requirements import Requirement
 
-from trainables.node_cache import cache_root
+from trainables.files.node_cache import cache_root
 from tuner.paths import HomePaths, sqlite_file
 from tuner.tracking.access import without_password
 

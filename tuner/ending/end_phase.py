@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from search_spaces.space import SearchSpace
-from trainables.checkpoint import is_whole
 from trainables.config import TrialConfig
+from trainables.files.storage import join
 from trainables.jobs import BEST_CHECKPOINT
-from trainables.storage import join
+from trainables.training.checkpoint import is_whole
 from tuner.ending.describing import flat, note
 from tuner.ending.finale import (
     Closing,

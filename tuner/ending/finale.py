@@ -15,8 +15,8 @@ import numpy as np
 
 from search_spaces.spec import BaselineName, SweepSpec
 from trainables.config import TrialConfig
+from trainables.files.storage import write_bytes
 from trainables.jobs import ScoreJob, TrainJob
-from trainables.storage import write_bytes
 from tuner.cluster.lanes import LaneError, LanePool
 from tuner.ending.describing import lineage_tags
 from tuner.ending.refitting import FIRST_REFIT, Model, is_refit, kept_model, refit
@@ -296,8 +296,8 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> f
     from trainables.data.label_sets import members_of
     from trainables.data.sharing import open_table
     from trainables.data.splits import labelled_rows, sides_of
-    from trainables.label_scores import judge_labels
-    from trainables.scores import judge
+    from trainables.training.label_scores import judge_labels
+    from trainables.training.scores import judge
     from tuner.models.classifier import Classifier
 
     classifier = Classifier.load(uri, tracking_uri)

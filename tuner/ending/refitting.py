@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainables.config import TrialConfig
+from trainables.files.storage import join
 from trainables.jobs import BEST_CHECKPOINT, TrainJob
-from trainables.storage import join
 from tuner.cluster.lanes import LaneError, LanePool
 
 FIRST_REFIT = 20_000

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from trainables.config import Fit, Settings
 from trainables.errors import InputError
-from trainables.half_written import half_written
+from trainables.files.half_written import half_written
 from tuner.tracking.mlflow_client import open_pytorch
 
 if TYPE_CHECKING:

@@ -76,7 +76,7 @@ def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterato
     """Classifies pictures in order, a few at a time; one that cannot be read is said to be so."""
     import torch
 
-    from trainables.scores import expected_costs
+    from trainables.training.scores import expected_costs
 
     names, costs = classifier.card.class_names, classifier.card.costs
     for first in range(0, len(pictures), _AT_ONCE):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.errors import InputError
-from trainables.typed_path import expand
+from trainables.files.typed_path import expand
 from tuner.paths import HomePaths, sqlite_file
 from tuner.tracking.access import without_password
 from tuner.tracking.mlflow_client import ensure_experiment, gist, log_values, open_client, outages

@@ -17,8 +17,8 @@ def whole_network(config: TrialConfig, checkpoint_uri: str) -> tuple[nn.Module, 
         CheckpointError: The checkpoint is damaged, or stands on other weights.
     """
     from trainables.backbones.zoo import load_backbone
-    from trainables.checkpoint import load_checkpoint
-    from trainables.classifier import split_network
+    from trainables.training.checkpoint import load_checkpoint
+    from trainables.training.classifier import split_network
 
     backbone = load_backbone(
         config.backbone.name,

@@ -148,7 +148,7 @@ def _too_small(network: Published, size_px: int) -> str | None:
 
 
 def _latency_ms(network: Published, size_px: int, home: HomePaths) -> float:
-    from trainables.latency import latency_ms
+    from trainables.training.latency import latency_ms
 
     return latency_ms(network.name, size_px, home.uri_of(home.measured))
 

@@ -17,7 +17,7 @@ from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import DataConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
-from trainables.sizes import size_at
+from trainables.training.sizes import size_at
 from tuner.networks.preparing import base_trial, build_cuts, kept_weights
 from tuner.networks.pretraining import Pretraining, prepare_pretraining
 from tuner.paths import HomePaths

@@ -20,8 +20,8 @@ from trainables.config import (
 )
 from trainables.data.sources import open_source
 from trainables.errors import InputError
-from trainables.storage import join
-from trainables.typed_path import expand
+from trainables.files.storage import join
+from trainables.files.typed_path import expand
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData
 from tuner.records.shared_home import check_local

@@ -19,9 +19,9 @@ from search_spaces.space import apply_params
 from search_spaces.spec import PretrainSpec
 from trainables.config import BackboneConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
+from trainables.files.locks import mutex
+from trainables.files.storage import join, read_bytes, write_bytes
 from trainables.jobs import BEST_CHECKPOINT, TrainJob
-from trainables.locks import mutex
-from trainables.storage import join, read_bytes, write_bytes
 from tuner.cluster.lanes import LanePool
 from tuner.models.registry import find_backbone
 from tuner.networks.preparing import kept_weights
@@ -197,7 +197,7 @@ def _train_alone(
     pretraining: Pretraining, home: HomePaths, pool: LanePool, see: Callable[[int, dict[str, float]], object]
 ) -> Pretrained:
     from trainables.backbones.weights import store_weights
-    from trainables.checkpoint import load_checkpoint
+    from trainables.training.checkpoint import load_checkpoint
 
     started = time.monotonic()
     directory = home.uri_of(_folder(pretraining, home))

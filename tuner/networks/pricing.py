@@ -25,7 +25,7 @@ from search_spaces.space import BACKBONE, Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_to_store, worth_storing_now
 from trainables.jobs import CutsToKeep
-from trainables.sizes import thirds
+from trainables.training.sizes import thirds
 from tuner.networks.material import Material
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from search_spaces.seeding import (
 from search_spaces.space import BACKBONE, Point, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
+from trainables.files.storage import write_bytes
 from trainables.jobs import CutsToKeep, DepthProbe, Message, ProbeJob
-from trainables.storage import write_bytes
 from tuner.cluster.lanes import LaneError, LanePool
 from tuner.paths import SweepPaths
 from tuner.progress import Progress

@@ -113,10 +113,10 @@ def _rank(
 ) -> Ranking:
     import torch
 
-    from trainables.probing import run_probe
+    from trainables.lanes.repeatable import make_repeatable
     from trainables.ranks import Ranks
-    from trainables.repeatable import make_repeatable
-    from trainables.workbench import Workbench
+    from trainables.training.probing import run_probe
+    from trainables.training.workbench import Workbench
 
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

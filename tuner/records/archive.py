@@ -20,7 +20,7 @@ from typing import Any
 
 from search_spaces.loading import dump_spec, load_kept_spec
 from trainables.errors import InputError
-from trainables.half_written import half_written
+from trainables.files.half_written import half_written
 from trainables.jobs import BEST_CHECKPOINT
 from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import TrialRecord, champion_record, read_records, trials_of

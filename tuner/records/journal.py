@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from trainables.errors import InputError
-from trainables.outages import StorageAwayError, patiently
+from trainables.files.outages import StorageAwayError, patiently
 
 Event = Literal[
     "sweep",

@@ -15,8 +15,8 @@ from typing import Any
 from search_spaces.loading import load_kept_spec
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
+from trainables.files.storage import file_exists, join
 from trainables.jobs import LAST_CHECKPOINT
-from trainables.storage import file_exists, join
 from tuner.paths import HomePaths
 from tuner.records.journal import Record, TrialRecord, read_records, trials_of
 

@@ -139,7 +139,7 @@ def bytes_held(settings: FeatureSettings | None) -> int | None:
     if settings is None:
         return None
     from trainables.features.inventory import list_entries
-    from trainables.node_cache import features_root
+    from trainables.files.node_cache import features_root
 
     directory = features_root(settings.directory)
     return sum(entry.num_bytes for entry in list_entries(directory)) if directory.is_dir() else 0

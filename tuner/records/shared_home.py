@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import Literal
 
 from trainables.errors import InputError
-from trainables.storage import file_size, join, list_folder, read_bytes, write_bytes
+from trainables.files.storage import file_size, join, list_folder, read_bytes, write_bytes
 from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import journal_at_rest
 

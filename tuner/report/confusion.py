@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.storage import write_bytes
+from trainables.files.storage import write_bytes
 from tuner.report.intervals import wilson_interval
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ def mean_recall_interval(counts: Sequence[Sequence[int]]) -> Interval:
 
 
 def auroc_interval(area: float, class_sizes: Sequence[int], z: float = Z_95) -> Interval:
-    """Interval of an area under the ROC curve, as `trainables.auroc.auroc` defines it.
+    """Interval of an area under the ROC curve, as `trainables.training.auroc.auroc` defines it.
 
     Two classes: method 5 of Newcombe (2006, "Confidence intervals for an effect size measure based on the Mann-Whitney
     statistic, part 2", Statistics in Medicine 25), which solves for the areas whose own spread just reaches what was

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.storage import write_bytes
+from trainables.files.storage import write_bytes
 from tuner.report.intervals import wilson_interval
 
 

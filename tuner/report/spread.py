@@ -1,6 +1,6 @@
 """How far a mean over folds or seeds may be trusted: a standard error, and what is to be said beside it.
 
-In: standard deviations as `trainables.replicas` reports them. Out: standard errors and sentences. Pure.
+In: standard deviations as `trainables.training.replicas` reports them. Out: standard errors and sentences. Pure.
 
 Folds are not independent: any two of them learn mostly from the same pictures, so that the spread between folds, as
 if they were, says too little. No estimate of the variance of k-fold cross-validation is unbiased for all distributions

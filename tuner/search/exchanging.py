@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import TrialConfig
+from trainables.files.outages import patiently
+from trainables.files.storage import join, make_durable, read_bytes, write_bytes
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
-from trainables.outages import patiently
-from trainables.storage import join, make_durable, read_bytes, write_bytes
+from trainables.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from tuner.search.members import Move
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler, async_hyperband
 
-from trainables.trial import EPOCH
+from trainables.lanes.trial import EPOCH
 from tuner.search.searching import NUMBER, Mode, finite, finite_values
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler, hyperband
 from ray.tune.schedulers.hb_bohb import HyperBandForBOHB
 
-from trainables.trial import EPOCH
+from trainables.lanes.trial import EPOCH
 from tuner.records.journal import Record
 from tuner.search.halving import has_value
 from tuner.search.searching import NUMBER, Mode, finite

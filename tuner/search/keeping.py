@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 
-from trainables.checkpoint import is_whole
+from trainables.files.storage import join, remove_file
 from trainables.jobs import BEST_CHECKPOINT, LAST_CHECKPOINT
-from trainables.storage import join, remove_file
+from trainables.training.checkpoint import is_whole
 from tuner.records.champion import is_fit, merit
 from tuner.records.journal import TrialRecord
 

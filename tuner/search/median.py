@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
-from trainables.trial import EPOCH
+from trainables.lanes.trial import EPOCH
 from tuner.records.journal import Record
 from tuner.search.halving import Numbered, by_number, has_value
 from tuner.search.searching import Mode

@@ -19,7 +19,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from search_spaces.dimension import Dimension
-from trainables.trial import EPOCH
+from trainables.lanes.trial import EPOCH
 from tuner.records.journal import Record
 from tuner.search.members import Member, Move, Seen, drawn, seeded
 from tuner.search.searching import NUMBER, Mode

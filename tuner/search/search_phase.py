@@ -17,8 +17,8 @@ from search_spaces.listing import trials_in_all
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
+from trainables.files.outages import StorageAwayError
 from trainables.jobs import TrainJob
-from trainables.outages import StorageAwayError
 from tuner.cluster.lanes import LanePool
 from tuner.interrupts import first_interrupt_calls
 from tuner.networks.pricing import Pricing

@@ -27,7 +27,7 @@ from search_spaces.listing import common_numbers
 from search_spaces.search_spec import LISTING_SAMPLERS, SamplerName
 from search_spaces.space import SearchSpace
 from trainables.errors import InputError
-from trainables.trial import EPOCH, OUTCOME
+from trainables.lanes.trial import EPOCH, OUTCOME
 from tuner.networks.pricing import Looked, Pricing
 from tuner.search.cost_aware import Cooling, CostAwareTPE
 from tuner.search.evolving import BestEpochCmaEs

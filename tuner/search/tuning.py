@@ -18,8 +18,8 @@ from ray.tune import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from trainables.outages import StorageAwayError
-from trainables.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_prefix
+from trainables.files.outages import StorageAwayError
+from trainables.lanes.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_prefix
 from tuner.cluster.lanes import LanePool
 from tuner.records.champion import totals_of
 from tuner.records.journal import Outcome, TrialRecord, taken_over

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trainables.storage import write_bytes
+from trainables.files.storage import write_bytes
 from tuner.tracking.projection import RunState
 
 _log = logging.getLogger(__name__)

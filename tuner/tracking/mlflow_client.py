@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainables.half_written import half_written, remove_half_written
+from trainables.files.half_written import half_written, remove_half_written
 from tuner.paths import sqlite_file
 from tuner.tracking.projection import RunUpdate
 

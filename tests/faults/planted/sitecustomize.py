@@ -112,8 +112,8 @@ def _wrong_time_ns():
 
 
 if _FOLDER:
-    sys.meta_path.insert(0, _Planter("trainables.loop", _plant_faults))
+    sys.meta_path.insert(0, _Planter("trainables.training.loop", _plant_faults))
 if "THAW_PLANTED_PATIENCE_S" in os.environ:
-    sys.meta_path.insert(0, _Planter("trainables.outages", _plant_patience))
+    sys.meta_path.insert(0, _Planter("trainables.files.outages", _plant_patience))
 if "THAW_PLANTED_CLOCK" in os.environ:
     time.time, time.time_ns = _wrong_time, _wrong_time_ns

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from xxhash import xxh3_128
 
-from trainables.storage import read_bytes, write_bytes
+from trainables.files.storage import read_bytes, write_bytes
 
 _MAGIC = b"thaw-delta-2\n"
 _HASHES: Mapping[bytes, Callable[[], Any]] = {b"thaw-delta-1\n": hashlib.sha256, _MAGIC: xxh3_128}

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainables.locks import mark_use, this_machine, unused
+from trainables.files.locks import mark_use, this_machine, unused
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from trainables.files.outages import patiently
 from trainables.jobs import Message
-from trainables.outages import patiently
 
 EPOCH = "thaw/epoch"
 OUTCOME = "thaw/outcome"

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.errors import InputError
-from trainables.half_written import remove_whole
-from trainables.typed_path import expand
+from trainables.files.half_written import remove_whole
+from trainables.files.typed_path import expand
 
 
 def cache_root(environ: Mapping[str, str] | None = None) -> Path:

@@ -22,8 +22,9 @@ import ray
 import torch
 from pydantic import ValidationError
 
-from trainables.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.config import FeatureSettings, TrialConfig
+from trainables.files.outages import StorageAwayError, patiently
+from trainables.files.storage import join, make_durable
 from trainables.jobs import (
     BEST_CHECKPOINT,
     LAST_CHECKPOINT,
@@ -34,18 +35,17 @@ from trainables.jobs import (
     TrainJob,
     parse_job,
 )
-from trainables.loop import DivergedError, StoppedError, TrialRun
-from trainables.measuring import run_measure
+from trainables.lanes.repeatable import make_repeatable
+from trainables.lanes.switchboard import Order
+from trainables.lanes.watchdog import Watchdog
 from trainables.memory import give_back_freed_memory, keep_freed_memory
-from trainables.outages import StorageAwayError, patiently
-from trainables.probing import run_probe
 from trainables.ranks import Ranks
-from trainables.repeatable import make_repeatable
-from trainables.replicas import ReplicatedRun
-from trainables.storage import join, make_durable
-from trainables.switchboard import Order
-from trainables.watchdog import Watchdog
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from trainables.training.loop import DivergedError, StoppedError, TrialRun
+from trainables.training.measuring import run_measure
+from trainables.training.probing import run_probe
+from trainables.training.replicas import ReplicatedRun
+from trainables.training.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 

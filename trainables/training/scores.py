@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainables.auroc import auroc
+from trainables.training.auroc import auroc
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ import torch
 from trainables.config import SplitName, TrialConfig
 from trainables.features.probes import ProbeResult, fit_probe, head_from_probe, pool, representative_rows
 from trainables.jobs import DepthProbe, Message, ProbeJob
-from trainables.loop import TrialRun
 from trainables.ranks import Ranks
-from trainables.threads import one_thread
-from trainables.workbench import Workbench
+from trainables.training.loop import TrialRun
+from trainables.training.threads import one_thread
+from trainables.training.workbench import Workbench
 
 # A fit takes N * D * D multiplications where pictures are many: as many as a core does in a few seconds.
 _MOST_WORK = 2e10

@@ -21,7 +21,7 @@ from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from trainables.features.probes import ProbeResult
 from trainables.features.store import FeatureStore
-from trainables.node_cache import features_root
+from trainables.files.node_cache import features_root
 
 _MOST_BACKBONES = 4
 

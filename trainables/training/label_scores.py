@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from trainables.auroc import mean_area
-from trainables.scores import Evaluation
+from trainables.training.auroc import mean_area
+from trainables.training.scores import Evaluation
 
 
 def label_losses(logits_BK: torch.Tensor, has_BK: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

@@ -7,6 +7,6 @@ from typing import Any
 
 def run_lane(settings: dict[str, Any]) -> None:
     """`lane.lane_loop`, whose imports take seconds and are the workers' business alone."""
-    from trainables.lane import lane_loop
+    from trainables.lanes.lane import lane_loop
 
     lane_loop(settings)

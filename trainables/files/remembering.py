@@ -9,7 +9,7 @@ import json
 import logging
 from typing import Any
 
-from trainables.storage import read_bytes, write_bytes
+from trainables.files.storage import read_bytes, write_bytes
 
 _log = logging.getLogger(__name__)
 

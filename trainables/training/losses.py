@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from trainables.label_scores import label_losses
-from trainables.mixing import MixedBatch
+from trainables.training.label_scores import label_losses
+from trainables.training.mixing import MixedBatch
 
 
 class TrainingLoss:

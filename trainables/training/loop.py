@@ -18,12 +18,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from trainables.accumulation import turns_of
-from trainables.averaging import WeightAverage
 from trainables.backbones.graph import Stage
 from trainables.backbones.zoo import Backbone
-from trainables.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
-from trainables.classifier import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
 from trainables.config import AugmentationConfig, SplitName, TrialConfig
 from trainables.data.batches import Batch, BatchSource, ImageBatches, Normaliser, PartOf
 from trainables.data.kept_views import Views
@@ -32,14 +28,18 @@ from trainables.data.side import Side, plan_epoch, plan_in_order
 from trainables.data.views import view_index
 from trainables.features.source import FeatureBatches, StoredFeatures, at_places, visit
 from trainables.frozen_prefix import FrozenPrefix, memory_format
-from trainables.kernels import choose_kernels
-from trainables.label_scores import judge_labels
-from trainables.losses import TrainingLoss, class_weights
-from trainables.mixing import Mixer
 from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
-from trainables.scores import Evaluation, count_confusion, judge_whole
-from trainables.sizes import share_at, size_at
-from trainables.workbench import Workbench
+from trainables.training.accumulation import turns_of
+from trainables.training.averaging import WeightAverage
+from trainables.training.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
+from trainables.training.classifier import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
+from trainables.training.kernels import choose_kernels
+from trainables.training.label_scores import judge_labels
+from trainables.training.losses import TrainingLoss, class_weights
+from trainables.training.mixing import Mixer
+from trainables.training.scores import Evaluation, count_confusion, judge_whole
+from trainables.training.sizes import share_at, size_at
+from trainables.training.workbench import Workbench
 
 _EVALUATION_BATCH_SIZE = 64
 _AS_IS = AugmentationConfig(policy="none", num_views=1)
@@ -170,7 +170,7 @@ class TrialRun:
             return
         self._has_begun = True
         if self.config.head_init == "probe":
-            from trainables.probing import probed_head  # it runs a trial of its own
+            from trainables.training.probing import probed_head  # it runs a trial of its own
 
             weight_KD, bias_K = probed_head(self.config, len(self.stages), self._bench, self._ranks)
             head = self._tail.get_submodule(self._network.head_name)

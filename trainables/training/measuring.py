@@ -25,16 +25,16 @@ import torch
 from torch.nn import functional as F
 
 from trainables.backbones.zoo import Backbone, load_backbone
-from trainables.classifier import split_network
 from trainables.config import ComputeConfig, Precision
 from trainables.features.machine import describe_machine
+from trainables.files.remembering import recall, remember
+from trainables.files.storage import join
 from trainables.frozen_prefix import FrozenPrefix, laid_out, memory_format
 from trainables.jobs import MeasureJob, Message, Timing
-from trainables.kernels import choose_kernels
 from trainables.ranks import Ranks
-from trainables.remembering import recall, remember
-from trainables.stopwatch import HOPELESS, best_of_rounds, first_look
-from trainables.storage import join
+from trainables.training.classifier import split_network
+from trainables.training.kernels import choose_kernels
+from trainables.training.stopwatch import HOPELESS, best_of_rounds, first_look
 
 _Step = Callable[[int], object]
 """Computes with so many pictures."""

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import torch
 
-from trainables.checkpoint import Checkpoint, CheckpointError
 from trainables.config import TrialConfig
 from trainables.jobs import SPREAD
-from trainables.loop import DivergedError, TrialRun
 from trainables.ranks import Ranks
-from trainables.workbench import Workbench
+from trainables.training.checkpoint import Checkpoint, CheckpointError
+from trainables.training.loop import DivergedError, TrialRun
+from trainables.training.workbench import Workbench
 
 _SUMMED = ("time/", "compute/")
 
