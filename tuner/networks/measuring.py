@@ -2,8 +2,8 @@
 
 In: a spec that leaves choices open. Out: the same spec with these fixed, so that every trial, and whoever goes on with
 the sweep, has the same ones. A lane takes the times (`trainables.training.measuring`); here is what to ask it, and the
-rule: the defaults stay unless another choice is at least `LEAST_GAIN` times as fast. The layout is chosen first, by both parts
-together, each in its own best precision there.
+rule: the defaults stay unless another choice is at least `LEAST_GAIN` times as fast. The layout is chosen first, by
+both parts together, each in its own best precision there.
 """
 
 from __future__ import annotations
