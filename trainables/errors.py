@@ -1,7 +1,15 @@
 """The exceptions that mean: the user can mend this."""
 
 
-class InputError(ValueError):
+class ForPeople(Exception):  # noqa: N818  (what it is for, not what went wrong)
+    """An exception whose message says all that its reader needs."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks show of it: the message, and no stack of our own code."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InputError(ForPeople, ValueError):
     """Bad input, found before expensive work. The message is one line: the place, the value, the remedy."""
 
 

@@ -36,6 +36,11 @@ home = HomePaths.resolve(HOME)
 SweepResult("parts", home, "sqlite:///none", "val/accuracy", "max", (trial,), None, is_finished=False)
 """
 
+MISTAKE = """
+from tuner import load_spec
+
+load_spec("quick", ["data.source=digits", "search.num_trials=many"])
+"""
 SWEEP = """
 from tuner import load_spec, run_sweep
 
@@ -49,9 +54,9 @@ resume_sweep("nb", home=HOME)
 """
 
 
-def executed(*cells: str) -> list[list[dict[str, Any]]]:
+def executed(*cells: str, allow_errors: bool = False) -> list[list[dict[str, Any]]]:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=allow_errors).execute()
     return [cell["outputs"] for cell in notebook.cells]
 
 
@@ -65,6 +70,13 @@ def test_a_panel_follows_the_sweep_and_the_result_is_a_table(tmp_path: Path) -> 
     html = result[0]["data"]["text/html"]
     assert "Best of 1 trials of sweep parts" in html
     assert "thaw resume parts" in html
+
+
+def test_a_mistake_is_said_without_a_stack() -> None:
+    ((shown,),) = executed(MISTAKE, allow_errors=True)
+    assert shown["output_type"] == "error"
+    (line,) = shown["traceback"]
+    assert line.startswith("InputError: quick: search.num_trials: 'many' is not a whole number")
 
 
 def interrupt_after_an_epoch(client: NotebookClient, journal: Path) -> None:
