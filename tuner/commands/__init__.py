@@ -1,1 +1,1 @@
-"""The commands of ``thaw``, one file each; `tuner.cli` puts them together."""
+"""The commands of ``thaw``, by subject, and what they share; `tuner.cli` puts them together."""

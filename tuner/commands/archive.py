@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from tuner.commands import completing
+from tuner.commands.arguments import SweepName
 
 _PATIENCE_S = 120.0
 
 
 def export_sweep(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
+    name: SweepName,
     file: Annotated[Path, typer.Argument(help="The file to write (zip: Parquet, JSON and the champion's model).")],
 ) -> None:
     """Writes everything about a sweep into one file."""

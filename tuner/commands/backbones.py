@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from trainables.errors import InputError
+from tuner.commands.arguments import FormatName
 
 _SORTS = ("name", "parameters", "gflops", "top1")
 
@@ -17,7 +18,7 @@ def backbones(
         int | None, typer.Option(min=8, max=1024, help="Side that the network sees, in pixels: 224; with names.")
     ] = None,
     sort: Annotated[str, typer.Option(help="name, parameters, gflops or top1.")] = "name",
-    format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    format_: FormatName = "table",
 ) -> None:
     """Lists the networks that sweeps may use: size, FLOPs, stages, and top-1 on ImageNet as torchvision states it."""
     from tuner.commands.running import output_console

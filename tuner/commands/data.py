@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainables.errors import InputError
+from tuner.commands.arguments import ImageSize, Labels, LabelSeparator, Overrides, Source, SpecOrSource
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,21 +18,19 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Pictures: what a set of them is like.", no_args_is_help=True)
 augment_app = typer.Typer(help="Augmentation: what the network is shown.", no_args_is_help=True)
 
-LABELS = "single, or multi where a picture may have several labels."
-LABEL_SEPARATOR = "Between the labels of one picture, where they are text."
 _MOST_PAIRS = 5
 _OUT = "Also writes a contact sheet there, as PNG."
 
 
 @data_app.command("inspect")
 def inspect_command(
-    source: Annotated[str, typer.Argument(help="A folder of class folders, or a source as in a spec.")],
+    source: Source,
     group_pattern: Annotated[
         str | None, typer.Option(help="Regular expression on file names; see data.group_pattern of a spec.")
     ] = None,
-    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side that the network sees, in pixels.")] = 224,
-    labels: Annotated[str, typer.Option(help=LABELS)] = "single",
-    label_separator: Annotated[str, typer.Option(help=LABEL_SEPARATOR)] = "|",
+    image_size: ImageSize = 224,
+    labels: Labels = "single",
+    label_separator: LabelSeparator = "|",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of a spec's data: --set split.test=0.2"),
@@ -77,10 +76,8 @@ def inspect_command(
 
 @augment_app.command()
 def preview(
-    spec: Annotated[str, typer.Argument(help="A spec file, the name of a preset, or pictures (folder:PATH).")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field of the spec.")
-    ] = None,
+    spec: SpecOrSource,
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Where the contact sheet goes, as PNG.")] = Path("augmentation.png"),
 ) -> None:
     """Writes a contact sheet of what the network will see: each policy of the spec, at each end of its magnitudes."""
@@ -96,17 +93,6 @@ def preview(
         dealt = deal_data(loaded.data, HomePaths.from_env(), progress.counted)
     sheet_of_policies(loaded, dealt).save(out)
     typer.echo(f"Contact sheet: {out}")
-
-
-def separator_of(labels: str, label_separator: str) -> str | None:
-    """What stands between a picture's labels; None where it has one.
-
-    Raises:
-        InputError: `labels` is neither ``single`` nor ``multi``.
-    """
-    if labels not in ("single", "multi"):
-        raise InputError(f"--labels: {labels!r} is neither single nor multi")
-    return label_separator if labels == "multi" else None
 
 
 def _check_out(out: Path | None) -> None:

@@ -7,18 +7,19 @@ from typing import Annotated
 import typer
 
 from trainables.errors import InputError
+from tuner.commands.arguments import FormatName, ImageSize, Source
 
 
 def rank(
-    data: Annotated[str, typer.Argument(help="A folder of class folders, or a source as in a spec ('digits').")],
+    data: Source,
     backbones: Annotated[str, typer.Option(help="Names, with commas between them: resnet18,mobilenet_v2")],
     weights: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=WEIGHTS", help="A file, models:/... or 'none'; by default torchvision's download."),
     ] = None,
-    image_size: Annotated[int, typer.Option(min=8, max=1024, help="Side that the networks see, in pixels.")] = 224,
+    image_size: ImageSize = 224,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
-    format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    format_: FormatName = "table",
 ) -> None:
     """Ranks backbones by what a linear probe and LogME say of their frozen features; trains nothing."""
     from rich.console import Console

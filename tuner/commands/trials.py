@@ -1,4 +1,4 @@
-"""``thaw show``, ``thaw best`` and ``thaw train``: one trial of a sweep, and one configuration without a search."""
+"""``thaw trials``, ``show``, ``best`` and ``train``: a sweep's trials, one of them, and one configuration alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainables.errors import InputError
-from tuner.commands import completing
+from tuner.commands.arguments import FormatName, Overrides, SweepName, TakesNextName
 
 if TYPE_CHECKING:
     from tuner.paths import HomePaths
@@ -30,8 +30,27 @@ _SHOWN = (
 )
 
 
+def trials(
+    name: SweepName,
+    format_: FormatName = "table",
+) -> None:
+    """Lists a sweep's trials, the best first."""
+    from tuner.commands.running import open_sweep, output_console
+    from tuner.records.journal import read_trials
+    from tuner.records.trial_rows import trials_frame
+    from tuner.report.output import build_trials_table, clean_rows, named_format, write_rows
+
+    home, spec = open_sweep(name, "trials")
+    records = read_trials(home.sweep(name).journal)
+    rows = clean_rows(trials_frame(records, spec.metric, spec.mode))
+    if named_format(format_) == "table":
+        output_console().print(build_trials_table(rows, spec.metric))
+    else:
+        write_rows(rows, named_format(format_), output_console())
+
+
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
+    name: SweepName,
     number: Annotated[int, typer.Argument(min=0, help="The trial's number.")],
 ) -> None:
     """Shows one trial of a sweep: its settings, its epochs, how it ended."""
@@ -66,7 +85,7 @@ def _show(trial: TrialRecord) -> None:
 
 
 def best(
-    name: Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)],
+    name: SweepName,
     spec_file: Annotated[
         Path | None, typer.Option("--spec", help="Writes the spec that trains exactly this trial, for `thaw train`.")
     ] = None,
@@ -106,10 +125,8 @@ def train(
     spec: Annotated[
         str, typer.Argument(help="A spec whose search leaves nothing to choose, as `thaw best` writes it.")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Overrides a field of the spec.")
-    ] = None,
-    new: Annotated[bool, typer.Option("--new", help="Where the name is in use, take the next free one.")] = False,
+    overrides: Overrides = None,
+    new: TakesNextName = False,
 ) -> None:
     """Trains, tests and registers one configuration, without a search."""
     from search_spaces.loading import load_spec
