@@ -46,10 +46,10 @@ from trainables.data.side import plan_epoch
 from trainables.data.sources import open_source
 from trainables.data.table import ImageTable
 from trainables.frozen_prefix import memory_format
-from trainables.lanes.repeatable import make_repeatable
 from trainables.ranks import Ranks
-from trainables.training.classifier import build_optimizer, split_network
 from trainables.training.loop import TrialRun
+from trainables.training.repeatable import make_repeatable
+from trainables.training.trained_part import build_optimizer, split_network
 from trainables.training.workbench import Workbench
 
 BAR = 0.9

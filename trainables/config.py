@@ -170,7 +170,10 @@ class TrialConfig(Settings):
     batch_size: int = Field(32, ge=1, description="Pictures per step over all workers together.")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     mixup_alpha: float = Field(
-        0.0, ge=0, le=MOST_ALPHA, description="Of mixup at the input of the trained part; 0: off. See `mixing`."
+        0.0,
+        ge=0,
+        le=MOST_ALPHA,
+        description="Of mixup at the input of the trained part; 0: off. See `training.mixing`.",
     )
     cutmix_alpha: float = Field(
         0.0, ge=0, le=MOST_ALPHA, description="Of CutMix there; 0: off. With both, each batch gets one of them."
@@ -187,7 +190,7 @@ class TrialConfig(Settings):
         1.0,
         ge=LEAST_START_SIZE,
         le=1,
-        description="Share of the pictures' side that training begins with; it grows to 1: see `sizes`.",
+        description="Share of the pictures' side that training begins with; it grows to 1: see `training.sizes`.",
     )
     grad_accumulation: int = Field(1, ge=1, description="Batches whose gradients make one step of the optimizer.")
     costs: tuple[tuple[float, ...], ...] | None = Field(

@@ -371,7 +371,7 @@ class _Sweep:
         self, space: SearchSpace, bases: dict[str, TrialConfig], data: PreparedData, pool: LanePool
     ) -> SweepResult:
         from tuner.ending.end_phase import EndPhase
-        from tuner.ending.finale import Closing
+        from tuner.ending.steps import Closing
 
         self.tracking.start()
         closing = Closing(self.spec, self.home, data, pool, self.record, self.progress.phase, self.progress.counted)

@@ -13,7 +13,7 @@ from torch import nn
 from trainables.backbones.heads import FIRST_SCALE, CosineHead, MlpHead, fresh_head, head_flops
 from trainables.backbones.zoo import load_backbone
 from trainables.config import HeadKind
-from trainables.training.classifier import DROPOUT_NAME, replace_dropout
+from trainables.training.trained_part import DROPOUT_NAME, replace_dropout
 
 KINDS: tuple[HeadKind, ...] = ("linear", "mlp", "cosine")
 SLOW = ("vgg11", "vgg11_bn", "inception_v3", "alexnet", "googlenet", "densenet121", "convnext_tiny")

@@ -22,7 +22,7 @@ from trainables.lanes.trial import EPOCH, OUTCOME
 from tuner.networks.material import Material
 from tuner.networks.pricing import Pricing
 from tuner.records.journal import TrialRecord
-from tuner.search.halving import ResumableASHA
+from tuner.search.asha import ResumableASHA
 from tuner.search.searching import NUMBER, StudySearcher
 
 METRIC = "val/accuracy"

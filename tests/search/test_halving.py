@@ -9,7 +9,7 @@ import pytest
 
 from trainables.lanes.trial import EPOCH
 from tuner.records.journal import TrialRecord
-from tuner.search.halving import ResumableASHA
+from tuner.search.asha import ResumableASHA
 from tuner.search.searching import NUMBER
 
 METRIC = "val/accuracy"

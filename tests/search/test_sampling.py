@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from tuner.search.evolving import BestEpochCmaEs
+from tuner.search.cma_es import BestEpochCmaEs
 from tuner.search.sampling import BestEpochGP, BestEpochTPE, num_good
 
 X = {"x": FloatDistribution(0.0, 1.0)}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
-from tuner.ending.finale import shift_of
 from tuner.ending.refitting import is_refit, kept_model
+from tuner.ending.steps import shift_of
 from tuner.records.champion import baseline_config, best_epoch, choose_champion, seconds_of, why_none
 from tuner.records.journal import TrialRecord
 from tuner.report.spread import explanation, standard_error, with_errors

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tuner.interrupts import first_interrupt_calls
+from tuner.search.interrupts import first_interrupt_calls
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,8 +19,8 @@ from tuner.records.spending import Spending
 from tuner.records.trial_rows import trials_frame
 from tuner.report.figures import sentence, standing_columns, standing_row
 from tuner.report.output import Format, build_trials_table, clean_rows, write_rows
-from tuner.report.picture import compose, draw
 from tuner.report.result import Champion, Standing
+from tuner.report.sweep_picture import compose, draw
 
 
 def trial(number: int, accuracies: list[float], outcome: str = "completed") -> TrialRecord:

@@ -16,8 +16,8 @@ from training_support import DEVICE, copied, num_stages
 from trainables.backbones.zoo import load_backbone
 from trainables.config import OptimizerConfig, TrialConfig
 from trainables.ranks import Ranks
-from trainables.training.classifier import build_optimizer, lr_scale, parameter_groups, split_network
 from trainables.training.loop import TrialRun
+from trainables.training.trained_part import build_optimizer, lr_scale, parameter_groups, split_network
 from trainables.training.workbench import Workbench
 
 # --- groups --------------------------------------------------------------------------------------------------

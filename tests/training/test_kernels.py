@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from trainables.lanes.repeatable import make_repeatable
 from trainables.training.kernels import Float32Conv2d, RepeatableAvgPool2d, choose_kernels
+from trainables.training.repeatable import make_repeatable
 
 CPU = torch.device("cpu")
 

@@ -16,11 +16,11 @@ from trainables.config import FeatureSettings, Precision, TrialConfig
 from trainables.features.machine import describe_machine
 from trainables.jobs import MeasureJob
 from trainables.lanes.lane import _explain, _free_memory
-from trainables.lanes.repeatable import make_repeatable
 from trainables.ranks import Ranks
 from trainables.training.checkpoint import load_checkpoint, save_checkpoint
 from trainables.training.loop import TrialRun
 from trainables.training.measuring import run_measure
+from trainables.training.repeatable import make_repeatable
 from trainables.training.workbench import Workbench
 
 pytestmark = pytest.mark.gpu

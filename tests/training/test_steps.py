@@ -16,8 +16,8 @@ from trainables.config import TrialConfig
 from trainables.data.side import plan_epoch
 from trainables.ranks import Ranks
 from trainables.training.accumulation import turns_of
-from trainables.training.classifier import lr_scale
 from trainables.training.loop import TrialRun
+from trainables.training.trained_part import lr_scale
 from trainables.training.workbench import Workbench
 
 # --- balanced sampling ---------------------------------------------------------------------------------------

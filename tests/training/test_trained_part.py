@@ -25,8 +25,8 @@ from training_support import (
 from trainables.config import FeatureSettings, TrialConfig
 from trainables.ranks import Ranks
 from trainables.training.checkpoint import load_checkpoint, save_checkpoint
-from trainables.training.classifier import keep_statistics
 from trainables.training.loop import TrialRun, Workbench
+from trainables.training.trained_part import keep_statistics
 from tuner.models.classifier import Classifier
 from tuner.models.model_file import ModelCard, load_state, save_model
 from tuner.models.whole_network import whole_network

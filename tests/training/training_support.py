@@ -21,11 +21,11 @@ import torch.distributed as dist
 from trainables.backbones.zoo import Backbone, load_backbone
 from trainables.config import BackboneConfig, DataConfig, SplitConfig, TrialConfig
 from trainables.data.packing import PackReport
-from trainables.lanes.repeatable import make_repeatable
 from trainables.ranks import Ranks
 from trainables.training import loop
-from trainables.training.classifier import SplitNetwork, split_network
 from trainables.training.loop import TrialRun
+from trainables.training.repeatable import make_repeatable
+from trainables.training.trained_part import SplitNetwork, split_network
 from trainables.training.workbench import Workbench
 
 Numbers = dict[str, float]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.data.picture import Picture
+from trainables.data.picture import Picture, pgm
 from trainables.errors import InputError
 
 
@@ -54,8 +54,3 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 
     digits = load_digits()
     return digits.images, digits.target
-
-
-def pgm(pixels: bytes, height: int, width: int) -> bytes:
-    """Grey pixels as a PGM file."""
-    return b"P5 %d %d 255\n" % (width, height) + pixels

@@ -1,7 +1,7 @@
 """Pictures in folders of classes, on a disk of this machine or one that is mounted.
 
-In: a folder. Out: the pictures below it, and what other sources take from it: which names are litter, which folders are
-sides, how large a picture's file may be.
+In: a folder. Out: the pictures below it. Other sources take from here what holds for folders anywhere: which names are
+nobody's picture (`is_hidden`), which folders are sides, and how large a picture's file may be.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainables.data.picture import Picture
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
 
-LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 SIDE_OF_FOLDER: dict[str, SplitName] = {
     "train": "train",
     "val": "val",
@@ -56,7 +56,7 @@ class FolderSource:
         """All candidates, sorted by name; see `Source.pictures`."""
         found = self._candidates()
         self._check_classes(set(found.class_names))
-        check_sides(self.uri, {side for _, _, side in self._class_folders()} | self._empty_sides(), found.sides)
+        check_side_folders(self.uri, {side for _, _, side in self._class_folders()} | self._empty_sides(), found.sides)
         return found
 
     def signature(self) -> str:
@@ -114,7 +114,9 @@ class FolderSource:
         return {side for folder, side in sides.items() if _are_sides(sides) and not _folders_in(folder)}
 
 
-def check_sides(uri: str, every: Collection[SplitName | None], with_pictures: Collection[SplitName | None]) -> None:
+def check_side_folders(
+    uri: str, every: Collection[SplitName | None], with_pictures: Collection[SplitName | None]
+) -> None:
     """Refuses a folder of a side that holds no pictures.
 
     Raises:
@@ -129,7 +131,7 @@ def check_sides(uri: str, every: Collection[SplitName | None], with_pictures: Co
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is nobody's picture: hidden, or what systems leave behind."""
-    return name.startswith(".") or name.lower() in LITTER
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def _class_name(folder: Path) -> str:

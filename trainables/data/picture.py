@@ -25,3 +25,8 @@ class Picture:
     side: SplitName | None
     read: Callable[[], bytes]
     group: str = ""
+
+
+def pgm(pixels: bytes, height: int, width: int) -> bytes:
+    """Grey pixels as a PGM file."""
+    return b"P5 %d %d 255\n" % (width, height) + pixels

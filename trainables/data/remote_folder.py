@@ -14,7 +14,7 @@ import pyarrow.fs
 
 from trainables.config import SplitName
 from trainables.data.candidates import Candidate, Candidates
-from trainables.data.folder_source import MAX_FILE_BYTES, SIDE_OF_FOLDER, check_sides, is_hidden
+from trainables.data.folder_source import MAX_FILE_BYTES, SIDE_OF_FOLDER, check_side_folders, is_hidden
 from trainables.data.picture import Picture
 from trainables.errors import InputError, StorageError
 from trainables.files.storage import join, open_filesystem, problem_of
@@ -68,7 +68,7 @@ class RemoteFolderSource:
         )
         candidates = Candidates(found, self._reader)
         self._check(classes, set(candidates.class_names))
-        check_sides(self.uri, set(side_of.values()), candidates.sides)
+        check_side_folders(self.uri, set(side_of.values()), candidates.sides)
         return candidates
 
     def _reader(self, name: bytes, size_bytes: int) -> Callable[[], bytes]:

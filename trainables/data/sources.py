@@ -1,8 +1,8 @@
-"""Where pictures come from: a table of schemes, each a `Source`.
+"""Where pictures come from: what a `Source` is, and the table of schemes that open one.
 
-In: a URI (`digits`, `folder:PATH`, `csv:PATH`, `parquet:URI`, or a bare path). Out: named pictures with a class, maybe
-a side or a group, and a way to read their bytes. Nothing is decoded here. No torch: the driver packs pictures while
-the workers still import it.
+In: a URI (`digits`, `folder:PATH` or URI, `csv:PATH`, `parquet:URI`, `torchvision:NAME`, or a bare path). Out: named
+pictures with a class, maybe a side or a group, and a way to read their bytes. Nothing is decoded here. No torch: the
+driver packs pictures while the workers still import it.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from trainables.config import SplitName
 from trainables.data.decoding import DAMAGE_ERRORS
-from trainables.data.digits_source import pgm
-from trainables.data.picture import Picture
+from trainables.data.picture import Picture, pgm
 from trainables.errors import InputError, first_line
 from trainables.files.node_cache import cache_root
 from trainables.files.typed_path import expand

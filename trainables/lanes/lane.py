@@ -35,7 +35,6 @@ from trainables.jobs import (
     TrainJob,
     parse_job,
 )
-from trainables.lanes.repeatable import make_repeatable
 from trainables.lanes.switchboard import Order
 from trainables.lanes.watchdog import Watchdog
 from trainables.memory import give_back_freed_memory, keep_freed_memory
@@ -44,6 +43,7 @@ from trainables.training.checkpoint import Checkpoint, CheckpointError, load_che
 from trainables.training.loop import DivergedError, StoppedError, TrialRun
 from trainables.training.measuring import run_measure
 from trainables.training.probing import run_probe
+from trainables.training.repeatable import make_repeatable
 from trainables.training.replicas import ReplicatedRun
 from trainables.training.workbench import Workbench
 

@@ -1,1 +1,1 @@
-"""One trial: the loop, its losses and scores, checkpoints, folds and seeds, and what is measured before it."""
+"""One trial: the loop, its losses and scores, checkpoints, replicas over folds and seeds, what is measured before."""

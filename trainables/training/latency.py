@@ -19,8 +19,8 @@ from trainables.backbones.zoo import load_backbone
 from trainables.features.machine import describe_machine
 from trainables.files.remembering import recall, remember
 from trainables.files.storage import join
-from trainables.training.classifier import split_network
 from trainables.training.threads import one_thread
+from trainables.training.trained_part import split_network
 
 _FEWEST_PASSES, _LOOKED_AT_S = 5, 1.5
 """The shortest of these counts: a machine that does other work too, as while lanes start, leaves a moment free."""

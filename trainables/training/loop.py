@@ -32,13 +32,13 @@ from trainables.ranks import Ranks, SharedNoise, share_bounds, share_noise
 from trainables.training.accumulation import turns_of
 from trainables.training.averaging import WeightAverage
 from trainables.training.checkpoint import Checkpoint, CheckpointError, optimizer_tensors, restore_optimizer
-from trainables.training.classifier import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
 from trainables.training.kernels import choose_kernels
 from trainables.training.label_scores import judge_labels
 from trainables.training.losses import TrainingLoss, class_weights
 from trainables.training.mixing import Mixer
 from trainables.training.scores import Evaluation, count_confusion, judge_whole
 from trainables.training.sizes import share_at, size_at
+from trainables.training.trained_part import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
 from trainables.training.workbench import Workbench
 
 _EVALUATION_BATCH_SIZE = 64

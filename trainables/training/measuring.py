@@ -32,9 +32,9 @@ from trainables.files.storage import join
 from trainables.frozen_prefix import FrozenPrefix, laid_out, memory_format
 from trainables.jobs import MeasureJob, Message, Timing
 from trainables.ranks import Ranks
-from trainables.training.classifier import split_network
 from trainables.training.kernels import choose_kernels
 from trainables.training.stopwatch import HOPELESS, best_of_rounds, first_look
+from trainables.training.trained_part import split_network
 
 _Step = Callable[[int], object]
 """Computes with so many pictures."""

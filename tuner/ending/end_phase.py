@@ -1,7 +1,7 @@
 """The end of a sweep, in order: champion tested, baselines trained, report written, model registered.
 
 In: the journal's trials and the lanes. Out: records in the journal, files in the sweep's folder, a version in MLflow's
-registry. The single steps are `tuner.ending.finale`'s. Whatever is repeated after an interruption comes out the same.
+registry. The single steps are `tuner.ending.steps`'s. Whatever is repeated after an interruption comes out the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainables.files.storage import join
 from trainables.jobs import BEST_CHECKPOINT
 from trainables.training.checkpoint import is_whole
 from tuner.ending.describing import flat, note
-from tuner.ending.finale import (
+from tuner.ending.steps import (
     Closing,
     register_champion,
     run_baselines,

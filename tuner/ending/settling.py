@@ -74,10 +74,10 @@ def _model_record(home: HomePaths, name: str) -> Record | None:
 
 def _register(home: HomePaths, spec: SweepSpec, record: Record, tracking: Tracking) -> str | None:
     """Registers the champion's model unless its run has it; champion here only where there is none."""
+    from tuner.metric_names import bare
     from tuner.models.model_file import load_card
     from tuner.models.promotion import Score, promote
     from tuner.models.registry import register_once
-    from tuner.records.metric_names import bare
 
     run_id = tracking.run_id(record["number"])
     if run_id is None:

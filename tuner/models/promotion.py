@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from search_spaces.cost_matrix import CostMatrix
+from tuner.metric_names import is_small_good, title
 from tuner.models.model_file import load_card
 from tuner.models.registry import RegisteredVersion, aliases_of, fetch_model
-from tuner.records.metric_names import is_small_good, title
 from tuner.tracking.mlflow_client import gist, open_client
 
 Alias = Literal["champion", "challenger"]

@@ -18,7 +18,7 @@ def whole_network(config: TrialConfig, checkpoint_uri: str) -> tuple[nn.Module, 
     """
     from trainables.backbones.zoo import load_backbone
     from trainables.training.checkpoint import load_checkpoint
-    from trainables.training.classifier import split_network
+    from trainables.training.trained_part import split_network
 
     backbone = load_backbone(
         config.backbone.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from search_spaces.costs import Cost, HeldCut, ViewCount, trial_flops
 from search_spaces.expecting import (
@@ -27,10 +27,6 @@ from search_spaces.storing import VALIDATION, StoragePlan, sweep_demands, what_t
 from trainables.jobs import CutsToKeep
 from trainables.training.sizes import thirds
 from tuner.networks.material import Material
-
-if TYPE_CHECKING:
-    pass
-
 
 OVERHEAD_SHARE = 0.1
 """What a trial costs beside its FLOPs, as a share of what a whole trial computes on average over the depths."""

@@ -113,9 +113,9 @@ def _rank(
 ) -> Ranking:
     import torch
 
-    from trainables.lanes.repeatable import make_repeatable
     from trainables.ranks import Ranks
     from trainables.training.probing import run_probe
+    from trainables.training.repeatable import make_repeatable
     from trainables.training.workbench import Workbench
 
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any
 
 from search_spaces.spec import BaselineName
 from trainables.config import OptimizerConfig, TrialConfig
+from tuner.metric_names import bare
 from tuner.records.journal import TrialRecord
 
 
@@ -26,7 +27,7 @@ def totals_of(epochs: Sequence[Mapping[str, float]], metric: str, mode: str) -> 
     totals: dict[str, float] = {}
     best = best_epoch(TrialRecord(0, {}, tuple(dict(epoch) for epoch in epochs)), metric, mode)
     if best is not None:
-        totals = {f"best/{metric.removeprefix('val/')}": best[metric], "best/epoch": best["epoch"]}
+        totals = {f"best/{bare(metric)}": best[metric], "best/epoch": best["epoch"]}
     for name in ("images", "gflops", "images_from_store", "flops_saved"):
         totals[f"compute/trial_{name}"] = sum(epoch.get(f"compute/{name}", 0.0) for epoch in epochs)
     return totals

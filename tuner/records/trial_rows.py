@@ -1,4 +1,4 @@
-"""A sweep's trials as rows of a table."""
+"""A sweep's trials as rows of a table, or as a DataFrame with the best first."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tuner.records.metric_names import bare, is_percent, title, written
+from tuner.metric_names import bare, is_percent, title, written
 from tuner.report.result import Standing
 from tuner.report.spread import ERROR
 
 _SECONDS, _MANY_S = "s of training", 10
 
 
-def interval(name: str, test: Mapping[str, float]) -> str:
+def _interval(name: str, test: Mapping[str, float]) -> str:
     """A metric's 95% interval of the test side; empty where it has none."""
     if f"{name}_low" not in test:
         return ""
@@ -57,11 +57,11 @@ def standing_row(label: str, standing: Standing, metric: str, *, has_test: bool)
         row[f"val {title(name)}"] = _with_error(name, val)
     if has_test and test:
         row["test accuracy"] = written("accuracy", test["accuracy"])
-        row["95% interval"] = interval("accuracy", test)
+        row["95% interval"] = _interval("accuracy", test)
         if name in test:
             row[f"test {title(name)}"] = written(name, test[name])
         row["test macro F1"] = f"{test['macro_f1']:.3f}"
-        row["its interval"] = interval(name, test)
+        row["its interval"] = _interval(name, test)
     return [row.get(column, "") for column in standing_columns(metric, has_test=has_test)]
 
 

@@ -194,7 +194,7 @@ def build_trials_table(result_rows: Sequence[Mapping[str, Any]], metric: str, ti
     """Trials for reading: their scores, and in one column the settings in which they differ.
 
     Args:
-        result_rows: From ``trial_rows``.
+        result_rows: From `tuner.records.trial_rows`.
         metric: What chose.
         title: Above the table.
     """

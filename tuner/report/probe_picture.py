@@ -14,7 +14,7 @@ from search_spaces.seeding import best_depth
 from tuner.networks.probing import as_depths
 from tuner.records.champion import best_epoch
 from tuner.records.journal import TrialRecord
-from tuner.report.picture import two_panes
+from tuner.report.sweep_picture import two_panes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -93,7 +93,7 @@ class SweepResult:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per trial: see ``trials_frame``."""
+        """One row per trial: see `trials_frame`."""
         return trials_frame(self.records, self.metric, self.mode)
 
     @property

@@ -20,7 +20,7 @@ from ray.tune.schedulers.hb_bohb import HyperBandForBOHB
 
 from trainables.lanes.trial import EPOCH
 from tuner.records.journal import Record
-from tuner.search.halving import has_value
+from tuner.search.asha import has_value
 from tuner.search.searching import NUMBER, Mode, finite
 
 HYPERBAND_STOPPED = "HyperBand: others of its bracket were better after as many epochs"
@@ -80,7 +80,7 @@ class ResumableHyperBand(HyperBandForBOHB):
         max_epochs: Epochs of a whole trial.
         reduction_factor: At each rung about one trial in this many goes on.
         records: The journal.
-        is_exempt: See `tuner.search.halving.ResumableASHA`.
+        is_exempt: See `tuner.search.asha.ResumableASHA`.
         is_ending: Whether the search is to end: then waiting trials end too.
         num_lanes: How many trials run side by side: of those that may go on, the others wait. None: any number.
 

@@ -13,7 +13,7 @@ from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
 from trainables.lanes.trial import EPOCH
 from tuner.records.journal import Record
-from tuner.search.halving import Numbered, by_number, has_value
+from tuner.search.asha import Numbered, by_number, has_value
 from tuner.search.searching import Mode
 
 
@@ -27,7 +27,7 @@ class ResumableMedian(MedianStoppingRule):
         mode: Whether a good trial has a small or a large metric.
         grace_period: Epochs before which no trial is stopped.
         records: The journal: its epochs are judged again in their order.
-        is_exempt: See `tuner.search.halving.ResumableASHA`.
+        is_exempt: See `tuner.search.asha.ResumableASHA`.
 
     Attributes:
         overdue: Numbers of open trials whose last epoch the rule stops: the sweep ended before anybody acted on it.

@@ -41,7 +41,7 @@ class ResumablePBT(PopulationBasedTraining):
         exchange: Moves the weights; called with the epoch and the moves, returns those that it has made.
         make_config: Tune's configuration of a trial that took over, of its number, its point and the epoch.
         records: The journal.
-        is_exempt: See `tuner.search.halving.ResumableASHA`.
+        is_exempt: See `tuner.search.asha.ResumableASHA`.
         is_ending: Whether the search is to end: then waiting members end too.
         num_lanes: How many members train side by side; the others wait. None: any number.
     """

@@ -15,7 +15,7 @@ from search_spaces.perturbing import perturbed_dimensions, trains_heads_alone
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
 from tuner.records.journal import Record, trials_of
-from tuner.search.halving import ResumableASHA
+from tuner.search.asha import ResumableASHA
 from tuner.search.hyperband import HYPERBAND_STOPPED, ResumableHyperBand
 from tuner.search.median import ResumableMedian
 from tuner.search.members import Move

@@ -20,7 +20,6 @@ from trainables.config import TrialConfig
 from trainables.files.outages import StorageAwayError
 from trainables.jobs import TrainJob
 from tuner.cluster.lanes import LanePool
-from tuner.interrupts import first_interrupt_calls
 from tuner.networks.pricing import Pricing
 from tuner.paths import HomePaths
 from tuner.progress import Progress
@@ -28,6 +27,7 @@ from tuner.records.journal import Record, TrialRecord, read_records, trials_of
 from tuner.records.spending import Spending
 from tuner.search.cost_aware import Cooling
 from tuner.search.exchanging import Exchange
+from tuner.search.interrupts import first_interrupt_calls
 from tuner.search.keeping import Keeper
 from tuner.search.patience import Patience
 from tuner.search.population import ResumablePBT

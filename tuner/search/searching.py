@@ -29,9 +29,9 @@ from search_spaces.space import SearchSpace
 from trainables.errors import InputError
 from trainables.lanes.trial import EPOCH, OUTCOME
 from tuner.networks.pricing import Looked, Pricing
+from tuner.search.cma_es import BestEpochCmaEs
 from tuner.search.cost_aware import Cooling, CostAwareTPE
-from tuner.search.evolving import BestEpochCmaEs
-from tuner.search.exhausting import NumberedBruteForce, NumberedGrid
+from tuner.search.exhaustive import NumberedBruteForce, NumberedGrid
 from tuner.search.sampling import BestEpochGP, BestEpochTPE
 from tuner.search.startup import num_startup_trials, seed_of, startup_points
 

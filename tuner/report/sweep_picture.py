@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainables.jobs import SPREAD
+from tuner.metric_names import bare, is_bounded, is_percent, title, written
 from tuner.records.champion import best_epoch
 from tuner.records.journal import TrialRecord
-from tuner.records.metric_names import bare, is_bounded, is_percent, title, written
 from tuner.report.intervals import Z_95
 from tuner.report.result import Champion, Standing
 from tuner.report.spread import ERROR

@@ -1,4 +1,4 @@
-"""The end of a sweep: the champion is tested once, compared, written whole, and registered.
+"""The single steps of a sweep's end: the champion is tested once, compared, written whole, and registered.
 
 In: the journal's trials and the pool of lanes. Out: a ``Champion`` and the baselines' ``Standing``s. Validation has
 chosen before anything here reads the test side.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,23 +20,20 @@ from trainables.jobs import ScoreJob, TrainJob
 from tuner.cluster.lanes import LaneError, LanePool
 from tuner.ending.describing import lineage_tags
 from tuner.ending.refitting import FIRST_REFIT, Model, is_refit, kept_model, refit
+from tuner.metric_names import bare
 from tuner.models.model_file import ModelCard, save_model
 from tuner.models.whole_network import whole_network
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import STORE_MARGIN, PreparedData
 from tuner.records.champion import baseline_config, best_epoch, seconds_of, totals_of
 from tuner.records.journal import Record, TrialRecord
-from tuner.records.metric_names import bare
 from tuner.report.confusion import Confusion, write_confusion
 from tuner.report.intervals import metric_intervals
 from tuner.report.label_table import LabelTable, write_labels
-from tuner.report.picture import compose, draw
 from tuner.report.probe_picture import compose_probe, draw_probe
 from tuner.report.result import Champion, Standing
 from tuner.report.spread import with_errors
-
-if TYPE_CHECKING:
-    pass
+from tuner.report.sweep_picture import compose, draw
 
 Mistakes: TypeAlias = Confusion | LabelTable
 """Of a side: one class taken for another, or labels given and not given."""

@@ -1,4 +1,4 @@
-"""How a metric is called and written, and which way it is better."""
+"""How a metric is called and written, and which way it is better. Names are bare (``auroc``) but for `bare`'s own."""
 
 from __future__ import annotations
 
