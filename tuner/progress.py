@@ -68,6 +68,7 @@ class SearchState:
         for record in records:
             self.see(record)
         self.running.clear()
+        self.outcomes.pop("interrupted", None)
 
     def _take_over(self, record: Record) -> None:
         """What a trial gave up for another's weights is lost, the best too."""

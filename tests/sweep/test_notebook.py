@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 
 from tuner.notebook import as_html, is_notebook
 from tuner.paths import HomePaths
+from tuner.records.journal import read_trials
 
 PROGRESS = """
 from tuner.progress import Progress, shown
@@ -44,7 +45,8 @@ load_spec("quick", ["data.source=digits", "search.num_trials=many"])
 SWEEP = """
 from tuner import load_spec, run_sweep
 
-overrides = ["name=nb", "search.num_trials=3", "budget.epochs=40", "early_stopping.scheduler=none"]
+overrides = ["name=nb", "search.num_trials=3", "budget.epochs=20"]
+overrides += ["early_stopping.scheduler=none", "early_stopping.patience=null"]
 run_sweep(load_spec(SPEC, overrides), home=HOME)
 """
 RESUMED = """
@@ -89,6 +91,13 @@ def interrupt_after_an_epoch(client: NotebookClient, journal: Path) -> None:
         time.sleep(0.1)
 
 
+def shown_by(cell: Any) -> dict[str, str]:
+    """What stands under a cell: what was said on the way, and its result."""
+    said = "".join(output["text"] for output in cell["outputs"] if output["output_type"] == "stream")
+    panel, result = (output["data"]["text/html"] for output in cell["outputs"] if "data" in output)
+    return {"stderr": said, "panel": panel, "result": result}
+
+
 @pytest.mark.long
 @pytest.mark.ray
 def test_a_sweep_is_stopped_and_goes_on(tiny_spec: Path, tmp_path: Path) -> None:
@@ -99,8 +108,16 @@ def test_a_sweep_is_stopped_and_goes_on(tiny_spec: Path, tmp_path: Path) -> None
     journal = HomePaths.resolve(home).sweep("nb").journal
     threading.Thread(target=interrupt_after_an_epoch, args=(client, journal), daemon=True).start()
     client.execute()
-    stopped, finished = (cell["outputs"] for cell in notebook.cells)
-    print(stopped, finished)
+    stopped, finished = (shown_by(cell) for cell in notebook.cells)
+    assert "once more stops at once" in stopped["stderr"]
+    assert "interrupted by the user" in stopped["stderr"]
+    assert "trials: 0/3 done" in stopped["panel"]
+    assert "thaw resume nb" in stopped["result"]
+    assert "found: 0 of 3 trials ended" in finished["stderr"]
+    assert "trials: 3/3 done (3 completed)" in finished["panel"]
+    assert "thaw predict PICTURES --model nb@champion" in finished["result"]
+    trials = read_trials(journal)
+    assert [(trial.outcome, len(trial.epochs)) for trial in trials] == [("completed", 20)] * 3
 
 
 def test_a_test_is_no_notebook_and_html_has_its_own_styles() -> None:

@@ -68,6 +68,7 @@ def test_a_resumed_search_goes_on_counting(tmp_path: Path) -> None:
             state.see(journal.append("epoch", number=number, epoch=2, metrics={"val/accuracy": 0.55}))
             state.see(journal.append("end", number=number, outcome="completed", metrics={"time/trial_s": 5.0}))
     assert (state.described(), state.best) == ("3/3 done", (0.7, 0))
+    assert state.outcomes == {"completed": 3}, "trial 1 was interrupted, and has gone on"
     assert state.reached == {0: 0.7, 1: 0.6, 2: 0.55}
 
 

@@ -21,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from trainables.files.outages import StorageAwayError
 from trainables.lanes.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_prefix
 from tuner.cluster.lanes import LanePool
+from tuner.notebook import is_notebook
 from tuner.records.champion import totals_of
 from tuner.records.journal import Outcome, TrialRecord, taken_over
 from tuner.records.spending import Spending
@@ -283,6 +284,8 @@ def run_tune(
             # Of actors and lanes; a trial that fails by itself says so as its outcome and is not tried again.
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
             verbose=0,
+            # In a notebook Tune's own reporter, however quiet, clears the cell: the panel and all notes so far.
+            progress_reporter=tune.CLIReporter() if is_notebook() else None,
         ),
     )
     try:
