@@ -17,7 +17,8 @@ from tracking_networks import CLASSES, card, tiny_network
 from trainables.data.views import eval_view
 from trainables.errors import InputError
 from trainables.training.scores import decide
-from tuner.models.model_file import TOLERANCE, Classifier, ModelFileError, load_card, load_state, save_model
+from tuner.models.classifier import Classifier
+from tuner.models.model_file import TOLERANCE, ModelFileError, load_card, load_state, save_model
 from tuner.models.predicting import predict
 from tuner.tracking.mlflow_client import open_pytorch
 
