@@ -96,7 +96,8 @@ def choose(facts: DataFacts) -> Iterator[Choice]:
     yield from _network(facts)
     count = facts.num_an_epoch
     batches = "[4, 8]" if count < _A_HANDFUL else "[16, 32]" if count < _FEW else "[32, 64]"
-    yield Choice("search.batch_size", batches, "small batches take more steps, which few pictures need")
+    why = "small batches take more steps, which few pictures need" if count < _FEW else "an epoch has steps enough"
+    yield Choice("search.batch_size", batches, why)
     if facts.is_grey:
         reason = "grey pictures, of digits or parts say: mirrored or cut ones may be of another class"
         yield Choice("search.augmentation", "[none, industrial]", reason)
