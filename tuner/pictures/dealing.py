@@ -7,7 +7,7 @@ of a source's pictures shows is refused before any of them is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -34,6 +34,7 @@ from tuner.paths import HomePaths
 from tuner.records.shared_home import check_home, check_local
 
 _MOST_NAMED = 12
+_BLOCK = 4096
 STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
 
@@ -135,11 +136,13 @@ class DealtData:
 
     def sides_digest(self) -> str:
         """Names the side of each picture, in each fold, by its content and not by its name."""
-        ids = self.table.ids[self.rows]
-        order = np.argsort(ids, kind="stable")
-        digest = hashlib.sha256(ids[order].tobytes())
+        order = np.argsort(self.table.ids[self.rows], kind="stable")
+        digest = hashlib.sha256()
+        for some in _in_blocks(self.rows[order]):
+            digest.update(self.table.ids[some].tobytes())
         for sides in self._sides_by_fold if self.config.folds else [self.sides]:
-            digest.update(sides[order].astype("S5").tobytes())
+            for some in _in_blocks(order):
+                digest.update(sides[some].astype("S5").tobytes())
         return digest.hexdigest()
 
     def joined(self) -> str:
@@ -336,6 +339,11 @@ def _check_pattern(pattern: str, names: Sequence[str]) -> None:
             f"{searched_in(names[0], pattern)!r}; write one that finds what pictures of one group share, with a / in "
             "it to look at folders too"
         )
+
+
+def _in_blocks(positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """So many at a time that copies of what stands there are small, however many pictures there are."""
+    return (positions[start : start + _BLOCK] for start in range(0, len(positions), _BLOCK))
 
 
 def _digest(ids: Any, labels: Any, class_names: tuple[str, ...]) -> str:
