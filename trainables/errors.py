@@ -2,7 +2,7 @@
 
 
 class ForPeople(Exception):  # noqa: N818  (what it is for, not what went wrong)
-    """An exception whose message says all that its reader needs."""
+    """An exception whose message says all that its reader needs; the command line prints it and nothing else."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython and notebooks show of it: the message, and no stack of our own code."""

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from trainables.errors import InputError
+from trainables.errors import ForPeople, InputError
 from tuner.commands.archive import export_sweep, import_sweep
 from tuner.commands.backbones import backbones
 from tuner.commands.cache import cache_app
@@ -71,13 +71,7 @@ def main() -> None:
         if error.filename is None:
             raise
         _complain(f"{error.filename}: {error.strerror}", 2)
-    except RuntimeError as error:
-        from trainables.files.outages import StorageAwayError
-        from tuner.cluster.lanes import LaneError, LanesLostError
-        from tuner.outcomes import SweepFailedError
-
-        if not isinstance(error, SweepFailedError | LaneError | LanesLostError | StorageAwayError):
-            raise
+    except ForPeople as error:
         _complain(str(error), 1)
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from trainables.errors import ForPeople
+
 _Kept = TypeVar("_Kept")
 logger = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ _MAY_PASS = (
 )  # fmt: skip
 
 
-class StorageAwayError(RuntimeError):
+class StorageAwayError(ForPeople, RuntimeError):
     """What is to be kept finds no place; the message is one line, with the remedy."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainables.config import FeatureSettings
-from trainables.errors import first_line
+from trainables.errors import ForPeople, first_line
 from trainables.files.outages import StorageAwayError
 from trainables.jobs import LAST_WORDS, AnyJob, Message
 from trainables.lanes.entry import run_lane
@@ -37,11 +37,11 @@ _MACHINE_START_S = 1800
 """Longest time that a lane waits for its machines: booting, and installing what the workers import."""
 
 
-class LaneError(RuntimeError):
+class LaneError(ForPeople, RuntimeError):
     """A job failed on a lane, or the lane is lost."""
 
 
-class LanesLostError(RuntimeError):
+class LanesLostError(ForPeople, RuntimeError):
     """Every lane is lost: nothing can be trained any more, and nothing that was to be trained is to blame."""
 
 
