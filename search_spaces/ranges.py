@@ -40,8 +40,9 @@ class SpecPart(Settings):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-NAME_RULE = "Letters, digits, '.', '_' and '-', at most 64, the first a letter or digit."
+MOST_LETTERS = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_LETTERS - 1}}}")
+NAME_RULE = f"Letters, digits, '.', '_' and '-', at most {MOST_LETTERS}, the first a letter or digit."
 
 # Strict, or true and "8" would pass as numbers.
 Int = Annotated[int, Field(strict=True)]

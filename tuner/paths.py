@@ -20,6 +20,8 @@ from trainables.errors import InputError
 from trainables.files.storage import is_local, join
 from trainables.files.typed_path import expand
 
+ARTIFACTS = "mlartifacts"
+"""The folder of MLflow's files, beside its database."""
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks", "databricks-uc")
 
@@ -69,11 +71,6 @@ class SweepPaths:
     def ledger(self) -> Path:
         """How far MLflow has been told, and the run ids."""
         return self.root / "mlflow.json"
-
-    @property
-    def log(self) -> Path:
-        """Messages that would clutter the live display."""
-        return self.root / "sweep.log"
 
     @property
     def ray(self) -> Path:
@@ -174,11 +171,6 @@ class HomePaths:
         return self.local / "measured"
 
     @property
-    def downloads(self) -> Path:
-        """Weights as torchvision's server sends them."""
-        return self.local / "downloads"
-
-    @property
     def mlflow_db(self) -> Path:
         """MLflow's SQLite file, used when no server is named."""
         return self.local / "mlflow.db"
@@ -186,7 +178,7 @@ class HomePaths:
     @property
     def artifacts(self) -> Path:
         """MLflow's artifacts beside `mlflow_db`."""
-        return self.local / "mlartifacts"
+        return self.local / ARTIFACTS
 
     @property
     def sweeps(self) -> Path:

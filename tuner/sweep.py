@@ -26,6 +26,7 @@ from tuner.cluster.lanes import LaneError, LanePool, LanesLostError
 from tuner.cluster.ray_cluster import import_ray, import_torch, open_lanes
 from tuner.ending.describing import data_summary, environment, summary
 from tuner.ending.settling import owes_anything, settle
+from tuner.models.registry import MLflowAwayError
 from tuner.networks.material import materials_of
 from tuner.networks.measuring import settle_compute
 from tuner.networks.network import Network, base_trials
@@ -38,9 +39,10 @@ from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData
 from tuner.progress import Progress, shown
 from tuner.records.journal import Journal, Record, read_records, trials_of
-from tuner.records.resuming import Left, describe_left, find_left, is_finished
+from tuner.records.resuming import Left, describe_left, find_left
 from tuner.records.reuse import Reuse, bytes_held, reuse_of
 from tuner.records.shared_home import SweepTwin, pull_sweeps
+from tuner.records.sweep_names import refuse_used_name
 from tuner.report.result import Champion, Standing, SweepResult
 from tuner.tracking.runs import PATIENCE_S, Tracking
 
@@ -61,7 +63,7 @@ def run_sweep(
     """
     paths = HomePaths.resolve(home)
     pull_sweeps(paths, spec.name)
-    _refuse_used_name(spec.name, paths)
+    refuse_used_name(spec.name, paths)
     with shown(progress) as seen:
         return _Sweep(spec, paths, seen).run()
 
@@ -105,6 +107,7 @@ def resume_sweep(
 def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None:
     """Sends MLflow what it was not told of a finished sweep."""
     tracking = Tracking.for_sweep(home, spec.name, home.tracking_uri(spec.tracking.uri))
+    tracking.ask()
     if not owes_anything(home, spec.name, tracking):
         return
     progress.phase(f"telling MLflow what it was not told, {tracking.pending()} records")
@@ -116,27 +119,6 @@ def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None
         progress.note(f"MLflow did not take the champion: {settled.failure}", style="yellow")
     if settled.model:
         progress.note(f"registered: {settled.model}")
-
-
-def free_name(name: str, home: HomePaths) -> str:
-    """``name``, or the first of ``name-2``, ``name-3``... that no sweep has."""
-    pull_sweeps(home)
-    taken, number, candidate = set(home.sweep_names()), 1, name
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
-
-
-def _refuse_used_name(name: str, home: HomePaths) -> None:
-    if name not in home.sweep_names():
-        return
-    if is_finished(read_records(home.sweep(name).journal)):
-        raise InputError(
-            f"name: sweep {name!r} exists and is finished; give another (--set name=...) or add --new; for more trials "
-            f"of it, `thaw resume {name} --set search.num_trials=NUMBER`"
-        )
-    raise InputError(f"name: sweep {name!r} exists and is unfinished; `thaw resume {name}`, or give another name")
 
 
 _MOST_BAD_FILES = 5
@@ -256,7 +238,7 @@ class _Sweep:
                 another process was faster; or another went on with it meanwhile.
         """
         if self.left is None and self.num_records:
-            _refuse_used_name(self.spec.name, self.home)
+            refuse_used_name(self.spec.name, self.home)
         if self.left is not None and self.num_records > len(self.left.records):
             raise InputError(f"resume: another process went on with sweep {self.spec.name!r} meanwhile; look again")
         if self.left is not None:
@@ -312,7 +294,11 @@ class _Sweep:
 
     def _pretrain(self, pretraining: Pretraining, pool: LanePool) -> WeightsFile:
         name = pretraining.spec.name
-        found = find_pretrained(pretraining, self.home, self.tracking_uri)
+        try:
+            found = find_pretrained(pretraining, self.home, self.tracking_uri)
+        except MLflowAwayError as error:
+            self.progress.note(f"{error}. {name} is trained here, whether or not it was before", style="yellow")
+            found = None
         if found is None:
             self.progress.phase(f"pretraining {name}")
             epochs = pretraining.spec.epochs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from search_spaces.data_spec import DataSpec
-from search_spaces.loading import load_spec
+from search_spaces.loading import dump_spec, load_spec
 from trainables.backbones.families import build_model
 from trainables.backbones.weights import load_tensors, resolve_weights, store_weights
 from trainables.config import DataConfig
@@ -24,10 +25,12 @@ from trainables.data.table import ImageTable
 from trainables.data.table_file import MANIFEST_NAME, Manifest, fingerprint_of
 from trainables.errors import InputError
 from trainables.files.storage import join, read_bytes, write_bytes
+from trainables.jobs import BEST_CHECKPOINT
 from trainables.training.workbench import Workbench
 from tuner.networks.preparing import prepare_weights
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import prepare_data
+from tuner.records.archive import export_sweep
 from tuner.records.journal import Journal, read_records
 from tuner.records.shared_home import SweepTwin, check_home, pull_sweeps
 from tuner.sweep import run_sweep
@@ -206,6 +209,36 @@ def test_a_sweeps_records_outlive_the_machine_that_wrote_them(
     assert sorted(path.name for path in second.sweep("digits").root.iterdir()) == ["journal.jsonl", "spec.yaml"]
     with pytest.raises(InputError, match="sweep 'digits' exists and is finished"):
         run_sweep(load_spec("digits", ["tracking.uri=http://127.0.0.1:1"]), home=second)
+
+
+def test_a_sweep_is_exported_whole_from_storage(
+    bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What workers wrote into the storage, and on another machine than the one that drove it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "first"))
+    first = HomePaths.at(bucket_uri)
+    paths = first.sweep("whole")
+    for path in (paths.report / "sweep.png", paths.champion / "data" / "model.pt2", paths.champion / ".torn.tmp"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+    paths.spec.write_text(dump_spec(load_spec("digits", ["name=whole"])))
+    with Journal.open(paths.journal) as journal:
+        journal.append("champion", number=0, metrics={})
+    write_bytes(first.uri_of(paths.trial(0).root / BEST_CHECKPOINT), b"weights")
+    SweepTwin(first, "whole").push(at_once=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "second"))
+    second = HomePaths.at(bucket_uri)
+    pull_sweeps(second)
+    export_sweep(second, "whole", tmp_path / "whole.zip")
+    with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
+        inner = {"report/sweep.png": b"sweep.png", "champion/data/model.pt2": b"model.pt2"}
+        for name, content in {**inner, f"trials/0000/{BEST_CHECKPOINT}": b"weights"}.items():
+            assert archive.read(name) == content
+        assert not [name for name in archive.namelist() if "torn" in name]
+    assert not caplog.text
+    shutil.rmtree(second.sweep("whole").champion)
+    export_sweep(second, "whole", tmp_path / "less.zip")
+    assert "the champion's model is not there" in caplog.text
 
 
 def test_a_machine_sees_what_another_one_has_gone_on_with(

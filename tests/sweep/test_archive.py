@@ -128,6 +128,8 @@ def test_nothing_is_overwritten(home: HomePaths, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'tiny' exists .* --name"):
         import_sweep(home, file)
     assert len(read_trials(home.sweep("tiny").journal)) == 2
+    with pytest.raises(InputError, match=r"at most 64; give another by --name"):
+        import_sweep(home, file, "a" * 65)
 
 
 def test_an_imported_sweep_owes_its_records_to_the_mlflow_of_its_new_machine(home: HomePaths, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
-from tuner.ending.refitting import is_refit, kept_model
+from tuner.ending.refitting import diverged_refits, is_refit, kept_model
 from tuner.ending.steps import shift_of
 from tuner.records.champion import baseline_config, best_epoch, choose_champion, seconds_of, why_none
 from tuner.records.journal import TrialRecord
@@ -31,6 +31,20 @@ def test_best_epoch_is_the_first_of_equal_ones() -> None:
 def test_champion_counts_stopped_trials_but_no_failed_ones() -> None:
     trials = [record(0, [0.5]), record(1, [0.8], "stopped_early"), record(2, [0.9], "failed"), record(3, [0.95], None)]
     assert choose_champion(trials, "val/accuracy", "max").number == 1
+
+
+def test_a_refit_that_diverged_is_its_trials_and_no_baselines() -> None:
+    def refit(number: int, name: str, champion: int, outcome: str) -> list[dict[str, Any]]:
+        begun = {"event": "refit", "number": number, "name": name, "champion": champion}
+        return [begun, {"event": "end", "number": number, "outcome": outcome}]
+
+    records = [
+        *refit(20_000, "trial 3", 3, "diverged"),
+        *refit(20_010, "trial 5", 5, "completed"),
+        *refit(20_011, "baseline head_only", 5, "diverged"),
+        {"event": "end", "number": 5, "outcome": "diverged"},
+    ]
+    assert diverged_refits(records) == {3}
 
 
 def test_equal_champions_are_told_apart_by_loss_then_by_number() -> None:

@@ -73,6 +73,7 @@ def one_line(err: str) -> str:
         (["budget.epochs=0"], ["budget.epochs", "0"]),
         (["name=a/b"], ["name", "a/b"]),
         (["tracking.uri=./mlruns"], ["tracking.uri", "mlruns", "http"]),
+        (["tracking.uri=http://kim:secret@host:5000"], ["tracking.uri", "http://host:5000", "MLFLOW_TRACKING_URI"]),
     ],
 )
 def test_mistakes_in_the_spec(run: Run, overrides: list[str], words: list[str]) -> None:
@@ -128,7 +129,7 @@ def test_weights_that_do_not_fit_or_hold_code(run: Run, tmp_path: Path) -> None:
 
 def test_a_name_in_use_is_refused_and_new_takes_the_next(run: Run, tmp_path: Path) -> None:
     from tuner.records.journal import Journal
-    from tuner.sweep import free_name
+    from tuner.records.sweep_names import free_name
 
     home = HomePaths.at(tmp_path / "home")
     with Journal.open(home.sweep("digits").journal) as journal:
@@ -144,6 +145,10 @@ def test_a_name_in_use_is_refused_and_new_takes_the_next(run: Run, tmp_path: Pat
     assert "--new" in one_line(err)
     assert free_name("digits", home) == "digits-2"
     assert free_name("other", home) == "other"
+    for number in ("", "-2"):
+        with Journal.open(home.sweep("a" * (64 - len(number)) + number).journal) as journal:
+            journal.append("sweep", name="long", params={})
+    assert free_name("a" * 64, home) == "a" * 62 + "-3"
 
 
 def test_mistakes_in_other_commands(run: Run, tmp_path: Path) -> None:

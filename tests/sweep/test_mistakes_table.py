@@ -69,7 +69,7 @@ def test_a_wrong_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(name, raising=False)
     with locked_mlflow() as place:
         root = classes(tmp_path / "parts", "bolt", "nut")
-        wrong = Mistake("locked", lambda _: plan_of(root, f"tracking.uri=http://kim:wrong@{place}"))
+        wrong = Mistake("locked", lambda _: plan_of(root, f"tracking.uri=http://kim@{place}"))
         assert lines_of(wrong, tmp_path) == (2, [LOCKED])
         assert LOCKED in PAGE
         with pytest.raises(InputError, match="does not take"):

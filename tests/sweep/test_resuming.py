@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from search_spaces.loading import dump_spec, load_spec
+from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from trainables.jobs import LAST_CHECKPOINT
 from tuner.paths import HomePaths
 from tuner.records.journal import Journal
+from tuner.records.kept_places import settle_places
 from tuner.records.resuming import describe_left, differences, find_left, is_finished
 
 POINT = {"freeze_depth": 1, "lr": 0.01}
@@ -106,6 +108,46 @@ def test_what_would_make_trials_incomparable_is_refused_with_the_difference(
     assert shown in str(raised.value)
     assert "search.num_trials: 5" not in str(raised.value), "what may change is no part of the complaint"
     assert "under another name" in str(raised.value)
+
+
+def test_a_kept_spec_is_found_from_anywhere(tiny_spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def settled(source: str, *overrides: str) -> SweepSpec:
+        spec = settle_places(load_spec(tiny_spec, [f"data.source={source}", *overrides]))
+        assert settle_places(spec) == spec
+        assert load_spec(write(spec)) == spec
+        return spec
+
+    def write(spec: SweepSpec) -> Path:
+        (tmp_path / "kept.yaml").write_text(dump_spec(spec))
+        return tmp_path / "kept.yaml"
+
+    for source, kept in {
+        "folder:photos": f"folder:{tmp_path}/photos",
+        "photos": f"folder:{tmp_path}/photos",
+        "csv:lists/a.csv": f"csv:{tmp_path}/lists/a.csv",
+        "torchvision:MNIST:mnist": f"torchvision:MNIST:{tmp_path}/mnist",
+        "torchvision:MNIST": "torchvision:MNIST",
+        "folder:s3://bucket/photos": "folder:s3://bucket/photos",
+        "digits": "digits",
+    }.items():
+        assert settled(source).data.source == kept
+    assert settled("digits", "model.weights=w.pth").model.weights == f"{tmp_path}/w.pth"
+    assert settled("digits", "model.weights=models:/a@champion").model.weights == "models:/a@champion"
+    backbones = "model.backbones=[resnet18, {backbone: vgg11, weights: {pretrain: {name: p, data: {source: photos}}}}]"
+    plain, taught = settled("digits", "model.backbone=null", "model.weights=default", backbones).model.backbones  # type: ignore[misc]
+    assert plain == "resnet18"
+    assert taught.weights.pretrain.data.source == f"folder:{tmp_path}/photos"
+
+
+def test_pictures_may_have_moved(
+    home: HomePaths, tiny_spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out(home, tiny_spec, [BEGUN])
+    monkeypatch.chdir(tmp_path)
+    left = find_left(home, "tiny", ["data.source=folder:new"])
+    assert left.changes == {"data.source": (load_spec(tiny_spec).data.source, f"folder:{tmp_path}/new")}
 
 
 def test_a_sweep_cannot_have_fewer_trials_than_it_has(home: HomePaths, tiny_spec: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from torch import fx, nn
 from torchvision.ops import StochasticDepth
@@ -206,6 +209,36 @@ def test_a_model_with_pickled_code_is_refused_without_running_it(
     with pytest.raises(InputError, match="without pickled code"):
         load_state(tmp_path / "pickled")
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "true"
+
+
+def test_a_model_that_brings_modules_is_refused_without_running_them(saved: Path, tmp_path: Path) -> None:
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(saved, folder)
+    content = yaml.safe_load((folder / "MLmodel").read_text())
+    content["flavors"]["pytorch"]["code"] = "code"
+    (folder / "MLmodel").write_text(yaml.safe_dump(content))
+    (folder / "code").mkdir()
+    (folder / "code" / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+    before = list(sys.path)
+    with pytest.raises(InputError, match="brings code of its own"):
+        Classifier.load(folder)
+    assert sys.path == before
+    assert not ran.exists()
+
+
+def test_every_label_that_is_given_is_shown(tmp_path: Path) -> None:
+    paths = []
+    for place, pixels_CHW in enumerate(_pictures(*[(16, 16)] * 6)):
+        paths.append(tmp_path / f"{place}.png")
+        Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy()).save(paths[-1])
+    network = tiny_network()
+    with torch.no_grad():
+        list(network.parameters())[-1].copy_(torch.tensor([1.0, -1.0, 0.9]))
+    classifier = Classifier(card(labels="multi"), network, torch.device("cpu"))
+    whole, short = (list(predict(classifier, paths, top_k)) for top_k in (len(CLASSES), 1))
+    nums_given = [sum(prediction.are_given) for prediction in whole]
+    assert max(nums_given) > 1
+    assert [len(prediction.classes) for prediction in short] == [max(1, number) for number in nums_given]
 
 
 def test_pictures_are_brought_to_a_square_as_they_were_in_training() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from tracking_networks import CLASSES, card, tiny_network
 
 from trainables.errors import InputError
 from tuner.models.classifier import Classifier
-from tuner.models.model_file import save_model
+from tuner.models.model_file import load_card, save_model
 from tuner.models.promotion import Decision, Score, decide, promote
 from tuner.models.registry import (
     RegisteredVersion,
     backbone_tags,
-    fetch_model,
+    fetched_model,
     find_backbone,
     load_weights,
     log_run,
@@ -27,7 +28,7 @@ from tuner.models.registry import (
     resolve_model,
 )
 from tuner.paths import HomePaths
-from tuner.tracking.mlflow_client import ensure_experiment
+from tuner.tracking.mlflow_client import ensure_experiment, open_client
 
 _counter = itertools.count()
 
@@ -69,7 +70,7 @@ def _never(uri: str) -> float:
         (_score(0.7), _score(0.8), "challenger", "not better"),
         (_score(0.9), _score(0.8, "other"), "challenger", "no result on the same test pictures"),
         (_score(0.9), _score(None), "challenger", "no result on the same test pictures"),
-        (_score(None), _score(0.8), "challenger", "it was not tested"),
+        (_score(None), _score(0.8), "challenger", "it has no test accuracy"),
         (_score(0.9, classes=("bees", "wasps", "ants")), _score(0.8), "champion", "0.9000"),
         (_score(0.9, classes=("ants", "flies")), _score(0.8), "challenger", "gains flies and loses bees, wasps"),
     ],
@@ -259,8 +260,27 @@ def test_names_that_people_write(folder: Path, name: str, run_id: str, tracking_
         f"models:/{name}/1": 1,
     }.items():
         assert resolve_model(text, home, tracking_uri) == f"models:/{name}/{number}", text
-    assert fetch_model(f"models:/{name}@champion", tracking_uri).joinpath("MLmodel").is_file()
+    with fetched_model(f"models:/{name}@champion", tracking_uri) as fetched:
+        assert fetched.joinpath("MLmodel").is_file()
     assert resolve_model(str(folder), home, tracking_uri) == str(folder)
+
+
+def test_models_are_found_in_a_home_that_was_moved(folder: Path, tmp_path: Path) -> None:
+    old, new = HomePaths.at(tmp_path / "old"), HomePaths.at(tmp_path / "new")
+    uri = old.tracking_uri(None, {})
+    client = open_client(uri)
+    run = client.create_run(ensure_experiment(client, "parts", old.artifact_location(uri))).info.run_id
+    register_model(folder, "parts", uri, run_id=run, time_s=1.0)
+    Path(old.root).rename(new.root)
+    with fetched_model("models:/parts/1", new.tracking_uri(None, {})) as fetched:
+        assert fetched.is_relative_to(new.root)
+        assert load_card(fetched).class_names == CLASSES
+    shutil.rmtree(new.artifacts)
+    with (
+        pytest.raises(InputError, match="the files of models:/parts/1 are not at"),
+        fetched_model("models:/parts/1", new.tracking_uri(None, {})),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("text", ["nobody", "nobody@champion", "models:/nobody/1", "{name}/99", "{name}@nobody"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from tuner.paths import HomePaths
-from tuner.records.journal import Journal, iterate_from
+from tuner.records.journal import Journal, iterate_from, read_records
 from tuner.tracking.ledger import Ledger
 from tuner.tracking.mlflow_client import ensure_experiment, open_client, outages
 from tuner.tracking.runs import Tracking
@@ -255,6 +256,53 @@ def test_a_thread_that_dies_says_so(folder: Path, tracking_uri: str, caplog: pyt
     assert time.monotonic() - begin < _TIMEOUT_S / 2
     assert isinstance(tracking.failure, TypeError)
     assert "telling MLflow ended (TypeError" in caplog.text
+
+
+def test_who_knows_the_runs_is_told_what_is_new_and_who_does_not_everything(
+    folder: Path, tracking_uri: str, client: Any
+) -> None:
+    """Another server, a new database in the old one's place, and the same one under another address."""
+    with _journal(folder) as journal:
+        _small_sweep(journal, folder)
+    _send(folder, tracking_uri)
+    other, moved = (f"sqlite:///{folder / name}.db" for name in ("other", "moved"))
+    tracking = _tracking(folder, other)
+    tracking.note_model("models:/s/1")
+    assert tracking.pending() == 0
+    tracking.ask()
+    assert tracking.pending() == len(read_records(folder / "journal.jsonl"))
+    assert tracking.model is None
+    _send(folder, other)
+    assert sorted(_runs(open_client(other), folder)) == sorted(_runs(client, folder))
+    shutil.copy(folder / "other.db", folder / "moved.db")
+    with _journal(folder) as journal:
+        journal.append("finished", outcome="completed")
+    tracking = _tracking(folder, moved)
+    tracking.ask()
+    assert tracking.pending() == 1
+    _send(folder, moved)
+    assert _runs(open_client(moved), folder)[folder.name].info.status == "FINISHED"
+    tracking = _tracking(folder, tracking_uri)
+    tracking.ask()
+    tracking.start()
+    assert tracking.close(_TIMEOUT_S) == 0
+    assert _runs(client, folder)[folder.name].info.status == "FINISHED", "and each run is there once"
+
+
+def test_no_file_but_the_sweeps_own_is_handed_out(
+    folder: Path, tracking_uri: str, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder.parent / "secret.txt").write_text("secret")
+    (folder / "spec.yaml").write_text("name: s\n")
+    with _journal(folder) as journal:
+        journal.append("sweep", name="s", params={})
+        journal.append(
+            "files", paths=["/etc/hostname", str(folder.parent / "secret.txt"), "../secret.txt", "/gone/home/spec.yaml"]
+        )
+    _send(folder, tracking_uri)
+    run = _runs(client, folder)[folder.name]
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["spec.yaml"]
+    assert caplog.text.count("is gone and cannot be sent") == 3
 
 
 def test_a_damaged_ledger_is_begun_anew(folder: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,6 +94,20 @@ def is_storage_uri(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
+def from_anywhere(uri: str) -> str:
+    """The same source, its folder or file named from the root, so that it is found from any working directory.
+
+    What torchvision downloads, and what lies in storage, keeps its name. Nothing is looked at.
+    """
+    scheme, _, place = uri.partition(":")
+    if scheme not in SCHEMES:
+        return f"folder:{expand(uri).resolve()}"
+    if scheme == "torchvision":
+        name, colon, folder = place.partition(":")
+        return f"torchvision:{name}:{expand(folder).resolve()}" if colon else uri
+    return uri if scheme == "digits" or is_storage_uri(place) else f"{scheme}:{expand(place).resolve()}"
+
+
 def _csv(place: str) -> Source:
     from trainables.data.listed_sources import CsvSource  # Parquet's import would slow down every start
 

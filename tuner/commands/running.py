@@ -20,8 +20,9 @@ def run_and_show(spec: SweepSpec, *, new: bool) -> None:
     """
     from tuner.paths import HomePaths
     from tuner.progress import Progress
+    from tuner.records.sweep_names import free_name
     from tuner.report.output import show_result
-    from tuner.sweep import free_name, run_sweep
+    from tuner.sweep import run_sweep
 
     home = HomePaths.from_env()
     if new and (name := free_name(spec.name, home)) != spec.name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from trainables.errors import InputError
 from tuner.commands.arguments import FormatName, Overrides, SweepName, TakesNextName
 
 if TYPE_CHECKING:
+    from search_spaces.spec import SweepSpec
     from tuner.paths import HomePaths
     from tuner.records.journal import TrialRecord
 
@@ -110,7 +112,7 @@ def best(
         raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
     # A trial that was ended early has the numbers of its epochs, and no more of them.
     last_epoch = len(trial.epochs) if len(trial.epochs) < spec.budget.epochs else None
-    again = single_spec(spec, trial.params, f"{name}-best"[:64], last_epoch)
+    again = _of_its_weights(single_spec(spec, trial.params, f"{name}-best"[:64], last_epoch), spec, trial, home)
     spec_file.write_text(dump_spec(again), encoding="utf-8")
     typer.echo(f"{spec_file}: trial {trial.number} of {name}.  Train it:  thaw train {spec_file}")
     if trial.lineage:
@@ -119,6 +121,24 @@ def best(
             f"{trial.number}), so the numbers will not be the same.",
             err=True,
         )
+
+
+def _of_its_weights(again: SweepSpec, spec: SweepSpec, trial: TrialRecord, home: HomePaths) -> SweepSpec:
+    """The spec of one trial with the weights that its sweep began with."""
+    from search_spaces.space import BACKBONE
+    from trainables.config import WeightsFile
+    from tuner.networks.preparing import lasting_weights
+
+    (choice,), name = again.model.entries, str(trial.params.get(BACKBONE, next(iter(spec.model.named))))
+    kept = json.loads(home.sweep(spec.name).data.read_bytes()).get("weights", {}).get(name)
+    if kept is None or not isinstance(choice.weights, str):
+        return again
+    uri = home.tracking_uri(spec.tracking.uri)
+    weights = lasting_weights(WeightsFile.model_validate(kept), choice.weights, choice.backbone, home, uri)
+    changes: dict[str, Any] = {"weights": weights}
+    if again.model.backbone is None:
+        changes = {"backbones": (choice.model_copy(update=changes),)}
+    return again.model_copy(update={"model": again.model.model_copy(update=changes)})
 
 
 def train(

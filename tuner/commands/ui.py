@@ -27,10 +27,11 @@ def ui(
     if database is not None and not database.exists():
         raise InputError(f"ui: there is nothing to show at {uri} yet; run a sweep first, such as `thaw sweep digits`")
     typer.echo(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
-    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if location := home.artifact_location(uri):
         options += ["--default-artifact-root", location]
     # MLflow's runner of jobs judges language models: eight processes that nothing here uses.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # not an option: everybody sees those, and a password may be in it
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options], environment)

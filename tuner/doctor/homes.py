@@ -111,10 +111,13 @@ def check_sweep(home: HomePaths, name: str, tracking_uri: str) -> Iterator[Findi
             "journal", "warning", "its last line is torn", f"`thaw resume {name}` cuts it off; nothing is lost"
         )
     yield from _check_checkpoints(paths, trials)
-    ledger = Ledger.load(paths.ledger, tracking_uri)
+    ledger, place = Ledger.load(paths.ledger, tracking_uri), without_password(tracking_uri)
+    if ledger.tracking_uri != place:
+        text = f"{name} was told to {ledger.tracking_uri}, and MLflow is now {place}"
+        yield Finding("MLflow", "warning", text, f"`thaw resume {name}` tells it what it does not know")
     num_untold = sum(1 for _ in iterate_from(paths.journal, ledger.offset))
     if num_untold:
-        text = f"{num_untold} records of {name} are not in {without_password(tracking_uri)}"
+        text = f"{num_untold} records of {name} are not in {place}"
         yield Finding("MLflow", "warning", text, f"`thaw resume {name}` tells them")
 
 

@@ -204,7 +204,12 @@ def check_disk(home: HomePaths) -> Iterator[Finding]:
         text = f"{name}: {free / 1e9:.1f} GB free at {there}"
         if free < _LITTLE_DISK_BYTES:
             level: Level = "error" if free < _NO_DISK_BYTES else "warning"
-            yield Finding("disk", level, text, "free some (`thaw cache prune --budget-gb 1`), or move THAW_HOME")
+            yield Finding(
+                "disk",
+                level,
+                text,
+                "free some (`thaw cache prune --budget-gb 1`), or move THAW_HOME, with a link at its old place",
+            )
         else:
             yield Finding("disk", "ok", text)
     shared = Path("/dev/shm")

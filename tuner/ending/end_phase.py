@@ -7,7 +7,7 @@ registry. The single steps are `tuner.ending.steps`'s. Whatever is repeated afte
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from trainables.config import TrialConfig
 from trainables.files.storage import join
 from trainables.jobs import BEST_CHECKPOINT
 from trainables.training.checkpoint import is_whole
+from tuner.cluster.lanes import LaneError
 from tuner.ending.describing import flat, note
+from tuner.ending.refitting import diverged_refits
 from tuner.ending.steps import (
     Closing,
     register_champion,
@@ -27,13 +29,14 @@ from tuner.ending.steps import (
     write_probe_pictures,
     write_report,
 )
+from tuner.models.registry import MLflowAwayError
 from tuner.networks.preparing import feature_settings
 from tuner.networks.pretraining import Pretrained, Pretraining, register_pretrained
 from tuner.networks.probing import probe_record
 from tuner.outcomes import SweepFailedError
 from tuner.progress import Progress
 from tuner.records.champion import rank_trials, why_none
-from tuner.records.journal import TrialRecord, read_records, trials_of
+from tuner.records.journal import Record, TrialRecord, read_records, trials_of
 from tuner.records.reuse import Reuse, bytes_held, reuse_of
 from tuner.report.result import Champion, Standing
 from tuner.tracking.mlflow_client import gist, outages
@@ -80,12 +83,18 @@ class EndPhase:
             SweepFailedError: No trial can be champion; the journal says so too.
         """
         record = self._record
-        records = read_records(self._closing.home.sweep(self._spec.name).journal)
-        trials = trials_of(records)
-        best = self._best_whole(trials)
-        closing = replace(self._closing, champion=best.number, shift=shift_of(records, best.number))
-        config = space.trial_config(best.params, bases[space.backbone_of(best.params)])
-        champion, model, confusion = test_champion(closing, best, config)
+        while True:
+            records = self._records()
+            trials = trials_of(records)
+            best = self._best_whole(trials, diverged_refits(records))
+            closing = replace(self._closing, champion=best.number, shift=shift_of(records, best.number))
+            config = space.trial_config(best.params, bases[space.backbone_of(best.params)])
+            try:
+                champion, model, confusion = test_champion(closing, best, config)
+                break
+            except LaneError:
+                if best.number not in diverged_refits(self._records()):
+                    raise
         baselines = run_baselines(closing, champion, space.stages_of(best.params))
         self._progress.phase("writing the champion's model")
         write_champion(closing, champion, model)
@@ -104,17 +113,27 @@ class EndPhase:
             record("finished", outcome="completed", reason=None)
         return Ended(champion, baselines, reuse)
 
-    def _best_whole(self, trials: Sequence[TrialRecord]) -> TrialRecord:
-        """The best trial whose weights are there and undamaged; with folds they are not needed, see `refitting`."""
+    def _records(self) -> list[Record]:
+        return read_records(self._closing.home.sweep(self._spec.name).journal)
+
+    def _best_whole(self, trials: Sequence[TrialRecord], diverged: Collection[int]) -> TrialRecord:
+        """The best trial whose weights are there and undamaged.
+
+        With folds they are not needed: its refit makes others. One that diverged would do so again.
+        """
         ranked = rank_trials(trials, self._spec.metric, self._spec.mode)
-        if ranked and self._spec.data.folds:
-            return ranked[0]
         for trial in ranked:
+            if trial.number in diverged:
+                text = f"trial {trial.number}: trained on all pictures it diverged; the next best counts"
+                self._progress.note(text, style="yellow")
+                continue
+            if self._spec.data.folds:
+                return trial
             uri = join(self._closing.directory(trial.number), BEST_CHECKPOINT)
             if is_whole(uri):
                 return trial
             self._progress.note(f"trial {trial.number}: {uri} is lost or damaged; the next best counts", style="yellow")
-        reason = "the weights of every trial are lost or damaged" if ranked else why_none(trials)
+        reason = "no trial has weights, or could be trained on all pictures" if ranked else why_none(trials)
         self._record("finished", outcome="failed", reason=reason)
         raise SweepFailedError(f"no trial of sweep {self._spec.name!r} succeeded: {reason}")
 
@@ -129,6 +148,9 @@ class EndPhase:
             for pretraining, found in self._pretrained:
                 register_pretrained(pretraining, found, self._closing.home, uri)
             registered = register_champion(self._closing, champion, uri, run_id, time.time())
+        except MLflowAwayError as error:
+            self._progress.note(str(error), style="yellow")
+            return champion
         except outages() as error:
             self._progress.note(f"MLflow did not take the champion: {gist(error)}", style="yellow")
             return champion

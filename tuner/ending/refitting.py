@@ -14,13 +14,14 @@ what the next training gives. Baselines are treated alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from trainables.config import TrialConfig
 from trainables.files.storage import join
 from trainables.jobs import BEST_CHECKPOINT, TrainJob
 from tuner.cluster.lanes import LaneError, LanePool
+from tuner.records.journal import Record
 
 FIRST_REFIT = 20_000
 """Refits are numbered from here, far from any trial and baseline."""
@@ -89,3 +90,15 @@ def refit(
     if outcome != "completed":
         raise LaneError(f"the refit of {name} on all pictures that are not tested {outcome}: {reason}")
     return Model(config.refit(), directory)
+
+
+def diverged_refits(records: Iterable[Record]) -> set[int]:
+    """The trials whose refit diverged, which it would again; a baseline's refit says nothing of its champion."""
+    refits: dict[int, int] = {}
+    diverged: set[int] = set()
+    for record in records:
+        if record["event"] == "refit" and record["name"] == f"trial {record.get('champion')}":
+            refits[record["number"]] = record["champion"]
+        elif record["event"] == "end" and record["outcome"] == "diverged" and record["number"] in refits:
+            diverged.add(refits[record["number"]])
+    return diverged

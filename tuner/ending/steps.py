@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from tuner.report.probe_picture import compose_probe, draw_probe
 from tuner.report.result import Champion, Standing
 from tuner.report.spread import with_errors
 from tuner.report.sweep_picture import compose, draw
+
+if TYPE_CHECKING:
+    import torch
 
 Mistakes: TypeAlias = Confusion | LabelTable
 """Of a side: one class taken for another, or labels given and not given."""
@@ -131,19 +134,19 @@ def shift_of(records: Iterable[Record], champion: int) -> int:
 def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list[Standing]:
     """Trains what the spec wants the champion compared with; one that fails is left out and journaled."""
     standings = []
-    for position, name in enumerate(closing.spec.baselines):
+    for name in closing.spec.baselines:
         closing.phase(f"training baseline {name}")
         config = baseline_config(name, champion.config, num_stages)
-        standing = _run_baseline(closing, position, name, config, champion.params)
+        standing = _run_baseline(closing, name, config, champion.params)
         if standing is not None:
             standings.append(standing)
     return standings
 
 
-def _run_baseline(
-    closing: Closing, position: int, name: BaselineName, config: TrialConfig, params: dict[str, Any]
-) -> Standing | None:
-    spec, started, number = closing.spec, time.monotonic(), FIRST_BASELINE + closing.shift + 1 + position
+def _run_baseline(closing: Closing, name: BaselineName, config: TrialConfig, params: dict[str, Any]) -> Standing | None:
+    # By its name: a sweep that goes on may have another list of them, and a number is one run in MLflow.
+    place = 1 + get_args(BaselineName).index(name)
+    spec, started, number = closing.spec, time.monotonic(), FIRST_BASELINE + closing.shift + place
     shown = {**params, "freeze_depth": config.freeze_depth, "backbone_lr_ratio": config.optimizer.backbone_lr_ratio}
     closing.record("baseline", number=number, name=name, params=shown, champion=closing.champion)
     job = TrainJob(
@@ -166,7 +169,7 @@ def _run_baseline(
                 epochs.append({**message["metrics"], "epoch": message["epoch"]})
         best = best_epoch(TrialRecord(number, {}, tuple(epochs)), spec.metric, spec.mode)
         if outcome == "completed" and best is not None:
-            refit_number = FIRST_REFIT + closing.shift + 1 + position
+            refit_number = FIRST_REFIT + closing.shift + place
             model = _model_of(closing, number, f"baseline {name}", config, best, refit_number)
     except LaneError as error:
         outcome, reason = "failed", str(error)
@@ -205,7 +208,7 @@ def write_champion(closing: Closing, champion: Champion, model: Model) -> None:
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,
         fit=config.data.fit,
-        stored_side_px=round(STORE_MARGIN * closing.spec.data.image_size_px),
+        stored_side_px=_stored_side_px(closing.spec),
         mean=mean,
         std=std,
         backbone=config.backbone.name,
@@ -282,12 +285,19 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         metric=metric,
         costs=champion.config.costs if metric == "cost" else None,
     )
-    decision = promote(version, score, tracking_uri, lambda uri: _measure(uri, tracking_uri, champion.config, metric))
+    side_px = _stored_side_px(spec)
+    decision = promote(
+        version, score, tracking_uri, lambda uri: _measure(uri, tracking_uri, champion.config, side_px, metric)
+    )
     return replace(champion, model_uri=version.uri, alias=decision.alias, reason=decision.reason)
 
 
-def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> float:
-    """A metric of a registered model, which decides as its own card says, on the test side of ``config``."""
+def _measure(uri: str, tracking_uri: str, config: TrialConfig, stored_side_px: int, metric: str) -> float:
+    """A metric of a registered model, which decides as its own card says, on the test side of ``config``.
+
+    Raises:
+        ValueError: The model cannot be judged by these pictures.
+    """
     import torch
 
     from trainables.data.label_sets import members_of
@@ -305,7 +315,8 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> f
     data = config.data.model_copy(update={"class_names": card.class_names})
     rows, labels = labelled_rows(table, data)
     tested = sides_of(table, rows, data) == "test"
-    probabilities = classifier.probabilities(table.image(int(row)) for row in rows[tested])
+    pictures = (_with_detail(table.image(int(row)), stored_side_px, card.image_size_px) for row in rows[tested])
+    probabilities = classifier.probabilities(pictures)
     if data.label_separator is not None:
         members_SK = members_of(table.class_names, data.class_names, data.label_separator)
         logits = probabilities.double().logit(eps=1e-12)  # what rounds to 0 or 1 stays finite
@@ -315,3 +326,15 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, metric: str) -> f
     costs = None if config.costs is None else np.array(config.costs)[np.ix_(order, order)]
     own = None if card.costs is None else torch.tensor(card.costs)
     return judge(probabilities, torch.from_numpy(labels[tested]), own, costs).metrics[metric]
+
+
+def _with_detail(image_CHW: torch.Tensor, stored_side_px: int, seen_px: int) -> torch.Tensor:
+    """The picture, unless it was shrunk to less than a network sees: enlarged again it would be judged by a blur."""
+    if min(image_CHW.shape[1:]) == stored_side_px < seen_px:
+        raise ValueError(f"it sees pictures of {seen_px} px, and this sweep keeps them at {stored_side_px} px")
+    return image_CHW
+
+
+def _stored_side_px(spec: SweepSpec) -> int:
+    """The shorter side at which a sweep's pictures are packed."""
+    return round(STORE_MARGIN * spec.data.image_size_px)

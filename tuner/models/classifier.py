@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.models.model_file import ModelCard, load_card, load_network
-from tuner.models.registry import fetch_model
+from tuner.models.registry import fetched_model
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,8 @@ class Classifier:
         if str(location).startswith("models:/"):
             if tracking_uri is None:
                 raise ValueError(f"{location}: a registered model needs the address of its MLflow")
-            folder = fetch_model(str(location), tracking_uri)
+            with fetched_model(str(location), tracking_uri) as fetched:
+                return cls.load(fetched, device=device)
         return cls(load_card(folder), load_network(folder, device), torch.device(device))
 
     def probabilities(self, images: Iterable[torch.Tensor], batch_size: int = 32) -> torch.Tensor:

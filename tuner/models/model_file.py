@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError
 
 from trainables.config import Fit, Settings
-from trainables.errors import InputError
+from trainables.errors import InputError, first_line
 from trainables.files.half_written import half_written
 from tuner.tracking.mlflow_client import open_pytorch
 
@@ -137,19 +138,36 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     """The network of a model's folder, from normalised pictures to logits.
 
     Raises:
-        InputError: It is not in torch.export's format, or holds pickled code.
+        InputError: It is not in torch.export's format, holds pickled code, or brings modules along.
     """
     pytorch = open_pytorch()
     from mlflow.exceptions import MlflowException
 
     if not (folder / "MLmodel").is_file():
         raise InputError(f"{folder}: there is no model here; give the folder that holds its MLmodel file")
+    _refuse_modules(folder)
     try:
         with _pickle_refused():
             return pytorch.load_model(str(folder), device=device)
     except MlflowException as error:
         gist = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: not a model in torch.export's format without pickled code ({gist})") from error
+
+
+def _refuse_modules(folder: Path) -> None:
+    """MLflow would put a model's own modules before all others, and the next import would run them."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+
+    try:
+        flavors = Model.load(str(folder)).flavors
+    except (MlflowException, yaml.YAMLError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: its MLmodel file cannot be read ({first_line(error)})") from error
+    if brought := [name for name, flavor in flavors.items() if flavor.get("code")]:
+        raise InputError(
+            f"{folder}: the model brings code of its own ({', '.join(brought)}: code), which Thaw does not run: give "
+            "one that was saved without"
+        )
 
 
 @contextmanager

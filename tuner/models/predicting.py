@@ -96,8 +96,10 @@ def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterato
                 yield Prediction(shown(os.fsencode(path)), problem=problems[path])
                 continue
             values_K = probabilities[path]
+            # All labels that the picture is given, however few are asked for.
+            num_given = 0 if classifier.card.labels == "single" else int((values_K >= _GIVEN_FROM).sum())
             if costs is None:
-                costs_K, order = None, values_K.argsort(descending=True, stable=True)[:top_k]
+                costs_K, order = None, values_K.argsort(descending=True, stable=True)[: max(top_k, num_given)]
             else:
                 costs_K = expected_costs(values_K.unsqueeze(0), torch.tensor(costs))[0]
                 order = costs_K.argsort(stable=True)[:top_k]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from search_spaces.cost_matrix import CostMatrix
 from tuner.metric_names import is_small_good, title
 from tuner.models.model_file import load_card
-from tuner.models.registry import RegisteredVersion, aliases_of, fetch_model
+from tuner.models.registry import RegisteredVersion, aliases_of, fetched_model
 from tuner.tracking.mlflow_client import gist, open_client
 
 Alias = Literal["champion", "challenger"]
@@ -81,7 +81,7 @@ def decide(new: Score, present: Score | None) -> Decision:
     if set(new.class_names) != set(present.class_names):
         return Decision("challenger", _difference(set(new.class_names), set(present.class_names)))
     if new.value is None:
-        return Decision("challenger", "it was not tested")
+        return Decision("challenger", f"it has no test {title(new.metric)}")
     if present.value is None or not new.is_comparable(present):
         return Decision("challenger", "the champion has no result on the same test pictures")
     both = f"test {title(new.metric)} {new.value:.4f} against the champion's {present.value:.4f} on the same pictures"
@@ -138,8 +138,8 @@ def _score_of(client: Any, name: str, version: int, tracking_uri: str) -> Score:
     """The score that `promote` kept; for a version that people registered themselves, what its card says."""
     text = client.get_model_version(name, str(version)).tags.get(_SCORE_TAG)
     if text is None:
-        card = load_card(fetch_model(RegisteredVersion(name, version).uri, tracking_uri))
-        return Score(None, None, card.class_names)
+        with fetched_model(RegisteredVersion(name, version).uri, tracking_uri) as folder:
+            return Score(None, None, load_card(folder).class_names)
     stored = json.loads(text)
     if "accuracy" in stored:  # as an older Thaw kept it
         stored["value"] = stored.pop("accuracy")

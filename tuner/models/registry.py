@@ -10,24 +10,29 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
-from tuner.paths import HomePaths, sqlite_file
+from tuner.paths import ARTIFACTS, HomePaths, sqlite_file
 from tuner.tracking.access import without_password
-from tuner.tracking.mlflow_client import ensure_experiment, gist, log_values, open_client, outages
+from tuner.tracking.mlflow_client import MISSING, ensure_experiment, gist, log_values, open_client, outages
 from tuner.tracking.projection import MetricPoint, RunUpdate, as_param
 
 _PRETRAIN_TAG = "thaw.pretrain"
 _ALIASES = ("champion", "challenger")
 _MOST_LISTED = 12
 _REFERENCE = re.compile(r"(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>\d+))?")
-_MISSING = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
+
+
+class MLflowAwayError(InputError):
+    """MLflow does not answer."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def find_backbone(recipe: str, tracking_uri: str) -> RegisteredVersion | None:
     """The newest version that was pretrained by that recipe; None when there is none.
 
     Raises:
-        InputError: MLflow does not answer.
+        MLflowAwayError: It does not answer.
     """
     if _is_empty(tracking_uri):
         return None
@@ -209,25 +214,50 @@ def resolve_model(text: str, home: HomePaths, tracking_uri: str | None = None) -
         return _resolve(open_client(uri), text).uri
 
 
-def fetch_model(text: str, tracking_uri: str) -> Path:
-    """The folder of the model behind a ``models:/`` URI, downloaded unless it lies on this machine.
+@contextmanager
+def fetched_model(text: str, tracking_uri: str) -> Iterator[Path]:
+    """The folder of the model behind a ``models:/`` URI; what was downloaded for it goes with the section.
 
     Raises:
-        InputError: There is no such model, or MLflow does not answer.
+        InputError: There is no such model, its files are gone, or MLflow does not answer.
     """
     if _is_empty(tracking_uri):
         raise InputError(
             f"model: no {text!r}: there are no models at {tracking_uri}; register one, or give a file of weights"
         )
-    with _said_clearly(tracking_uri):
-        client = open_client(tracking_uri)
-        version = _resolve(client, text)
-        place = client.get_model_version_download_uri(version.name, str(version.version))
-        if place.startswith("models:/"):
-            place = client.get_logged_model(place.removeprefix("models:/")).artifact_location
-        import mlflow.artifacts
+    with ExitStack() as stack:
+        with _said_clearly(tracking_uri):
+            client = open_client(tracking_uri)
+            version = _resolve(client, text)
+            place = client.get_model_version_download_uri(version.name, str(version.version))
+            if place.startswith("models:/"):
+                place = client.get_logged_model(place.removeprefix("models:/")).artifact_location
+            if (folder := _local_folder(place, tracking_uri)) is None:
+                import mlflow.artifacts
 
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=place, tracking_uri=tracking_uri))
+                temporary = stack.enter_context(TemporaryDirectory(prefix="thaw-model-"))
+                folder = Path(mlflow.artifacts.download_artifacts(place, dst_path=temporary, tracking_uri=tracking_uri))
+        if not folder.is_dir():
+            raise InputError(
+                f"model: the files of {version.uri} are not at {folder}: bring them back, or take another version"
+            )
+        yield folder
+
+
+def _local_folder(place: str, tracking_uri: str) -> Path | None:
+    """Where a model's files lie on this machine; None for what a server or a storage has.
+
+    MLflow keeps whole paths: in a home that was moved since, they lie as before beside the database.
+    """
+    scheme, _, _ = place.partition(":")
+    if scheme not in ("file", place):
+        return None
+    folder = Path(unquote(urlsplit(place).path)) if scheme == "file" else Path(place)
+    database = sqlite_file(tracking_uri)
+    if folder.is_dir() or database is None or ARTIFACTS not in folder.parts:
+        return folder
+    moved = database.parent.joinpath(*folder.parts[folder.parts.index(ARTIFACTS) :])
+    return moved if moved.is_dir() else folder
 
 
 def load_weights(text: str, tracking_uri: str) -> dict[str, Any]:
@@ -241,12 +271,12 @@ def load_weights(text: str, tracking_uri: str) -> dict[str, Any]:
     from trainables.backbones.families import normalisation
     from tuner.models.model_file import load_card, load_state
 
-    folder = fetch_model(text, tracking_uri)
-    loaded: dict[str, Any] = {"state_dict": load_state(folder)}
-    with suppress(ValueError):  # a network of somebody else's, which says nothing
-        card = load_card(folder)
-        if (card.mean, card.std) != normalisation(card.backbone):
-            loaded |= {"mean": card.mean, "std": card.std}
+    with fetched_model(text, tracking_uri) as folder:
+        loaded: dict[str, Any] = {"state_dict": load_state(folder)}
+        with suppress(ValueError):  # a network of somebody else's, which says nothing
+            card = load_card(folder)
+            if (card.mean, card.std) != normalisation(card.backbone):
+                loaded |= {"mean": card.mean, "std": card.std}
     return loaded
 
 
@@ -290,7 +320,7 @@ def _aliases_or_none(client: Any, name: str) -> dict[str, int]:
     try:
         return aliases_of(client, name)
     except MlflowException as error:
-        if error.error_code == _MISSING:
+        if error.error_code == MISSING:
             return {}
         raise
 
@@ -301,7 +331,7 @@ def _exists(client: Any, name: str, version: int | str) -> bool:
     try:
         client.get_model_version(name, str(version))
     except MlflowException as error:
-        if error.error_code == _MISSING:
+        if error.error_code == MISSING:
             return False
         raise
     return True
@@ -342,6 +372,6 @@ def _said_clearly(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except outages() as error:
-        raise InputError(
+        raise MLflowAwayError(
             f"MLflow at {without_password(tracking_uri)} does not answer: start it, or name another ({gist(error)})"
         ) from error

@@ -18,10 +18,11 @@ from tuner.networks.preparing import check_batches, check_metric, settle_fit
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData, prepare_data
 from tuner.progress import Progress
+from tuner.records.kept_places import settle_places
 
 
 class Plan(NamedTuple):
-    """What is to be searched; the spec is the one that a sweep begins with, its fit and its backbones named."""
+    """What is to be searched; the spec is the one that a sweep begins with: fit, backbones and places named."""
 
     spec: SweepSpec
     data: PreparedData
@@ -75,4 +76,4 @@ def plan_sweep(
     )
     space = space_over(spec, networks)
     check_sampler(spec, space)
-    return Plan(spec, data, networks, space)
+    return Plan(settle_places(spec), data, networks, space)

@@ -24,8 +24,9 @@ from trainables.files.storage import join
 from trainables.files.typed_path import expand
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData
+from tuner.records.kept_places import is_weights_file
 from tuner.records.shared_home import check_local
-from tuner.tracking.access import check_access
+from tuner.tracking.access import check_access, holds_password, without_password
 
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
@@ -104,6 +105,33 @@ def kept_weights(
             "gone: bring either back, or start a new sweep under another name"
         )
     return found
+
+
+def lasting_weights(
+    began_with: WeightsFile | None, weights: str, backbone: str, home: HomePaths, tracking_uri: str
+) -> str:
+    """What names the weights that a sweep began with, whatever an alias or a file has come to mean since.
+
+    Args:
+        began_with: Those; None: nothing is known of them.
+        weights: As the sweep's spec names them.
+        backbone: The network that they are for.
+        home: Where they are kept.
+        tracking_uri: MLflow's, for weights that are ``models:/...``.
+
+    Raises:
+        InputError: They are not kept any more, and ``weights`` names others.
+    """
+    if began_with is None or not (is_weights_file(weights) or weights.startswith("models:/")):
+        return weights
+    kept = kept_weights(began_with, weights, backbone, home, tracking_uri)
+    # What a file says of its pictures is not in its copy.
+    if kept is not None and began_with.mean is None and not home.is_shared:
+        return kept.uri
+    found = prepare_weights(weights, backbone, home, tracking_uri)
+    if found is None or found.key != began_with.key:
+        raise InputError(f"model.weights: {weights} are no longer those that the sweep began with: bring them back")
+    return weights
 
 
 def check_batches(spec: SweepSpec, num_train: int) -> None:
@@ -198,10 +226,14 @@ def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) ->
             take this user, or the home cannot be written to.
     """
     check_local(home)
+    if not goes_on and spec.tracking.uri is not None and holds_password(spec.tracking.uri):
+        raise InputError(
+            f"tracking.uri: {without_password(spec.tracking.uri)} with a password; a spec is kept, told to MLflow and "
+            "exported: give the whole address by MLFLOW_TRACKING_URI instead"
+        )
     check_access(home.tracking_uri(spec.tracking.uri))
     open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
     for choice in spec.model.entries:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
-        is_file = isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors"))
-        if is_file and not goes_on and not expand(str(weights)).is_file():
+        if is_weights_file(weights) and not goes_on and not expand(str(weights)).is_file():
             raise InputError(f"{place}: there is no file {weights!r}; give the path of an existing file")

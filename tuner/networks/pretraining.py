@@ -135,7 +135,11 @@ def prepare_pretraining(
 
 
 def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str) -> Pretrained | None:
-    """Weights of the same recipe from the home, else from the registry; None when it was never trained."""
+    """Weights of the same recipe from the home, else from the registry; None when it was never trained.
+
+    Raises:
+        MLflowAwayError: The registry does not answer.
+    """
     from trainables.backbones.weights import store_weights
     from tuner.models.registry import load_weights
 
@@ -202,12 +206,20 @@ def _train_alone(
     started = time.monotonic()
     directory = home.uri_of(_folder(pretraining, home))
     epochs: list[dict[str, float]] = []
-    for message in pool.run(TrainJob(config=pretraining.config, directory=directory)):
+    job = TrainJob(config=pretraining.config, directory=directory)
+    for message in pool.run(job):
         if message.get("outcome") == "diverged":
             raise InputError(f"pretraining {pretraining.spec.name} diverged; lower its lr ({message['reason']})")
         epochs.append({**message["metrics"], "epoch": float(message["epoch"])})
         see(message["epoch"], message["metrics"])
-    tail = load_checkpoint(join(directory, BEST_CHECKPOINT)).tail
+    checkpoint = load_checkpoint(join(directory, BEST_CHECKPOINT))
+    best = (max if job.mode == "max" else min)(epochs, key=lambda epoch: epoch[job.metric])
+    if checkpoint.meta["epoch"] != best["epoch"]:
+        raise InputError(
+            f"pretraining {pretraining.spec.name}: {directory} holds epoch {checkpoint.meta['epoch']} where "
+            f"{best['epoch']:.0f} was the best: another machine trains it too; go on when that has ended"
+        )
+    tail = checkpoint.tail
     # Whatever it began with: pictures are normalised as they were then.
     began_with = pretraining.config.backbone.weights
     stated = {} if began_with is None or began_with.mean is None else {"mean": began_with.mean, "std": began_with.std}

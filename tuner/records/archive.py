@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -19,12 +20,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from search_spaces.loading import dump_spec, load_kept_spec
+from search_spaces.ranges import check_name
+from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from trainables.files.half_written import half_written
+from trainables.files.storage import read_bytes
 from trainables.jobs import BEST_CHECKPOINT
 from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import TrialRecord, champion_record, read_records, trials_of
 from tuner.records.trial_rows import trial_rows
+
+_log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -38,7 +44,7 @@ _ABOUT = (
 def export_sweep(home: HomePaths, name: str, file: Path) -> int:
     """Writes everything about a sweep into ``file``, whole or not at all; returns its size in bytes.
 
-    Of the trials' checkpoints only the champion's is kept.
+    Of the trials' checkpoints only the champion's is kept; what of the champion is not there is warned of.
 
     Raises:
         InputError: There is no such sweep, its journal is damaged, or ``file`` exists.
@@ -54,7 +60,7 @@ def export_sweep(home: HomePaths, name: str, file: Path) -> int:
     with half_written(file) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             digests: dict[str, str] = {}
-            for inner, content in _contents(paths, trials, spec.metric, spec.mode, champion):
+            for inner, content in _contents(home, paths, trials, spec, champion):
                 archive.writestr(inner, content)
                 digests[inner] = hashlib.sha256(content).hexdigest()
             manifest = {
@@ -86,7 +92,10 @@ def import_sweep(home: HomePaths, file: Path, name: str | None = None) -> str:
         with zipfile.ZipFile(file) as archive:
             manifest = _read_manifest(archive, file)
             target = name or manifest["sweep"]
-            paths = home.sweep(target)
+            try:
+                paths = home.sweep(check_name(target))
+            except ValueError as error:
+                raise InputError(f"import-sweep: {error}; give another by --name") from error
             if paths.root.exists():
                 if _is_same(paths, manifest["sha256"]):
                     return target
@@ -115,9 +124,9 @@ def _is_same(paths: SweepPaths, digests: dict[str, str]) -> bool:
 
 
 def _contents(
-    paths: SweepPaths, trials: Sequence[TrialRecord], metric: str, mode: str, champion: int | None
+    home: HomePaths, paths: SweepPaths, trials: Sequence[TrialRecord], spec: SweepSpec, champion: int | None
 ) -> Iterator[tuple[str, bytes]]:
-    yield "trials.parquet", _parquet(trial_rows(trials, metric, mode))
+    yield "trials.parquet", _parquet(trial_rows(trials, spec.metric, spec.mode))
     yield (
         "metrics.parquet",
         _parquet(
@@ -132,11 +141,18 @@ def _contents(
     )
     files = [paths.spec, paths.data, paths.environment, paths.journal]
     files += [path for folder in (paths.report, paths.champion) for path in sorted(folder.rglob("*")) if path.is_file()]
-    if champion is not None:
-        files.append(paths.trial(champion).root / BEST_CHECKPOINT)
     for path in files:
         if path.is_file():
             yield path.relative_to(paths.root).as_posix(), path.read_bytes()
+    if champion is None:
+        return
+    if not paths.champion.is_dir():
+        _log.warning("%s: the champion's model is not there, and not in the file", paths.champion)
+    best = paths.trial(champion).root / BEST_CHECKPOINT
+    try:
+        yield best.relative_to(paths.root).as_posix(), read_bytes(home.uri_of(best))  # which a worker wrote
+    except FileNotFoundError:
+        _log.warning("%s: the champion's weights are not there, and not in the file", home.uri_of(best))
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

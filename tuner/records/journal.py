@@ -339,12 +339,20 @@ def journal_at_rest(path: Path) -> Iterator[bool]:
     with ExitStack() as opened:
         is_at_rest = True
         with suppress(FileNotFoundError):
-            file = opened.enter_context(path.open("rb"))
+            file = opened.enter_context(_open_to_lock(path))
             try:
                 _lock(file, path)
             except InputError:
                 is_at_rest = False
         yield is_at_rest
+
+
+def _open_to_lock(path: Path) -> IO[bytes]:
+    """For writing, where that is allowed: some network file systems lock a file for nobody else."""
+    try:
+        return path.open("r+b")
+    except PermissionError:
+        return path.open("rb")
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -19,8 +19,10 @@ from trainables.files.storage import file_exists, join
 from trainables.jobs import LAST_CHECKPOINT
 from tuner.paths import HomePaths
 from tuner.records.journal import Record, TrialRecord, read_records, trials_of
+from tuner.records.kept_places import settle_places
 
 _MAY_CHANGE = (
+    "data.source",
     "search.num_trials",
     "budget.time_s",
     "budget.flops",
@@ -69,8 +71,8 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
     records = read_records(paths.journal)
     # The file has them too, unless the sweep was killed between the journal and the file.
     known_changes = [f"{path}={json.dumps(value)}" for path, value in _extensions(records).items()]
-    before = load_kept_spec(paths.spec, known_changes)
-    spec = load_kept_spec(paths.spec, [*known_changes, *overrides])
+    before = settle_places(load_kept_spec(paths.spec, known_changes))
+    spec = settle_places(load_kept_spec(paths.spec, [*known_changes, *overrides]))
     changes = differences(before, spec)
     refused = {path: change for path, change in changes.items() if not _may_change(path)}
     if refused:

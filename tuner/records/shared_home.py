@@ -77,8 +77,8 @@ def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = Fal
         with _reaching(home), journal_at_rest(paths.journal) as is_at_rest:
             standing = _compare(home, paths, is_thorough=goes_on and each == name) if is_at_rest else "not behind"
             if standing == "behind":
-                _, files = list_folder(home.uri_of(paths.root))
-                for path in _in_order([paths.root / file for file in files], paths):
+                for path in _in_order(_files_there(home, paths), paths):
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     write_bytes(str(path), read_bytes(home.uri_of(path)))
         if standing == "parted":
             text = (
@@ -123,19 +123,44 @@ class SweepTwin:
     def __init__(self, home: HomePaths, name: str) -> None:
         self._home, self._paths = home, home.sweep(name)
         self._next_push = 0.0
+        self._pushed: dict[Path, tuple[int, int]] = {}
 
     def push(self, *, at_once: bool = False) -> None:
         """Copies what there is, if the last time is long enough ago. A storage that is away is not the sweep's end."""
         if not self._home.is_shared or not (at_once or time.monotonic() >= self._next_push):
             return
         try:
-            files = [path for path in self._paths.root.iterdir() if path.is_file() and not path.name.startswith(".")]
-            for path in _in_order(files, self._paths):
+            for path in _in_order(_files_here(self._paths), self._paths):
                 with suppress(FileNotFoundError):  # moved to its place by another thread since
-                    write_bytes(self._home.uri_of(path), path.read_bytes())
+                    stat = path.stat()
+                    if self._pushed.get(path) != (stat.st_mtime_ns, stat.st_size):
+                        write_bytes(self._home.uri_of(path), path.read_bytes())
+                        self._pushed[path] = stat.st_mtime_ns, stat.st_size
         except OSError as error:
             logger.warning("the sweep's records could not be copied to %s: %s", self._home.root, error)
         self._next_push = time.monotonic() + PUSH_EVERY_S
+
+
+def _folders_of(paths: SweepPaths) -> tuple[Path, ...]:
+    """Where the driver alone writes; what lies in others is in the storage already, or of no use elsewhere."""
+    return paths.report, paths.champion
+
+
+def _files_here(paths: SweepPaths) -> list[Path]:
+    inner = (path for folder in _folders_of(paths) for path in folder.rglob("*"))
+    files = (path for path in (*paths.root.iterdir(), *inner) if path.is_file())
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(paths.root).parts)]
+
+
+def _files_there(home: HomePaths, paths: SweepPaths) -> list[Path]:
+    found = [paths.root / name for name in list_folder(home.uri_of(paths.root))[1]]
+    waiting = list(_folders_of(paths))
+    while waiting:
+        folder = waiting.pop()
+        folders, files = list_folder(home.uri_of(folder))
+        found += [folder / name for name in files]
+        waiting += [folder / name for name in folders]
+    return found
 
 
 def _in_order(files: list[Path], paths: SweepPaths) -> list[Path]:

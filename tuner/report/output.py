@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from trainables.errors import InputError
 from tuner.report.figures import standing_columns, standing_row
 from tuner.report.result import SweepResult
 from tuner.report.spread import explanation
+from tuner.tracking.access import without_password
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,12 +126,20 @@ def show_result(result: SweepResult, console: Console) -> None:
     else:
         console.print(f"Model {champion.model_uri} is [bold]{champion.alias}[/bold]: {champion.reason}.")
         name = champion.model_uri.removeprefix("models:/").rsplit("/", maxsplit=1)[0]
-        use = escape(f"thaw predict PICTURES --model {name}@{champion.alias}")
+        use = escape(f"{_elsewhere(result)}thaw predict PICTURES --model {name}@{champion.alias}")
         console.print(f"Use it:       [bold]{use}[/bold]", highlight=False, soft_wrap=True)
     if result.untold:
         console.print(f"{result.untold} records wait for MLflow; the next resume or sweep of this name sends them.")
-    console.print("Open MLflow:  [bold]thaw ui[/bold]", highlight=False)
+    console.print(f"Open MLflow:  [bold]{escape(_elsewhere(result))}thaw ui[/bold]", highlight=False, soft_wrap=True)
     console.print(f"{len(result.records)} trials in {result.seconds:.0f} s.", highlight=False)
+
+
+def _elsewhere(result: SweepResult) -> str:
+    """What commands must be told of an MLflow that the spec names and they do not read."""
+    uri = result.tracking_uri
+    if uri == os.environ.get("MLFLOW_TRACKING_URI") or uri == f"sqlite:///{result.home.mlflow_db}":
+        return ""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))} "
 
 
 def show_plan(

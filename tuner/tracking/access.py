@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from trainables.errors import InputError, first_line
 
@@ -60,8 +60,7 @@ def check_access(tracking_uri: str, environ: Mapping[str, str] | None = None) ->
         if error.code in _REFUSED:
             raise InputError(
                 f"tracking.uri: MLflow at {place} does not take this user and password (it answers {error.code}); "
-                "correct them in the address, http://USER:PASSWORD@HOST, or set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD"
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or correct them in MLFLOW_TRACKING_URI"
             ) from None
     except (OSError, HTTPException, ValueError):
         return  # away, or no MLflow: what cannot be told waits, and is said while the sweep runs
@@ -89,7 +88,7 @@ def _check_database(uri: str) -> None:
         if any(word in str(error.orig).lower() for word in _REFUSED_WORDS):
             raise InputError(
                 f"tracking.uri: the database at {place} does not take this user and password ({said}); correct them in "
-                f"the address, {kind}://USER:PASSWORD@HOST/NAME"
+                f"MLFLOW_TRACKING_URI, {kind}://USER:PASSWORD@HOST/NAME"
             ) from None
     finally:
         engine.dispose()
@@ -101,6 +100,14 @@ def without_password(uri: str) -> str:
         return uri
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+def holds_password(uri: str) -> bool:
+    """Whether a password stands in an address, be it among its options."""
+    parts = urlsplit(uri)
+    return parts.password is not None or any(
+        word in name.lower() for name, _ in parse_qsl(parts.query) for word in ("pass", "pwd", "secret", "token")
+    )
 
 
 def _credentials(uri: str, environ: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from trainables.files.storage import write_bytes
+from tuner.tracking.access import without_password
 from tuner.tracking.projection import RunState
 
 _log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ class Ledger:
     """What MLflow has been told, kept on disk between processes.
 
     Attributes:
-        tracking_uri: The server that this is about; another server starts from nothing.
+        tracking_uri: Where it was last told, without a password; for people. Whether MLflow there still knows the runs,
+            or another has taken its place, only asking shows.
         sweep_id: Marks this sweep's runs, so that a name can be used again.
         num_sent: Records told.
         offset: Bytes of the journal that they take.
@@ -41,17 +43,22 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path, tracking_uri: str) -> Ledger:
-        """The ledger at ``path``; a new one when there is none, it is damaged, or it is about another server."""
+        """The ledger at ``path``; a new one when there is none, or it is damaged."""
         try:
             content = json.loads(path.read_text())
             content["states"] = {key: RunState(**state) for key, state in content["states"].items()}
             ledger = cls(**content)
         except FileNotFoundError:
-            return cls(tracking_uri)
+            return cls(without_password(tracking_uri))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             _log.warning("%s is damaged (%s); MLflow gets the sweep's records anew", path, error)
-            return cls(tracking_uri)
-        return ledger if ledger.tracking_uri == tracking_uri else cls(tracking_uri)
+            return cls(without_password(tracking_uri))
+        ledger.tracking_uri = without_password(ledger.tracking_uri)  # an older Thaw kept it whole
+        return ledger
+
+    def forgotten(self) -> Ledger:
+        """The ledger of an MLflow that knows nothing of the sweep; its runs bear the same mark."""
+        return Ledger(self.tracking_uri, self.sweep_id)
 
     def save(self, path: Path) -> None:
         """Writes the ledger, whole or not at all."""

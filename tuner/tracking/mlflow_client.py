@@ -26,8 +26,9 @@ from tuner.tracking.projection import RunUpdate
 _METRICS_PER_CALL, _SETTINGS_PER_CALL = 800, 90
 _SECRET = re.compile(r"://[^/@\s]+@")
 _NO_LINKS_HERE = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+MISSING = "RESOURCE_DOES_NOT_EXIST"
 # A run that people deleted, or a value that MLflow refuses: no later attempt can mend these.
-HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", MISSING, "INVALID_STATE")
 
 
 def open_client(tracking_uri: str) -> Any:
@@ -135,6 +136,19 @@ def log_values(client: Any, run_id: str, update: RunUpdate) -> None:
 
 def _part(items: list[Any], index: int, size: int) -> list[Any]:
     return items[index * size : (index + 1) * size]
+
+
+def has_run(client: Any, run_id: str) -> bool:
+    """Whether MLflow knows a run, be it in the bin."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != MISSING:
+            raise
+        return False
+    return True
 
 
 def search_runs(client: Any, experiment_id: str, sweep_id: str) -> Iterator[Any]:

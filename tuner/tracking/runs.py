@@ -5,7 +5,9 @@ told. A daemon thread reads what is new, sends it in batches, and tries again wh
 waits for it. Importing this module, and `Tracking` before its `start`, cost nothing: MLflow is imported in the thread.
 
 Telling a record twice changes nothing: runs are found again by tag, and a metric with the journal's time is the same
-row. So the ledger is written after the calls, and a crash in between is harmless.
+row. So the ledger is written after the calls, and a crash in between is harmless. An MLflow that does not know the
+ledger's run (a new database at the old address, another server) is told everything; one that does, wherever it is now,
+what is new.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from tuner.tracking.mlflow_client import (
     HOPELESS,
     ensure_experiment,
     gist,
+    has_run,
     log_values,
     open_client,
     outages,
@@ -77,6 +80,7 @@ class Tracking:
         self._journal = journal
         self._ledger_path = ledger
         self._ledger = Ledger.load(ledger, tracking_uri)
+        self._ledger.tracking_uri = without_password(tracking_uri)
         self._sweep = sweep
         self._artifact_location = artifact_location
         self._poll_s = poll_s
@@ -125,6 +129,20 @@ class Tracking:
     def model(self) -> str | None:
         """The registered version of the champion's model, where MLflow is known to have it."""
         return self._ledger.model
+
+    def ask(self) -> None:
+        """Finds out, before the thread is started, whether MLflow still knows what it was told; away, it is believed.
+
+        Imports MLflow.
+        """
+        if self.run_id() is None:
+            return
+        try:
+            self._client = self._client or open_client(self.tracking_uri)
+            self._forget_what_it_forgot()
+            self._ledger.save(self._ledger_path)
+        except outages() as error:
+            _log.info("MLflow at %s: %s", self._ledger.tracking_uri, gist(error))
 
     def note_model(self, uri: str) -> None:
         """Remembers, for later runs too, that the champion's model is registered."""
@@ -197,10 +215,13 @@ class Tracking:
     def _send_new(self) -> None:
         """Sends the records that wait, some hundreds at a time."""
         while self._journal.exists() and not self._closing.is_set():
-            records, offset = _take(iterate_from(self._journal, self._ledger.offset), _RECORDS_PER_PASS)
+            ledger = self._ledger
+            records, offset = _take(iterate_from(self._journal, ledger.offset), _RECORDS_PER_PASS)
             if not records:
                 return
             self._connect()
+            if self._ledger is not ledger:  # all is to be told
+                continue
             updates, states = plan(records, self._ledger.states, self._sweep)
             for update in updates:
                 self._send(update)
@@ -216,10 +237,18 @@ class Tracking:
             self._ledger.save(self._ledger_path)
             self._client = open_client(self.tracking_uri)
         if self._must_look_up:
+            self._forget_what_it_forgot()
             self._experiment_id = ensure_experiment(self._client, self._sweep, self._artifact_location)
             for run in search_runs(self._client, self._experiment_id, self._ledger.sweep_id):
                 self._ledger.runs.setdefault(run.data.tags["thaw.run"], run.info.run_id)
             self._must_look_up = False
+
+    def _forget_what_it_forgot(self) -> None:
+        run_id = self.run_id()
+        if run_id is not None and not has_run(self._client, run_id):
+            _log.warning("MLflow at %s knows nothing of the sweep: it is told all", self._ledger.tracking_uri)
+            self._ledger = self._ledger.forgotten()
+            self._ledger.save(self._ledger_path)
 
     def _send(self, update: RunUpdate) -> None:
         run_id = self._ledger.runs.get(update.key) or self._create(update)
@@ -258,18 +287,17 @@ class Tracking:
     def _log_files(self, run_id: str, update: RunUpdate) -> None:
         for name, folder in update.files:
             path = self._place_of(name)
-            if path.exists():
+            if path is not None:
                 self._client.log_artifact(run_id, str(path), folder)
             else:
-                _log.error("%s of %s is gone and cannot be sent to MLflow", path, update.name)
+                _log.error("%s of %s is gone and cannot be sent to MLflow", name, update.name)
 
-    def _place_of(self, name: str) -> Path:
-        """Where a file of the journal lies now: an imported sweep's paths are those of another home."""
-        folder, parts = self._journal.parent, Path(name).parts
-        if not Path(name).is_absolute():
-            return folder / name
-        tails = (folder.joinpath(*parts[start:]) for start in range(1, len(parts)))
-        return next((path for path in tails if path.exists()), folder / name)
+    def _place_of(self, name: str) -> Path | None:
+        """Where a file of the journal lies now, None if nowhere: an imported sweep's paths are of another home."""
+        folder, parts = self._journal.parent.resolve(), Path(name).parts
+        places = [folder / name, *(folder.joinpath(*parts[start:]) for start in range(1, len(parts)))]
+        # A journal may come from somebody else: no file of this machine but the sweep's own is handed out.
+        return next((path for path in places if path.resolve().is_relative_to(folder) and path.is_file()), None)
 
 
 def _take(records: Iterable[tuple[Record, int]], limit: int) -> tuple[list[Record], int]:

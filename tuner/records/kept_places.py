@@ -1,0 +1,51 @@
+"""Files that a kept spec names, so that whoever goes on with the sweep or trains its champion finds them from anywhere.
+
+In: a spec. Out: the same spec with its pictures and weights named from the root.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from search_spaces.data_spec import DataSpec
+from search_spaces.model_spec import BackboneChoice, PretrainWeights, Weights
+from search_spaces.spec import SweepSpec
+from trainables.data.sources import from_anywhere
+from trainables.files.typed_path import expand
+
+WEIGHTS_ENDINGS = (".pth", ".pt", ".safetensors")
+
+
+def is_weights_file(weights: object) -> bool:
+    """Whether what a spec says of weights is the path of a file."""
+    return isinstance(weights, str) and weights.endswith(WEIGHTS_ENDINGS)
+
+
+def settle_places(spec: SweepSpec) -> SweepSpec:
+    """The spec with its local folders and files named from the root; nothing is looked at.
+
+    Raises:
+        InputError: A path begins with the home of a user whom this machine does not know.
+    """
+    model = spec.model
+    settled: dict[str, Any] = {"weights": _settled(model.weights)}
+    if isinstance(model.backbones, tuple):
+        settled["backbones"] = tuple(
+            entry.model_copy(update={"weights": _settled(entry.weights)})
+            if isinstance(entry, BackboneChoice)
+            else entry
+            for entry in model.backbones
+        )
+    return spec.model_copy(update={"data": _placed(spec.data), "model": model.model_copy(update=settled)})
+
+
+def _placed(data: DataSpec) -> DataSpec:
+    return data.model_copy(update={"source": from_anywhere(data.source)})
+
+
+def _settled(weights: Weights) -> Weights:
+    if isinstance(weights, PretrainWeights):
+        recipe = weights.pretrain
+        placed = {"data": _placed(recipe.data), "weights": _settled(recipe.weights)}
+        return PretrainWeights(pretrain=recipe.model_copy(update=placed))
+    return str(expand(weights).resolve()) if is_weights_file(weights) else weights
