@@ -53,8 +53,9 @@ class SplitConfig(Settings):
     test: float = Field(0.1, ge=0, le=1, description="Share that is read once, for the champion.")
     source: Literal["auto", "ignore"] = Field(
         "auto",
-        description="'auto': where the source has train/val[/test] folders, those are the sides, and without a "
-        "test folder `test_share_of_val` of val becomes the test side. 'ignore': pool all and deal by the shares.",
+        description="'auto': sides that the source gives, by folders, a column or torchvision's parts, are kept; "
+        "without a test side `test_share_of_val` of val becomes it, without a val side it is dealt from train. "
+        "'ignore': pool all and deal by the shares.",
     )
     test_share_of_val: float = Field(
         0.5, ge=0, lt=1, description="See `source`; 0 keeps val whole, and then nothing is tested."

@@ -104,7 +104,12 @@ class Ranks:
         if self.world_size == 1:
             return tail
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(tail, device_ids=device_ids, forward_sync_buffers=False)
+        # Three numbers summed in another order are another number, and torch orders its buckets anew after the first
+        # step: a trial that goes on would begin with the first order. Looking for unused parameters keeps that one.
+        keeps_order = self.world_size > 2  # noqa: PLR2004
+        return DistributedDataParallel(
+            tail, device_ids=device_ids, forward_sync_buffers=False, find_unused_parameters=keeps_order
+        )
 
     def syncing(self, model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: gradients are averaged over ranks in the last pass before a step."""

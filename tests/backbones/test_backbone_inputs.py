@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torchvision.models import GoogLeNet, Inception3
 
-from trainables.backbones.families import build_model, normalisation
+from trainables.backbones.families import build_model, normalisation, outer_normalisation
 from trainables.backbones.inputs import read_stated
 from trainables.backbones.weights import resolve_weights
 from trainables.backbones.zoo import load_backbone
@@ -19,6 +21,7 @@ from trainables.data.batches import Normaliser
 from trainables.errors import InputError
 
 State = dict[str, torch.Tensor]
+HALF = (0.5, 0.5, 0.5)
 OWN: dict[str, Any] = {"mean": [0.25, 0.5, 0.75], "std": [0.5, 0.25, 0.125]}
 
 
@@ -62,6 +65,19 @@ def test_the_normalisation_that_a_file_states_is_used(
     assert ("0 to 255" in " ".join(remarks)) == (metadata.get("mean", [0])[0] > 1)
     assert ("96 px" in " ".join(remarks)) == ("pretrained_cfg" in metadata)
     assert all(remark.startswith(f"model.weights: {path}: ") for remark in remarks)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("googlenet", GoogLeNet), ("inception_v3", Inception3)])
+def test_networks_that_rescale_within_see_what_the_file_states(name: str, kind: Any) -> None:
+    mean, std = (torch.tensor(OWN[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    outer = outer_normalisation(name, tuple(OWN["mean"]), tuple(OWN["std"]))
+    images = torch.rand(2, 3, 4, 4)
+    outer_mean, outer_std = (torch.tensor(values).view(1, 3, 1, 1) for values in outer)
+    seen = kind._transform_input(SimpleNamespace(transform_input=True), (images - outer_mean) / outer_std)
+    torch.testing.assert_close(seen, (images - mean) / std)
+    for of_half, known in zip(outer_normalisation(name, HALF, HALF), normalisation(name), strict=True):
+        assert of_half == pytest.approx(known)
+    assert outer_normalisation("resnet18", HALF, HALF) == (HALF, HALF)
 
 
 def test_weights_that_say_nothing_are_normalised_as_ever(lenet: State, tmp_path: Path) -> None:

@@ -81,6 +81,14 @@ def test_damaged_files_are_named(damage: str, message: str, tmp_path: Path) -> N
     assert gzip.decompress((tmp_path / "set" / "train-labels-idx1-ubyte.gz").read_bytes())
 
 
+def test_files_of_a_set_with_more_classes_are_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "letters")
+    labels = np.array([2049, 3], ">u4").tobytes() + bytes([0, 25, 1])
+    (tmp_path / "letters" / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    with pytest.raises(InputError, match="label 25 on the test side, and MNIST has 10 classes"):
+        open_source(f"torchvision:MNIST:{tmp_path / 'letters'}").pictures()
+
+
 def test_a_download_that_was_broken_off_is_torchvisions_to_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from trainables.lanes.trial import EPOCH, OUTCOME, REASON
+from tuner.records.journal import TrialRecord
 from tuner.records.spending import Spending
 from tuner.search.patience import Patience
 from tuner.search.searching import NUMBER
@@ -20,7 +22,7 @@ AWAY = "ray.exceptions.RayTaskError(StorageAwayError): ...\ntrainables.outages.S
 class Surroundings:
     """A journal, a pool and a searcher, as far as the callback knows them."""
 
-    def __init__(self) -> None:
+    def __init__(self, history: Sequence[TrialRecord] = ()) -> None:
         self.records: list[dict[str, Any]] = []
         self.is_lost = self.is_stopped = False
         self.ended: list[int] = []
@@ -34,6 +36,7 @@ class Surroundings:
             metric="val/accuracy",
             mode="max",
             patience=self.patience,
+            history=history,
             on_end=lambda trial: self.ended.append(trial.number),
         )
 
@@ -95,6 +98,16 @@ def test_nothing_is_cleared_away_of_an_end_that_the_journal_does_not_know(around
     around.is_lost = False
     around.callback.on_trial_complete(1, [], trial(tmp_path, **{OUTCOME: "completed"}))
     assert around.ended == [7]
+
+
+def test_a_trial_that_goes_on_has_the_seconds_of_before(tmp_path: Path) -> None:
+    epochs = ({"epoch": 1, "val/accuracy": 0.5, "time/train_s": 30.0, "time/val_s": 2.0},)
+    told = TrialRecord(7, {}, epochs, metrics={"time/trial_s": 40.0})
+    for history, seconds in ([], 0.0), ([TrialRecord(7, {}, epochs)], 32.0), ([told], 40.0):
+        around = Surroundings(history)
+        around.callback.on_trial_complete(1, [], trial(tmp_path, **{OUTCOME: "completed"}))
+        (end,) = around.records
+        assert end["metrics"]["time/trial_s"] == seconds
 
 
 def test_schedulers_judge_nobody_once_a_trial_found_no_room(around: Surroundings) -> None:

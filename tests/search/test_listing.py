@@ -83,6 +83,17 @@ def test_a_grid_goes_by_numbers_and_brute_force_begins_with_common_advice():
     assert [{name: brute.records[number].params[name] for name in rule} for number, rule in enumerate(rules)] == rules
 
 
+def test_a_grid_that_is_not_combined_has_the_same_points(monkeypatch):
+    def tried(most):
+        monkeypatch.setattr("tuner.search.exhaustive._MOST_COMBINED", most)
+        loop = Loop(space=SPACE, num_trials=40, options={"sampler": "grid"}, scheduled=False).start().run()
+        return [key(record.params) for record in loop.records.values()]
+
+    assert len(set(tried(0))) == 40
+    assert sorted(tried(0)) == sorted(tried(1_000_000))
+    assert tried(0) == tried(0) != sorted(tried(0))
+
+
 def test_a_search_that_lists_has_as_many_trials_as_points_at_most():
     assert trials_in_all(spec(sampler="grid"), SPACE) == 40
     assert trials_in_all(spec(sampler="brute_force", num_trials=100), SPACE) == 40

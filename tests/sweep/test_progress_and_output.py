@@ -207,6 +207,9 @@ def test_the_picture_records_what_was_reached() -> None:
     ranked = [TrialRecord(1, {}, ({"epoch": 1, "val/auroc": 0.97},), "completed")]
     area = compose("n", ranked, "val/auroc", "max", of_area, [])
     assert (area.figure, area.bars[0].value, area.bars[0].high, area.majority_rate) == ("auroc", 0.95, 0.98, None)
+    alone = replace(of_area.standing, test={"accuracy": 0.8})  # all that is tested is of one class
+    one = compose("n", ranked, "val/auroc", "max", replace(of_area, standing=alone), [baseline])
+    assert (one.figure, [bar.value for bar in one.bars]) == ("accuracy", [0.8, 0.75])
     for record in (picture, untested, area):
         assert draw(record).startswith(b"\x89PNG")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,23 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 from training_support import DEVICE, assert_same_bits, copied, num_stages
 
 from trainables.backbones.weights import store_weights
 from trainables.backbones.zoo import load_backbone
-from trainables.config import BackboneConfig, TrialConfig
+from trainables.config import BackboneConfig, OptimizerConfig, TrialConfig
 from trainables.ranks import Ranks
-from trainables.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from trainables.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
 from trainables.training.loop import TrialRun
+from trainables.training.trained_part import build_optimizer
 from trainables.training.workbench import Workbench
 
 TENSORS = {"head.weight": torch.arange(6.0).view(2, 3), "norm.num_batches_tracked": torch.tensor(7)}
@@ -30,6 +40,33 @@ def saved(tmp_path: Path) -> Path:
     path = tmp_path / "deep" / "last.ckpt"
     save_checkpoint(str(path), Checkpoint("abc", TENSORS, {"epoch": 3}, {"0/momentum_buffer": torch.ones(2, 3)}))
     return path
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_moments_follow_their_parameters_into_other_groups(optimizer: str) -> None:
+    """A population's settings move, and with a layer decay each stage is a group of its own."""
+    network = nn.Sequential(OrderedDict((name, nn.Linear(4, 4)) for name in ("first", "second", "head")))
+    stages = [[f"{name}.{kind}" for kind in ("weight", "bias")] for name in ("first", "second")]
+
+    def optimizer_of(layer_decay: float) -> torch.optim.Optimizer:
+        return build_optimizer(network, "head", OptimizerConfig(name=optimizer, layer_decay=layer_decay), stages)
+
+    before = optimizer_of(1.0)
+    network(torch.randn(8, 4)).square().sum().backward()
+    before.step()
+    for layer_decay in (1.0, 0.7):
+        after = optimizer_of(layer_decay)
+        restore_optimizer(after, network, optimizer_tensors(before, network))
+        for parameter in network.parameters():
+            assert_same_bits(dict(after.state[parameter]), dict(before.state[parameter]))
+    numbered = {
+        f"{place}/{name}": value
+        for place, parameter in enumerate(parameter for group in before.param_groups for parameter in group["params"])
+        for name, value in before.state[parameter].items()
+    }
+    of_old = optimizer_of(1.0)
+    restore_optimizer(of_old, network, numbered)
+    assert_same_bits(optimizer_tensors(of_old, network), optimizer_tensors(before, network))
 
 
 def test_what_was_saved_comes_back(saved: Path) -> None:

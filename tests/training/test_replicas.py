@@ -17,7 +17,7 @@ from trainables.data.side import Side
 from trainables.ranks import Ranks
 from trainables.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.training.loop import DivergedError, TrialRun
-from trainables.training.replicas import ReplicatedRun
+from trainables.training.replicas import ReplicatedRun, combined
 from trainables.training.workbench import Workbench
 
 SPLIT = SplitConfig(train=0.06, val=0.03, test=0.91)
@@ -76,6 +76,12 @@ def test_the_mean_of_plain_trials(config: Callable[..., TrialConfig], depth: int
             if name.startswith(f"{number}/")
         }
         assert_same_bits(mine, tensors)
+
+
+def test_what_one_fold_has_no_figure_for_the_trial_has_none_for() -> None:
+    of_folds = [{"val/accuracy": 0.5, "val/auroc": 0.9}, {"val/accuracy": 0.7}]
+    for metrics in (of_folds, of_folds[::-1]):
+        assert combined(metrics, 2) == pytest.approx({"val/accuracy": 0.6, "val/accuracy_std": 0.02**0.5})
 
 
 def test_every_picture_is_judged_once_and_tested_ones_never(config: Callable[..., TrialConfig]) -> None:

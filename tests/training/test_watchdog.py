@@ -53,6 +53,8 @@ def test_steps_and_waiting_for_others_are_no_hang(ends: Ends) -> None:
             time.sleep(0.05)
             dog.beat()
         with dog.waiting():
+            with dog.waiting():
+                pass
             time.sleep(0.8)
         time.sleep(0.1)
     time.sleep(0.6)

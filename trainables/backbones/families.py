@@ -12,14 +12,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.models
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
 
+from trainables.backbones.inputs import Channels
 from trainables.backbones.lenet import LeNet
 from trainables.backbones.tracing import Trace, trace
 from trainables.errors import InputError
@@ -98,6 +101,25 @@ def _without_storage() -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def outer_normalisation(name: str, mean: Channels, std: Channels) -> tuple[Channels, Channels]:
+    """With what pictures are normalised before a network, so that its first layer sees them as by ``mean``, ``std``.
+
+    With these, but for googlenet and inception_v3, which bring ImageNet's mean and deviation to 0.5 and 0.5 inside.
+    """
+    if name not in _ARGUMENTS:
+        return mean, std
+    half = _HALF[0]
+    known_mean, known_std = (np.array(values) for values in normalisation(name))
+    outer_mean = np.array(mean) + np.array(std) * (known_mean - half) / half
+    outer_std = np.array(std) * known_std / half
+    return _three(outer_mean), _three(outer_std)
+
+
+def _three(values: NDArray[np.float64]) -> Channels:
+    red, green, blue = values.tolist()
+    return red, green, blue
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

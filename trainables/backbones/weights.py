@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 import torchvision.models
 
-from trainables.backbones.families import check_name, skeleton
+from trainables.backbones.families import check_name, outer_normalisation, skeleton
 from trainables.backbones.inputs import read_rgb, read_stated
 from trainables.config import WeightsFile
 from trainables.errors import InputError
@@ -67,7 +67,11 @@ def resolve_weights(
         raise InputError(f"{_PLACE}: {spec} is a registered model; its state dict goes through `store_weights`")
     if "/" in spec or Path(spec).suffix:
         path = expand(spec)
-        return store_weights(_read_file(path), backbone, root, place=f"{_PLACE}: {path}", note=note)
+        stored = store_weights(_read_file(path), backbone, root, place=f"{_PLACE}: {path}", note=note)
+        if stored.mean is None or stored.std is None:
+            return stored
+        mean, std = outer_normalisation(backbone, stored.mean, stored.std)
+        return stored.model_copy(update={"mean": mean, "std": std})
     return store_weights(_download(spec, backbone), backbone, root, place=f"{_PLACE}: {spec}")
 
 

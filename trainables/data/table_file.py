@@ -175,7 +175,7 @@ def _arrow_array(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a finished file, in order, one batch in memory at a time."""
-    with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:  # pages of a map would stay in memory
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             for position in range(batch.num_rows):

@@ -152,6 +152,11 @@ class TorchvisionSource:
                     f"{self.uri}: {len(images_NHW)} pictures and {len(labels_N)} labels on the {side} side: "
                     "fetch the files again"
                 )
+            if len(labels_N) and labels_N.max() >= len(names):
+                raise InputError(
+                    f"{self.uri}: label {labels_N.max()} on the {side} side, and {self._name} has {len(names)} "
+                    "classes: give the files of that set, or unpack these into class folders"
+                )
             for number, (grey_HW, label) in enumerate(zip(images_NHW, labels_N.tolist(), strict=True)):
                 read = partial(pgm, grey_HW.tobytes(), *grey_HW.shape)
                 yield Picture(f"{side}/{number:06d}", names[label], side, read)

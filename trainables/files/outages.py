@@ -25,15 +25,16 @@ class StorageAwayError(ForPeople, RuntimeError):
     """What is to be kept finds no place; the message is one line, with the remedy."""
 
 
-def patiently(keep: Callable[[], _Kept], what: str) -> _Kept:
-    """Calls ``keep`` and returns its result; where the storage takes nothing, again each second for `PATIENCE_S`.
+def patiently(keep: Callable[[], _Kept], what: str, *, doing: str = "written") -> _Kept:
+    """Calls ``keep`` and returns its result; where the storage is away, again each second for `PATIENCE_S`.
 
     Args:
-        keep: Writes something, whole or not at all.
+        keep: Writes something, whole or not at all, or reads it.
         what: What it writes, for the messages: ``checkpoints``.
+        doing: What is being done with it, likewise.
 
     Raises:
-        StorageAwayError: The storage takes nothing for that long.
+        StorageAwayError: The storage is away for that long.
         OSError: Something else is wrong, that waiting does not mend.
     """
     deadline = time.monotonic() + PATIENCE_S
@@ -45,9 +46,9 @@ def patiently(keep: Callable[[], _Kept], what: str) -> _Kept:
                 raise
             if time.monotonic() > deadline:
                 raise StorageAwayError(
-                    f"{what} cannot be written ({error}); make room or bring the storage back, then resume"
+                    f"{what} cannot be {doing} ({error}); make room or bring the storage back, then resume"
                 ) from error
-            logger.warning("%s cannot be written, trying again: %s", what, error)
+            logger.warning("%s cannot be %s, trying again: %s", what, doing, error)
             time.sleep(1)
 
 

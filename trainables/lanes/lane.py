@@ -81,7 +81,7 @@ def lane_loop(settings: dict[str, Any]) -> None:
     bench = Workbench(features=None if features is None else FeatureSettings(**features))
     watchdog = Watchdog(settings["timeout_s"] or math.inf)
     bench.beat = watchdog.beat
-    ranks.waiting = watchdog.waiting
+    bench.waiting = ranks.waiting = watchdog.waiting
     gc.freeze()  # what is here before the first job stays; collections need not look at it again and again
     while (order := line.next_order()) is not None:
         try:
@@ -116,7 +116,8 @@ def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line, watchdog
             line.report(order, run_probe(job, bench, ranks))
         return
     if isinstance(job, MeasureJob):
-        line.report(order, run_measure(job, ranks, bench.beat))
+        with ranks.while_first_works():
+            line.report(order, run_measure(job, ranks, bench.beat))
         return
     if isinstance(job, ScoreJob):
         with closing(TrialRun(job.config, bench, ranks)) as run:
@@ -241,10 +242,11 @@ def _train(run: AnyRun, job: TrainJob, order: Order, ranks: Ranks, line: _Line, 
             "outcome": "completed" if run.epoch == job.num_epochs else None,
         }
         history.append(message)
-        if ranks.is_first:
-            with watchdog.waiting():
+        with watchdog.waiting():
+            if ranks.is_first:
                 patiently(partial(_keep, run, job, history), "checkpoints")
-        if not line.report(order, message):
+            is_wanted = line.report(order, message)
+        if not is_wanted:
             return
         _leave_drained_nodes()
 
@@ -280,7 +282,11 @@ def _resume(run: AnyRun, job: TrainJob, ranks: Ranks) -> list[Message]:
         CheckpointError: There is none, and the trial went on with weights that it had not trained itself.
     """
     # One rank reads and tells the others: each for itself might find another file, and then they would part.
-    checkpoint: Checkpoint | None = ranks.agree(_newest_checkpoint(job) if ranks.is_first else None)
+    found: Checkpoint | None = None
+    with ranks.waiting():
+        if ranks.is_first:
+            found = patiently(partial(_newest_checkpoint, job), "checkpoints", doing="read")
+        checkpoint: Checkpoint | None = ranks.agree(found)
     if checkpoint is None and job.inherited_epochs:
         raise CheckpointError(f"{job.directory}: the weights that this trial took over from another one are lost")
     if checkpoint is None:
@@ -337,7 +343,7 @@ def _is_best(metrics: dict[str, float], history: list[Message], job: TrainJob) -
 
 
 def _score(run: TrialRun, job: ScoreJob, order: Order, line: _Line) -> None:
-    run.restore(load_checkpoint(job.checkpoint))
+    run.restore(patiently(partial(load_checkpoint, job.checkpoint), "checkpoints", doing="read"))
     evaluation = run.evaluate(job.side)
     line.report(
         order,

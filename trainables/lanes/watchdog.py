@@ -38,30 +38,31 @@ class Watchdog:
     def __init__(self, timeout_s: float, end: Callable[[int], object] = os._exit) -> None:
         self._timeout_s, self._end = timeout_s, end
         self._last = self._armed = time.monotonic()
-        self._is_waiting = False
+        self._num_waiting = 0
 
     def beat(self) -> None:
         """A step was taken."""
         self._last = time.monotonic()
-        if self._last - self._armed > self._timeout_s / 4:
+        if not self._num_waiting and self._last - self._armed > self._timeout_s / 4:
             self._arm()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """While open, the thread waits for somebody else, which is no hang."""
-        self._is_waiting = True
+        self._num_waiting += 1  # one may be open within another
         faulthandler.cancel_dump_traceback_later()
         try:
             yield
         finally:
             self._last = time.monotonic()
-            self._is_waiting = False
-            self._arm()
+            self._num_waiting -= 1
+            if not self._num_waiting:
+                self._arm()
 
     @contextmanager
     def watching(self, on_hang: Callable[[str], object]) -> Iterator[None]:
         """While open, a hang calls ``on_hang`` with one line that says where, and then ends the process."""
-        self._last, self._is_waiting = time.monotonic(), False
+        self._last, self._num_waiting = time.monotonic(), 0
         is_over = threading.Event()
         thread = threading.Thread(
             target=self._watch, args=(threading.get_ident(), on_hang, is_over), name="watchdog", daemon=True
@@ -83,7 +84,7 @@ class Watchdog:
 
     def _watch(self, ident: int, on_hang: Callable[[str], object], is_over: threading.Event) -> None:
         while not is_over.wait(min(_MOST_NAPS_S, self._timeout_s / 4)):
-            if self._is_waiting or time.monotonic() - self._last < self._timeout_s:
+            if self._num_waiting or time.monotonic() - self._last < self._timeout_s:
                 continue
             faulthandler.cancel_dump_traceback_later()  # this thread runs, so it needs no help
             frame = sys._current_frames().get(ident)

@@ -15,6 +15,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import nn
 from xxhash import xxh3_128
 
 from trainables.files.storage import read_bytes, write_bytes
@@ -110,33 +111,39 @@ def is_whole(uri: str) -> bool:
     return True
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors (learning rates are the schedule's, not state)."""
-    state = optimizer.state_dict()["state"]
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, torch.Tensor]:
+    """The optimizer's state by the names of the module's parameters (learning rates are the schedule's, not state).
+
+    By place would not do: how parameters are grouped depends on the rates, and whoever goes on may have others.
+    """
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return {
-        f"{number}/{name}": torch.as_tensor(value)
-        for number, values in state.items()
+        f"{names[parameter]}/{name}": torch.as_tensor(value)
+        for parameter, values in optimizer.state.items()
         for name, value in values.items()
         if value is not None
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts what ``optimizer_tensors`` gave back into an optimizer over the same parameters.
+def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts what ``optimizer_tensors`` gave back into an optimizer over the same parameters, however grouped.
 
     Files hold no strides. A moment gets those of its parameter back, as in a run that was never interrupted: for mixed
     layouts torch takes other, slower code, which need not give the same bits.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    places = {names[parameter]: place for place, parameter in enumerate(parameters)}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        number, name = key.split("/", 1)
-        parameter = parameters[int(number)]
+        owner, name = key.rsplit("/", 1)
+        place = int(owner) if owner.isdigit() else places[owner]  # an older Thaw numbered them
+        parameter = parameters[place]
         if tensor.shape == parameter.shape:
             moment = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         else:
             moment = tensor
-        state.setdefault(int(number), {})[name] = moment
+        state.setdefault(place, {})[name] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -324,7 +324,7 @@ class TrialRun:
             prefix_hash=self._network.prefix_hash,
             tail=averages if averages and weights_only else self._tail.state_dict(),
             meta={"epoch": self.epoch, "config": self.config.model_dump(mode="json"), **(meta or {})},
-            optimizer={} if weights_only else optimizer_tensors(self._optimizer),
+            optimizer={} if weights_only else optimizer_tensors(self._optimizer, self._tail),
             average={} if weights_only else averages,
         )
 
@@ -339,7 +339,7 @@ class TrialRun:
         except RuntimeError as error:
             raise CheckpointError(f"this checkpoint does not fit {self.config.backbone.name}: {error}") from error
         if checkpoint.optimizer:
-            restore_optimizer(self._optimizer, checkpoint.optimizer)
+            restore_optimizer(self._optimizer, self._tail, checkpoint.optimizer)
         self._start_average()
         if self._average is not None and checkpoint.average:
             self._average.restore(checkpoint.average)

@@ -128,7 +128,8 @@ def combined(metrics: Sequence[Mapping[str, float]], num_folds: int) -> dict[str
         num_folds: How many folds these are; 1 where there are only seeds.
     """
     result: dict[str, float] = {}
-    for name in metrics[0]:
+    # What a fold has no figure for (an area under a curve, where it shows one class) the trial has none for.
+    for name in (name for name in metrics[0] if all(name in each for each in metrics)):
         values = [each[name] for each in metrics]
         if name.startswith(_SUMMED):
             result[name] = math.fsum(values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Workbench:
 
     Attributes:
         beat: Called for each batch, as a sign of life.
+        waiting: Around what takes its time and is no hang: a table that comes from storage.
     """
 
     def __init__(self, view_cache_bytes: int = 1 << 30, features: FeatureSettings | None = None) -> None:
@@ -42,6 +44,7 @@ class Workbench:
         self.heads: dict[str, ProbeResult] = {}  # by `probing.head_key`
         self.features = features
         self.beat: Callable[[], object] = lambda: None
+        self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
         self.store: FeatureStore | None = None
         if features is not None:
             directory = features_root(features.directory)
@@ -58,7 +61,8 @@ class Workbench:
         """
         key = (config.table, config.fingerprint)
         if key not in self._tables:
-            table = open_table(config)
+            with self.waiting():
+                table = open_table(config)
             if table.fingerprint != config.fingerprint:
                 raise InputError(
                     f"image table {config.table}: its pictures are others now ({table.fingerprint[:12]} instead of "

@@ -87,7 +87,9 @@ def compose(
     ]
     curves.sort(key=lambda curve: (curve.is_champion, curve.is_whole, curve.number))
     is_tested = bool(best.test)
-    figure = bare(metric) if bare(metric) in best.val else "accuracy"
+    # A test side that shows one class, say, has no area under a curve.
+    has_it = all(bare(metric) in (standing.test or standing.val) for standing in (best, *baselines))
+    figure = bare(metric) if has_it else "accuracy"
     standings = [("champion", best), *((standing.name.replace("_", " "), standing) for standing in baselines)]
     return SweepPicture(
         title=title,

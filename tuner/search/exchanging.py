@@ -54,10 +54,10 @@ class Exchange:
     def _copy(self, epoch: int, move: Move) -> bool:
         source, target = self._directory_of(move.donor), self._directory_of(move.number)
         try:
-            last = load_checkpoint(join(source, LAST_CHECKPOINT))
+            last = patiently(partial(load_checkpoint, join(source, LAST_CHECKPOINT)), "checkpoints", doing="read")
             if last.meta["epoch"] != epoch:
                 raise CheckpointError(f"it is of epoch {last.meta['epoch']}")
-            best = read_bytes(join(source, BEST_CHECKPOINT))
+            best = patiently(partial(read_bytes, join(source, BEST_CHECKPOINT)), "checkpoints", doing="read")
         except (FileNotFoundError, CheckpointError) as error:
             logger.warning(
                 "trial %d goes on as it is: the checkpoint of trial %d after epoch %d cannot be taken over (%s)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from search_spaces.space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
+
+
+_MOST_COMBINED = 1_000_000
+"""Combinations of all values that Optuna lists before those without effect are taken out."""
 
 
 class NumberedGrid(optuna.samplers.GridSampler):
@@ -26,8 +31,17 @@ class NumberedGrid(optuna.samplers.GridSampler):
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         axes, distinct = grid_of(space)
-        super().__init__(axes, seed=seed)
-        self._all_grids = [values for values in self._all_grids if values in distinct]
+        if math.prod(map(len, axes.values())) <= _MOST_COMBINED:
+            super().__init__(axes, seed=seed)
+            self._all_grids = [values for values in self._all_grids if values in distinct]
+        else:  # each network has its own depths: all of them combined would fill the memory
+            super().__init__({name: values[:1] for name, values in axes.items()}, seed=seed)
+            self._search_space = axes
+            places = {name: {value: place for place, value in enumerate(values)} for name, values in axes.items()}
+            self._all_grids = sorted(
+                distinct, key=lambda values: [places[n][v] for n, v in zip(axes, values, strict=True)]
+            )
+            self._rng.rng.shuffle(self._all_grids)  # type: ignore[arg-type]
         self._n_min_trials = len(self._all_grids)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:

@@ -23,7 +23,8 @@ from tuner.cluster.lanes import LanePool
 from tuner.networks.pricing import Pricing
 from tuner.paths import HomePaths
 from tuner.progress import Progress
-from tuner.records.journal import Record, TrialRecord, read_records, trials_of
+from tuner.records.champion import totals_of
+from tuner.records.journal import Outcome, Record, TrialRecord, read_records, trials_of
 from tuner.records.spending import Spending
 from tuner.search.cost_aware import Cooling
 from tuner.search.exchanging import Exchange
@@ -33,7 +34,7 @@ from tuner.search.patience import Patience
 from tuner.search.population import ResumablePBT
 from tuner.search.scheduling import STOP_REASONS, Surroundings, build_scheduler
 from tuner.search.searching import StudySearcher
-from tuner.search.tuning import StopSwitch, run_tune
+from tuner.search.tuning import StopSwitch, run_tune, seconds_so_far
 
 
 class SearchPhase:
@@ -224,15 +225,18 @@ class SearchPhase:
         overdue = {*getattr(scheduler, "overdue", ()), *self._patience(history).overdue}
         for trial in history:
             if trial.outcome is None and len(trial.epochs) >= self._spec.budget.trial_epochs:
-                self._record("end", number=trial.number, outcome="completed", reason=None)
+                self._close(trial, "completed", None)
             elif trial.number in overdue:
-                self._record(
-                    "end", number=trial.number, outcome="stopped_early", reason="decided before the interruption"
-                )
+                self._close(trial, "stopped_early", "decided before the interruption")
             elif trial.outcome is None and spent is not None:
-                self._record("end", number=trial.number, outcome="stopped_early", reason=spent)
+                self._close(trial, "stopped_early", spent)
         if spent is None and isinstance(scheduler, ResumablePBT):
             scheduler.settle()
+
+    def _close(self, trial: TrialRecord, outcome: Outcome, reason: str | None) -> None:
+        totals = totals_of(trial.epochs, self._spec.metric, self._spec.mode)
+        totals = {"time/trial_s": seconds_so_far(trial), **totals}
+        self._record("end", number=trial.number, outcome=outcome, reason=reason, metrics=totals)
 
     def _history(self) -> list[TrialRecord]:
         return trials_of(read_records(self._paths.journal))

@@ -22,7 +22,7 @@ from trainables.files.outages import StorageAwayError
 from trainables.lanes.trial import EPOCH, OUTCOME, REASON, WAITED, LaneTrial, client_prefix
 from tuner.cluster.lanes import LanePool
 from tuner.notebook import is_notebook
-from tuner.records.champion import totals_of
+from tuner.records.champion import seconds_of, totals_of
 from tuner.records.journal import Outcome, TrialRecord, taken_over
 from tuner.records.spending import Spending
 from tuner.search.exchanging import Exchange
@@ -127,6 +127,7 @@ class JournalCallback(_NotKept, tune.Callback):
         self._metric, self._mode = metric, mode
         self._epochs: dict[int, list[dict[str, float]]] = {trial.number: list(trial.epochs) for trial in history}
         self._seconds: dict[str, float] = {}
+        self._seconds_before = {trial.number: seconds_so_far(trial) for trial in history if trial.outcome is None}
         self._since: dict[str, float] = {}
         self._has_begun: set[str] = set()
 
@@ -201,7 +202,7 @@ class JournalCallback(_NotKept, tune.Callback):
 
     def _end(self, trial: Trial, outcome: Outcome, reason: str | None) -> None:
         number = trial.config["number"]
-        seconds = self._seconds.pop(trial.trial_id, 0.0)
+        seconds = self._seconds.pop(trial.trial_id, 0.0) + self._seconds_before.pop(number, 0.0)
         epochs = self._epochs.pop(number, [])
         totals = totals_of(epochs, self._metric, self._mode)
         totals = {"time/trial_s": seconds, **totals}
@@ -209,6 +210,11 @@ class JournalCallback(_NotKept, tune.Callback):
         # Of an end that the journal does not know nothing may be cleared away: the trial goes on when the sweep does.
         if is_known and outcome != "interrupted":
             self._on_end(TrialRecord(number, trial.config["params"], tuple(epochs), outcome, reason))
+
+
+def seconds_so_far(trial: TrialRecord) -> float:
+    """What earlier runs of a sweep spent on a trial; of one that was killed with them, what its epochs say."""
+    return max((trial.metrics or {}).get("time/trial_s", 0.0), seconds_of(trial.epochs))
 
 
 def run_tune(
