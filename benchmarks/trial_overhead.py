@@ -148,8 +148,10 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory(prefix="thaw-benchmark-") as folder:
             thaw.append(statistics.mean(thaw_overheads(workers, options.trials, Path(folder), device)))
+        print(f"{workers} worker(s): {thaw[-1]:.3f} s on a warm lane", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="thaw-benchmark-") as folder:
             plain.append(statistics.mean(plain_overheads(workers, options.plain_trials, Path(folder), device)))
+        print(f"{workers} worker(s): {plain[-1]:.1f} s with a TorchTrainer per trial", file=sys.stderr, flush=True)
     ratios = [long / short for long, short in zip(plain, thaw, strict=True)]
     return {
         "workers": workers,

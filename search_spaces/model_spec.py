@@ -46,7 +46,7 @@ _MOST_NAMED = 3
 
 
 class PretrainRecipe(SpecPart):
-    """How a backbone is trained on a source data set."""
+    """How a backbone is trained on a set; `thaw pretrain` takes `backbone`, `resources` and `tracking` beside these."""
 
     name: str = Field(description=f"Name under which the weights are registered. {NAME_RULE}")
     data: DataSpec = Field(description="The source data set.")

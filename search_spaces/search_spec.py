@@ -83,7 +83,8 @@ class SearchSpec(SpecPart):
         "auto",
         description="Whether a linear classifier on the features behind every stage is fitted first, in closed form; "
         "it takes one pass over the pictures, and its accuracy by depth chooses the first trials. 'auto': where "
-        "weights are pretrained and freeze_depth is searched.",
+        "weights are pretrained and there are depths, or networks, to choose from; not with several labels, nor under "
+        "the sampler grid.",
     )
     freeze_depth: Searched[Depth, DepthRange] = Field(
         DepthRange(),

@@ -85,7 +85,11 @@ class BudgetSpec(ResourceSpec):
     flops: Positive | None = Field(
         None, description="The same with computed FLOPs: what is read from the feature store is not computed."
     )
-    concurrency: CountOrAuto = Field("auto", description="Trials that run side by side; 'auto': as many as fit.")
+    concurrency: CountOrAuto = Field(
+        "auto",
+        description="Trials that run side by side; 'auto': on GPUs as many as they take (see gpus_per_worker), on CPUs "
+        "one per four cores.",
+    )
 
     @property
     def trial_epochs(self) -> int:

@@ -18,7 +18,10 @@ def rank(
         typer.Option(metavar="NAME=WEIGHTS", help="A file, models:/... or 'none'; by default torchvision's download."),
     ] = None,
     image_size: ImageSize = 224,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    precision: Annotated[
+        str,
+        typer.Option(help="fp32 or bf16; as compute.prefix_precision of a sweep that is to read the features."),
+    ] = "fp32",
     format_: FormatName = "table",
 ) -> None:
     """Ranks backbones by what a linear probe and LogME say of their frozen features; trains nothing."""

@@ -64,6 +64,7 @@ def _show_plan(spec: SweepSpec) -> None:
     from tuner.networks.preparing import check_quickly
     from tuner.networks.pricing import Pricing
     from tuner.paths import HomePaths
+    from tuner.pictures.facts import has_gpu
     from tuner.progress import Progress
     from tuner.report.output import show_plan
 
@@ -74,7 +75,8 @@ def _show_plan(spec: SweepSpec) -> None:
     cuts = {name: network.cuts for name, network in networks.items()}
     # What is measured is not known before lanes are up; features of the default precision are the larger ones.
     materials = materials_of(spec, networks, data)
-    device: Literal["cpu", "cuda"] = "cuda" if spec.budget.device == "cuda" else "cpu"
+    on_gpu = spec.budget.device == "cuda" or (spec.budget.device == "auto" and has_gpu())
+    device: Literal["cpu", "cuda"] = "cuda" if on_gpu else "cpu"
     pricing = Pricing(spec, space, materials, device)
     show_plan(data, cuts, dump_spec(spec), pricing, output_console())
     num_trials = trials_in_all(spec, space)

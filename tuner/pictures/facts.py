@@ -58,7 +58,7 @@ def facts_of(
         class_counts=dict(sorted(counts.items())),
         has_sides=has_sides,
         short_side_px=_short_side(pictures, source),
-        has_gpu=_has_gpu(),
+        has_gpu=has_gpu(),
         is_grey=_is_grey(pictures),
         label_separator=label_separator,
         num_files=None if label_separator is None else len(pictures),
@@ -99,5 +99,6 @@ def _some(pictures: Sequence[Picture], most: int) -> list[Picture]:
     return [pictures[place] for place in places.tolist()]
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether this machine has one of NVIDIA's, without asking CUDA, whose start takes seconds."""
     return _GPUS.is_dir() and any(_GPUS.iterdir())
