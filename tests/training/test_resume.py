@@ -122,6 +122,21 @@ def test_two_ranks_can_stop(two_ranks: RankGroup, config: Callable[..., TrialCon
         assert_same_bits(end, expected_end)
 
 
+@pytest.mark.slow
+def test_three_ranks_can_stop(config: Callable[..., TrialConfig], tmp_path: Path) -> None:
+    """Of three gradients the order of the sum counts, and torch would choose another one after the first step."""
+    group = RankGroup(3, tmp_path)
+    try:
+        trial = config(optimizer=OPTIMIZERS["adamw"])
+        expected = group.call(train_on, trial)
+        found = group.call(stop_and_go_on, trial, str(tmp_path / "x.ckpt"))
+    finally:
+        group.close()
+    for (epochs, end), (expected_epochs, expected_end) in zip(found, expected, strict=True):
+        assert epochs == expected_epochs
+        assert_same_bits(end, expected_end)
+
+
 def test_a_dropped_epoch_leaves_no_trace_in_the_next_run(config: Callable[..., TrialConfig]) -> None:
     """Stopped in its second batch, restored to the state before, and run to its end."""
     trial = config(optimizer=OPTIMIZERS["adamw"])
