@@ -232,7 +232,12 @@ def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) ->
             "exported: give the whole address by MLFLOW_TRACKING_URI instead"
         )
     check_access(home.tracking_uri(spec.tracking.uri))
-    open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
+    try:
+        open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)
+    except InputError as error:
+        if not goes_on:
+            raise
+        raise InputError(f"{error}; if the pictures have moved, --set data.source=... says where to") from error
     for choice in spec.model.entries:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
         if is_weights_file(weights) and not goes_on and not expand(str(weights)).is_file():
