@@ -25,9 +25,6 @@ _IDLE = {
 }
 
 
-_LEAST_OF_HYPERBAND = 2
-
-
 def stopping_contradictions(spec: SweepSpec) -> Iterator[str]:
     """One line per contradiction: the field, why, and what to change."""
     yield from _idle_stopping(spec)
@@ -42,11 +39,6 @@ def _idle_stopping(spec: SweepSpec) -> Iterator[str]:
                 f"early_stopping.{name}: {early.scheduler} does not use it, {why}; leave it out, or use the scheduler "
                 "asha"
             )
-    if early.scheduler == "hyperband" and early.reduction_factor < _LEAST_OF_HYPERBAND:
-        yield (
-            f"early_stopping.reduction_factor: {early.reduction_factor}, and hyperband would judge at several rungs by "
-            f"the same whole epoch; give at least {_LEAST_OF_HYPERBAND}, or use the scheduler asha"
-        )
     if early.population != type(early).model_fields["population"].default and early.scheduler != "pbt":
         yield (
             f"early_stopping.population: only the scheduler pbt has one, and early_stopping.scheduler is "

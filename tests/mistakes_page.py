@@ -50,7 +50,7 @@ READ_ONLY = (
 )
 LOCKED = (
     "tracking.uri: MLflow at http://127.0.0.1:5000 does not take this user and password (it answers 401); set "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or correct them in MLFLOW_TRACKING_URI"
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 )
 AWAY = (
     "its display says `MLflow is away, 12 records wait for it`; the journal keeps every record, and they are sent when "

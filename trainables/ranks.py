@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -106,10 +105,8 @@ class Ranks:
             return tail
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         # Three numbers summed in another order are another number, and torch orders its buckets anew after the first
-        # step: a trial that goes on would begin with the first order. Looking for unused parameters keeps that one;
-        # there are none, which torch warns of.
+        # step: a trial that goes on would begin with the first order. Looking for unused parameters keeps that one.
         keeps_order = self.world_size > 2  # noqa: PLR2004
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         return DistributedDataParallel(
             tail, device_ids=device_ids, forward_sync_buffers=False, find_unused_parameters=keeps_order
         )

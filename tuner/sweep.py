@@ -31,7 +31,7 @@ from tuner.networks.material import materials_of
 from tuner.networks.measuring import settle_compute
 from tuner.networks.network import Network, base_trials
 from tuner.networks.planning import Plan, plan_sweep
-from tuner.networks.preparing import check_quickly, feature_settings
+from tuner.networks.preparing import check_quickly, feature_settings, refuse_password
 from tuner.networks.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
 from tuner.networks.pricing import Pricing
 from tuner.outcomes import SweepFailedError
@@ -44,6 +44,7 @@ from tuner.records.reuse import Reuse, bytes_held, reuse_of
 from tuner.records.shared_home import SweepTwin, pull_sweeps
 from tuner.records.sweep_names import refuse_used_name
 from tuner.report.result import Champion, Standing, SweepResult
+from tuner.tracking.access import without_password
 from tuner.tracking.runs import PATIENCE_S, Tracking
 
 
@@ -93,6 +94,8 @@ def resume_sweep(
     paths = HomePaths.resolve(home)
     pull_sweeps(paths, name, goes_on=True)
     left = find_left(paths, name, overrides)
+    if "tracking.uri" in left.changes:
+        refuse_password(left.spec)
     with Journal.open(paths.sweep(name).journal):
         pass  # refused here, before anything is started, where another process runs the sweep
     with shown(progress) as seen:
@@ -107,7 +110,11 @@ def resume_sweep(
 def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None:
     """Sends MLflow what it was not told of a finished sweep."""
     tracking = Tracking.for_sweep(home, spec.name, home.tracking_uri(spec.tracking.uri))
-    tracking.ask()
+    if not tracking.ask(PATIENCE_S):
+        place = without_password(tracking.tracking_uri)
+        text = f"MLflow at {place} does not answer: what it lacks is told by a later resume"
+        progress.note(text, style="yellow")
+        return
     if not owes_anything(home, spec.name, tracking):
         return
     progress.phase(f"telling MLflow what it was not told, {tracking.pending()} records")
@@ -297,6 +304,8 @@ class _Sweep:
         try:
             found = find_pretrained(pretraining, self.home, self.tracking_uri)
         except MLflowAwayError as error:
+            if self.left is not None:  # its trials may stand on weights that only the registry has
+                raise
             self.progress.note(f"{error}. {name} is trained here, whether or not it was before", style="yellow")
             found = None
         if found is None:

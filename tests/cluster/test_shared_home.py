@@ -32,7 +32,7 @@ from tuner.paths import HomePaths
 from tuner.pictures.dealing import prepare_data
 from tuner.records.archive import export_sweep
 from tuner.records.journal import Journal, read_records
-from tuner.records.shared_home import SweepTwin, check_home, pull_sweeps
+from tuner.records.shared_home import SweepTwin, check_home, pull_results, pull_sweeps
 from tuner.sweep import run_sweep
 
 
@@ -229,6 +229,8 @@ def test_a_sweep_is_exported_whole_from_storage(
     monkeypatch.setenv("HOME", str(tmp_path / "second"))
     second = HomePaths.at(bucket_uri)
     pull_sweeps(second)
+    assert not second.sweep("whole").champion.exists(), "not for every command"
+    pull_results(second, "whole")
     export_sweep(second, "whole", tmp_path / "whole.zip")
     with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
         inner = {"report/sweep.png": b"sweep.png", "champion/data/model.pt2": b"model.pt2"}

@@ -9,7 +9,7 @@ import pytest
 
 from trainables.config import BackboneConfig, DataConfig, OptimizerConfig, TrialConfig, WeightsFile
 from tuner.ending.refitting import diverged_refits, is_refit, kept_model
-from tuner.ending.steps import shift_of
+from tuner.ending.steps import places_of, shift_of
 from tuner.records.champion import baseline_config, best_epoch, choose_champion, seconds_of, why_none
 from tuner.records.journal import TrialRecord
 from tuner.report.spread import explanation, standard_error, with_errors
@@ -45,6 +45,17 @@ def test_a_refit_that_diverged_is_its_trials_and_no_baselines() -> None:
         {"event": "end", "number": 5, "outcome": "diverged"},
     ]
     assert diverged_refits(records) == {3}
+
+
+def test_a_baseline_keeps_its_place_whatever_the_list_is() -> None:
+    def begun(number: int, name: str, champion: int) -> dict[str, Any]:
+        return {"event": "baseline", "number": number, "name": name, "champion": champion}
+
+    assert places_of([], 3, ["head_only", "from_scratch"]) == {"head_only": 1, "from_scratch": 2}
+    records = [begun(10_001, "from_scratch", 3), begun(10_011, "head_only", 5), begun(10_012, "full_finetune", 5)]
+    assert places_of(records, 3, ["head_only", "from_scratch"]) == {"from_scratch": 1, "head_only": 2}
+    expected = {"head_only": 1, "full_finetune": 2, "from_scratch": 3}
+    assert places_of(records, 5, ["from_scratch"]) == expected
 
 
 def test_equal_champions_are_told_apart_by_loss_then_by_number() -> None:

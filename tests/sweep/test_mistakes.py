@@ -73,6 +73,10 @@ def one_line(err: str) -> str:
         (["budget.epochs=0"], ["budget.epochs", "0"]),
         (["name=a/b"], ["name", "a/b"]),
         (["tracking.uri=./mlruns"], ["tracking.uri", "mlruns", "http"]),
+        (
+            ["early_stopping.scheduler=hyperband", "early_stopping.reduction_factor=1.5"],
+            ["reduction_factor", "1.5", "2"],
+        ),
         (["tracking.uri=http://kim:secret@host:5000"], ["tracking.uri", "http://host:5000", "MLFLOW_TRACKING_URI"]),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,8 @@ def test_a_kept_spec_is_found_from_anywhere(tiny_spec: Path, tmp_path: Path, mon
         "torchvision:MNIST": "torchvision:MNIST",
         "folder:s3://bucket/photos": "folder:s3://bucket/photos",
         "digits": "digits",
+        "foldr:photos": "foldr:photos",
+        "s3://bucket/photos": "s3://bucket/photos",
     }.items():
         assert settled(source).data.source == kept
     assert settled("digits", "model.weights=w.pth").model.weights == f"{tmp_path}/w.pth"
@@ -148,6 +152,21 @@ def test_pictures_may_have_moved(
     monkeypatch.chdir(tmp_path)
     left = find_left(home, "tiny", ["data.source=folder:new"])
     assert left.changes == {"data.source": (load_spec(tiny_spec).data.source, f"folder:{tmp_path}/new")}
+
+
+def test_weights_may_have_moved_where_they_can_be_compared(home: HomePaths, tiny_spec: Path) -> None:
+    lay_out(home, tiny_spec, [BEGUN])
+    paths = home.sweep("tiny")
+    kept = load_spec(tiny_spec, ["model.weights=/there/w.pth"])
+    paths.spec.write_text(dump_spec(kept))
+    for known, override, is_taken in [
+        ({"lenet": {"sha256": "0"}}, "/here/w.pth", True),
+        ({"lenet": {"sha256": "0"}}, "none", False),
+        ({}, "/here/w.pth", False),
+    ]:
+        paths.data.write_text(json.dumps({"weights": known}))
+        with nullcontext() if is_taken else pytest.raises(InputError, match=r"model\.weights: /there"):
+            assert list(find_left(home, "tiny", [f"model.weights={override}"]).changes) == ["model.weights"]
 
 
 def test_a_sweep_cannot_have_fewer_trials_than_it_has(home: HomePaths, tiny_spec: Path) -> None:

@@ -269,7 +269,7 @@ def test_who_knows_the_runs_is_told_what_is_new_and_who_does_not_everything(
     tracking = _tracking(folder, other)
     tracking.note_model("models:/s/1")
     assert tracking.pending() == 0
-    tracking.ask()
+    tracking.ask(_TIMEOUT_S)
     assert tracking.pending() == len(read_records(folder / "journal.jsonl"))
     assert tracking.model is None
     _send(folder, other)
@@ -278,12 +278,12 @@ def test_who_knows_the_runs_is_told_what_is_new_and_who_does_not_everything(
     with _journal(folder) as journal:
         journal.append("finished", outcome="completed")
     tracking = _tracking(folder, moved)
-    tracking.ask()
+    tracking.ask(_TIMEOUT_S)
     assert tracking.pending() == 1
     _send(folder, moved)
     assert _runs(open_client(moved), folder)[folder.name].info.status == "FINISHED"
     tracking = _tracking(folder, tracking_uri)
-    tracking.ask()
+    tracking.ask(_TIMEOUT_S)
     tracking.start()
     assert tracking.close(_TIMEOUT_S) == 0
     assert _runs(client, folder)[folder.name].info.status == "FINISHED", "and each run is there once"

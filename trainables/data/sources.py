@@ -77,9 +77,15 @@ def _open_source(uri: str) -> Source:
     known = ", ".join(SCHEMES)
     nearest = difflib.get_close_matches(scheme, SCHEMES, n=1)
     hint = f"did you mean `{nearest[0]}{colon}{place}`?" if nearest else f"give a folder's path or one of {known}"
-    if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+    if _names_a_scheme(uri):
         raise InputError(f"data source {uri!r}: no source is called {scheme!r}: {hint}")
     raise InputError(f"data source {uri!r}: no such folder: {hint}")
+
+
+def _names_a_scheme(uri: str) -> bool:
+    """Whether what stands before a colon is meant for a scheme, though there is none of that name."""
+    scheme, colon, _ = uri.partition(":")
+    return bool(colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)) and not expand(uri).is_dir()
 
 
 def as_source(text: str) -> str:
@@ -101,7 +107,7 @@ def from_anywhere(uri: str) -> str:
     """
     scheme, _, place = uri.partition(":")
     if scheme not in SCHEMES:
-        return f"folder:{expand(uri).resolve()}"
+        return uri if _names_a_scheme(uri) else f"folder:{expand(uri).resolve()}"
     if scheme == "torchvision":
         name, colon, folder = place.partition(":")
         return f"torchvision:{name}:{expand(folder).resolve()}" if colon else uri

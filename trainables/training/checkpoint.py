@@ -43,7 +43,7 @@ class Checkpoint:
         prefix_hash: Of the frozen tensors that the delta completes.
         tail: State of the trained part by its names in the whole model.
         meta: JSON values; the loop's own, such as the epoch.
-        optimizer: Tensors of the optimizer by ``<parameter number>/<name>``; empty where only the weights are kept.
+        optimizer: Tensors of the optimizer by ``<parameter>/<name>``; empty where only the weights are kept.
         average: Moving averages by the names of ``tail``; empty where there are none, or only the weights are kept.
     """
 

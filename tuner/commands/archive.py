@@ -19,10 +19,11 @@ def export_sweep(
     """Writes everything about a sweep into one file."""
     from tuner.paths import HomePaths
     from tuner.records.archive import export_sweep as write
-    from tuner.records.shared_home import pull_sweeps
+    from tuner.records.shared_home import pull_results, pull_sweeps
 
     home = HomePaths.from_env()
     pull_sweeps(home, name)
+    pull_results(home, name)
     size = write(home, name, file)
     typer.echo(f"{file}: sweep {name}, {size / 1e6:.1f} MB")
 

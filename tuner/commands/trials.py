@@ -134,7 +134,11 @@ def _of_its_weights(again: SweepSpec, spec: SweepSpec, trial: TrialRecord, home:
     if kept is None or not isinstance(choice.weights, str):
         return again
     uri = home.tracking_uri(spec.tracking.uri)
-    weights = lasting_weights(WeightsFile.model_validate(kept), choice.weights, choice.backbone, home, uri)
+    try:
+        weights = lasting_weights(WeightsFile.model_validate(kept), choice.weights, choice.backbone, home, uri)
+    except InputError as error:
+        typer.echo(f"Whether these weights are those that the sweep began with is not known here: {error}", err=True)
+        return again
     changes: dict[str, Any] = {"weights": weights}
     if again.model.backbone is None:
         changes = {"backbones": (choice.model_copy(update=changes),)}

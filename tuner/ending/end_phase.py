@@ -21,6 +21,7 @@ from tuner.ending.describing import flat, note
 from tuner.ending.refitting import diverged_refits
 from tuner.ending.steps import (
     Closing,
+    places_of,
     register_champion,
     run_baselines,
     shift_of,
@@ -87,7 +88,12 @@ class EndPhase:
             records = self._records()
             trials = trials_of(records)
             best = self._best_whole(trials, diverged_refits(records))
-            closing = replace(self._closing, champion=best.number, shift=shift_of(records, best.number))
+            closing = replace(
+                self._closing,
+                champion=best.number,
+                shift=shift_of(records, best.number),
+                places=places_of(records, best.number, self._spec.baselines),
+            )
             config = space.trial_config(best.params, bases[space.backbone_of(best.params)])
             try:
                 champion, model, confusion = test_champion(closing, best, config)

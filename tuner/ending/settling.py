@@ -51,6 +51,7 @@ def settle(home: HomePaths, spec: SweepSpec, tracking: Tracking, timeout_s: floa
     """
     from tuner.tracking.mlflow_client import gist, outages
 
+    tracking.ask(timeout_s)
     tracking.start()
     try:
         if untold := tracking.flush(timeout_s):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class Closing:
         counted: Tells how much of it, of how much.
         champion: The trial that has won.
         shift: Added to the numbers of the runs beside the search; see `shift_of`.
+        places: Of its baselines among these runs; see `places_of`.
     """
 
     spec: SweepSpec
@@ -72,6 +74,7 @@ class Closing:
     counted: Callable[[str, int, int], None] = lambda *_: None
     champion: int = 0
     shift: int = 0
+    places: Mapping[BaselineName, int] = field(default_factory=dict)
 
     def directory(self, number: int) -> str:
         """Where a trial's checkpoints are."""
@@ -131,6 +134,22 @@ def shift_of(records: Iterable[Record], champion: int) -> int:
     return _MOST_BESIDE * (before.index(champion) if champion in before else len(before))
 
 
+def places_of(records: Iterable[Record], champion: int, names: Sequence[BaselineName]) -> dict[BaselineName, int]:
+    """Where each of a champion's baselines stands among the runs beside the search, from 1.
+
+    A sweep that goes on may have another list of them, and a number is one run in MLflow: each keeps the place that it
+    had, and a new one takes the first that none has.
+    """
+    taken: dict[BaselineName, int] = {}
+    for record in records:
+        if record["event"] == "baseline" and record.get("champion") == champion:
+            taken[record["name"]] = (record["number"] - FIRST_BASELINE) % _MOST_BESIDE
+    for name in names:
+        if name not in taken:
+            taken[name] = next(place for place in count(1) if place not in taken.values())
+    return taken
+
+
 def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list[Standing]:
     """Trains what the spec wants the champion compared with; one that fails is left out and journaled."""
     standings = []
@@ -144,8 +163,7 @@ def run_baselines(closing: Closing, champion: Champion, num_stages: int) -> list
 
 
 def _run_baseline(closing: Closing, name: BaselineName, config: TrialConfig, params: dict[str, Any]) -> Standing | None:
-    # By its name: a sweep that goes on may have another list of them, and a number is one run in MLflow.
-    place = 1 + get_args(BaselineName).index(name)
+    place = closing.places[name]
     spec, started, number = closing.spec, time.monotonic(), FIRST_BASELINE + closing.shift + place
     shown = {**params, "freeze_depth": config.freeze_depth, "backbone_lr_ratio": config.optimizer.backbone_lr_ratio}
     closing.record("baseline", number=number, name=name, params=shown, champion=closing.champion)

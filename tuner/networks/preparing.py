@@ -31,6 +31,8 @@ from tuner.tracking.access import check_access, holds_password, without_password
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
 
+_LEAST_OF_HYPERBAND = 2
+
 
 def settle_fit(spec: SweepSpec, data: PreparedData, note: Callable[[str], object]) -> SweepSpec:
     """The spec with its fit named, so that whoever goes on with the sweep shows networks the same; see `choose_fit`.
@@ -213,6 +215,28 @@ def check_metric(spec: SweepSpec, data: PreparedData) -> None:
             )
 
 
+def refuse_password(spec: SweepSpec) -> None:
+    """Says how to give a password that stands in a spec, which goes further than its file.
+
+    Raises:
+        InputError: There is one.
+    """
+    if spec.tracking.uri is not None and holds_password(spec.tracking.uri):
+        raise InputError(
+            f"tracking.uri: {without_password(spec.tracking.uri)} with a password; a spec is kept, told to MLflow and "
+            "exported: leave it out, and give the whole address by MLFLOW_TRACKING_URI"
+        )
+
+
+def _refuse_crowded_rungs(spec: SweepSpec) -> None:
+    early = spec.early_stopping
+    if early.scheduler == "hyperband" and early.reduction_factor < _LEAST_OF_HYPERBAND:
+        raise InputError(
+            f"early_stopping.reduction_factor: {early.reduction_factor}, and hyperband would judge at several rungs by "
+            f"the same whole epoch; give at least {_LEAST_OF_HYPERBAND}, or use the scheduler asha"
+        )
+
+
 def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) -> None:
     """What can be wrong and costs no time to see: runs before Ray is started.
 
@@ -226,11 +250,9 @@ def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) ->
             take this user, or the home cannot be written to.
     """
     check_local(home)
-    if not goes_on and spec.tracking.uri is not None and holds_password(spec.tracking.uri):
-        raise InputError(
-            f"tracking.uri: {without_password(spec.tracking.uri)} with a password; a spec is kept, told to MLflow and "
-            "exported: give the whole address by MLFLOW_TRACKING_URI instead"
-        )
+    if not goes_on:
+        refuse_password(spec)
+        _refuse_crowded_rungs(spec)
     check_access(home.tracking_uri(spec.tracking.uri))
     try:
         open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)

@@ -149,7 +149,9 @@ def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str
     if version is None:
         return None
     state = load_weights(version.uri, tracking_uri)
-    return Pretrained(store_weights(state, pretraining.spec.backbone, home.uri_of(home.weights)))
+    found = Pretrained(store_weights(state, pretraining.spec.backbone, home.uri_of(home.weights)))
+    _remember(pretraining, found, home)
+    return found
 
 
 def _remembered(pretraining: Pretraining, home: HomePaths) -> Pretrained | None:
@@ -226,14 +228,18 @@ def _train_alone(
     state = {"state_dict": dict(tail), **stated}
     weights = store_weights(state, pretraining.spec.backbone, home.uri_of(home.weights))
     trained = Pretrained(weights, tuple(epochs), time.monotonic() - started)
+    _remember(pretraining, trained, home)
+    return trained
+
+
+def _remember(pretraining: Pretraining, found: Pretrained, home: HomePaths) -> None:
     memo = {
-        "weights": weights.model_dump(),
-        "epochs": epochs,
-        "seconds": trained.seconds,
+        "weights": found.weights.model_dump(),
+        "epochs": list(found.epochs),
+        "seconds": found.seconds,
         "name": pretraining.spec.name,
     }
     write_bytes(_memo(pretraining, home), json.dumps(memo, indent=1).encode())
-    return trained
 
 
 def _memo(pretraining: Pretraining, home: HomePaths) -> str:

@@ -17,12 +17,13 @@ from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from trainables.files.storage import file_exists, join
 from trainables.jobs import LAST_CHECKPOINT
-from tuner.paths import HomePaths
+from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import Record, TrialRecord, read_records, trials_of
-from tuner.records.kept_places import settle_places
+from tuner.records.kept_places import is_weights_file, settle_places
 
 _MAY_CHANGE = (
     "data.source",
+    "tracking.uri",
     "search.num_trials",
     "budget.time_s",
     "budget.flops",
@@ -74,7 +75,7 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
     before = settle_places(load_kept_spec(paths.spec, known_changes))
     spec = settle_places(load_kept_spec(paths.spec, [*known_changes, *overrides]))
     changes = differences(before, spec)
-    refused = {path: change for path, change in changes.items() if not _may_change(path)}
+    refused = {path: change for path, change in changes.items() if not _may_change(path, change, paths)}
     if refused:
         shown = "\n".join(f"  {path}: {old} -> {new}" for path, (old, new) in refused.items())
         raise InputError(
@@ -140,7 +141,11 @@ def _extensions(records: Sequence[Record]) -> dict[str, Any]:
     return changes
 
 
-def _may_change(path: str) -> bool:
+def _may_change(path: str, change: tuple[Any, Any], paths: SweepPaths) -> bool:
+    if path == "model.weights" and all(
+        map(is_weights_file, change)
+    ):  # the same ones at another place: they are compared
+        return bool(json.loads(paths.data.read_bytes()).get("weights"))
     return any(path == allowed or path.startswith(allowed + ".") for allowed in _MAY_CHANGE)
 
 

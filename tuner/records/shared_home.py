@@ -8,6 +8,7 @@ one, so that a sweep can go on there. Nothing is done where the home is a folder
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,8 +78,10 @@ def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = Fal
         with _reaching(home), journal_at_rest(paths.journal) as is_at_rest:
             standing = _compare(home, paths, is_thorough=goes_on and each == name) if is_at_rest else "not behind"
             if standing == "behind":
-                for path in _in_order(_files_there(home, paths), paths):
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                for folder in _folders_of(paths):  # what is there is of before; see `pull_results`
+                    shutil.rmtree(folder, ignore_errors=True)
+                _, files = list_folder(home.uri_of(paths.root))
+                for path in _in_order([paths.root / file for file in files], paths):
                     write_bytes(str(path), read_bytes(home.uri_of(path)))
         if standing == "parted":
             text = (
@@ -88,6 +91,26 @@ def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = Fal
             if goes_on and each == name:
                 raise InputError(f"resume: {text}")
             logger.warning(text)
+
+
+def pull_results(home: HomePaths, name: str) -> None:
+    """Fetches what this machine lacks of a sweep's report and its champion's model, which few commands need.
+
+    Raises:
+        InputError: The storage cannot be read.
+    """
+    if not home.is_shared:
+        return
+    waiting = list(_folders_of(home.sweep(name)))
+    with _reaching(home):
+        while waiting:
+            folder = waiting.pop()
+            folders, files = list_folder(home.uri_of(folder))
+            waiting += [folder / inner for inner in folders]
+            for path in (folder / file for file in files):
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_bytes(str(path), read_bytes(home.uri_of(path)))
 
 
 def _compare(home: HomePaths, paths: SweepPaths, *, is_thorough: bool) -> Literal["behind", "not behind", "parted"]:
@@ -150,17 +173,6 @@ def _files_here(paths: SweepPaths) -> list[Path]:
     inner = (path for folder in _folders_of(paths) for path in folder.rglob("*"))
     files = (path for path in (*paths.root.iterdir(), *inner) if path.is_file())
     return [path for path in files if not any(part.startswith(".") for part in path.relative_to(paths.root).parts)]
-
-
-def _files_there(home: HomePaths, paths: SweepPaths) -> list[Path]:
-    found = [paths.root / name for name in list_folder(home.uri_of(paths.root))[1]]
-    waiting = list(_folders_of(paths))
-    while waiting:
-        folder = waiting.pop()
-        folders, files = list_folder(home.uri_of(folder))
-        found += [folder / name for name in files]
-        waiting += [folder / name for name in folders]
-    return found
 
 
 def _in_order(files: list[Path], paths: SweepPaths) -> list[Path]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
 
 
-_MOST_COMBINED = 1_000_000
+_MOST_COMBINED = 5_000_000
 """Combinations of all values that Optuna lists before those without effect are taken out."""
 
 

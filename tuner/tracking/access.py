@@ -60,7 +60,7 @@ def check_access(tracking_uri: str, environ: Mapping[str, str] | None = None) ->
         if error.code in _REFUSED:
             raise InputError(
                 f"tracking.uri: MLflow at {place} does not take this user and password (it answers {error.code}); "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or correct them in MLFLOW_TRACKING_URI"
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             ) from None
     except (OSError, HTTPException, ValueError):
         return  # away, or no MLflow: what cannot be told waits, and is said while the sweep runs
@@ -87,8 +87,8 @@ def _check_database(uri: str) -> None:
         said = first_line(error.orig or error)
         if any(word in str(error.orig).lower() for word in _REFUSED_WORDS):
             raise InputError(
-                f"tracking.uri: the database at {place} does not take this user and password ({said}); correct them in "
-                f"MLFLOW_TRACKING_URI, {kind}://USER:PASSWORD@HOST/NAME"
+                f"tracking.uri: the database at {place} does not take this user and password ({said}); give "
+                f"{kind}://USER:PASSWORD@HOST/NAME by MLFLOW_TRACKING_URI, and no tracking.uri in the spec"
             ) from None
     finally:
         engine.dispose()

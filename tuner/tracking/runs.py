@@ -130,19 +130,32 @@ class Tracking:
         """The registered version of the champion's model, where MLflow is known to have it."""
         return self._ledger.model
 
-    def ask(self) -> None:
-        """Finds out, before the thread is started, whether MLflow still knows what it was told; away, it is believed.
+    def ask(self, timeout_s: float) -> bool:
+        """Whether MLflow answered, before the thread is started; one that forgot the sweep is to be told all.
 
-        Imports MLflow.
+        Imports MLflow where it was told anything.
         """
-        if self.run_id() is None:
-            return
-        try:
-            self._client = self._client or open_client(self.tracking_uri)
-            self._forget_what_it_forgot()
-            self._ledger.save(self._ledger_path)
-        except outages() as error:
-            _log.info("MLflow at %s: %s", self._ledger.tracking_uri, gist(error))
+        run_id = self.run_id()
+        if run_id is None:
+            return True
+        answers: list[bool] = []
+
+        def look() -> None:
+            try:
+                answers.append(has_run(open_client(self.tracking_uri), run_id))
+            except outages() as error:
+                _log.info("MLflow at %s: %s", self._ledger.tracking_uri, gist(error))
+
+        # A call that hangs on a dead server cannot be interrupted; the thread is a daemon and may be left behind.
+        thread = threading.Thread(target=look, name="thaw-mlflow-ask", daemon=True)
+        thread.start()
+        thread.join(timeout_s)
+        if not answers:
+            return False
+        if not answers[0]:
+            self._forget()
+        self._ledger.save(self._ledger_path)
+        return True
 
     def note_model(self, uri: str) -> None:
         """Remembers, for later runs too, that the champion's model is registered."""
@@ -237,18 +250,17 @@ class Tracking:
             self._ledger.save(self._ledger_path)
             self._client = open_client(self.tracking_uri)
         if self._must_look_up:
-            self._forget_what_it_forgot()
+            if (run_id := self.run_id()) is not None and not has_run(self._client, run_id):
+                self._forget()
             self._experiment_id = ensure_experiment(self._client, self._sweep, self._artifact_location)
             for run in search_runs(self._client, self._experiment_id, self._ledger.sweep_id):
                 self._ledger.runs.setdefault(run.data.tags["thaw.run"], run.info.run_id)
             self._must_look_up = False
 
-    def _forget_what_it_forgot(self) -> None:
-        run_id = self.run_id()
-        if run_id is not None and not has_run(self._client, run_id):
-            _log.warning("MLflow at %s knows nothing of the sweep: it is told all", self._ledger.tracking_uri)
-            self._ledger = self._ledger.forgotten()
-            self._ledger.save(self._ledger_path)
+    def _forget(self) -> None:
+        _log.warning("MLflow at %s knows nothing of the sweep: it is told all", self._ledger.tracking_uri)
+        self._ledger = self._ledger.forgotten()
+        self._ledger.save(self._ledger_path)
 
     def _send(self, update: RunUpdate) -> None:
         run_id = self._ledger.runs.get(update.key) or self._create(update)
