@@ -41,7 +41,7 @@ from tuner.progress import Progress, shown
 from tuner.records.journal import Journal, Record, read_records, trials_of
 from tuner.records.resuming import Left, describe_left, find_left
 from tuner.records.reuse import Reuse, bytes_held, reuse_of
-from tuner.records.shared_home import SweepTwin, pull_sweeps
+from tuner.records.shared_home import SweepTwin, pull_results, pull_sweeps
 from tuner.records.sweep_names import refuse_used_name
 from tuner.report.result import Champion, Standing, SweepResult
 from tuner.tracking.access import without_password
@@ -93,6 +93,8 @@ def resume_sweep(
     """
     paths = HomePaths.resolve(home)
     pull_sweeps(paths, name, goes_on=True)
+    if name in paths.sweep_names():
+        pull_results(paths, name)  # of which MLflow may not have been told
     left = find_left(paths, name, overrides)
     if "tracking.uri" in left.changes:
         refuse_password(left.spec)
@@ -304,8 +306,8 @@ class _Sweep:
         try:
             found = find_pretrained(pretraining, self.home, self.tracking_uri)
         except MLflowAwayError as error:
-            if self.left is not None:  # its trials may stand on weights that only the registry has
-                raise
+            if self.left is not None and trials_of(list(self.left.records)):
+                raise  # they may stand on weights that only the registry has
             self.progress.note(f"{error}. {name} is trained here, whether or not it was before", style="yellow")
             found = None
         if found is None:

@@ -16,6 +16,7 @@ from trainables.jobs import BEST_CHECKPOINT
 from tuner.paths import HomePaths
 from tuner.records.archive import export_sweep, import_sweep
 from tuner.records.journal import Journal, read_records, read_trials
+from tuner.records.resuming import find_left
 
 
 @pytest.fixture
@@ -135,7 +136,11 @@ def test_nothing_is_overwritten(home: HomePaths, tmp_path: Path) -> None:
 def test_an_imported_sweep_owes_its_records_to_the_mlflow_of_its_new_machine(home: HomePaths, tmp_path: Path) -> None:
     spec = load_spec(home.sweep("tiny").spec, ["tracking.uri=http://of-the-old-machine:5000"])
     home.sweep("tiny").spec.write_text(dump_spec(spec))
+    with Journal.open(home.sweep("tiny").journal) as journal:  # as a resume that named it leaves it
+        journal.append("extended", changes={"tracking.uri": "http://of-the-old-machine:5000", "search.num_trials": 7})
     other = HomePaths.at(tmp_path / "other")
     export_sweep(home, "tiny", tmp_path / "tiny.zip")
     import_sweep(other, tmp_path / "tiny.zip")
     assert load_spec(other.sweep("tiny").spec).tracking.uri is None
+    left = find_left(other, "tiny")
+    assert (left.spec.tracking.uri, left.spec.search.num_trials) == (None, 7)

@@ -103,7 +103,7 @@ def is_storage_uri(text: str) -> bool:
 def from_anywhere(uri: str) -> str:
     """The same source, its folder or file named from the root, so that it is found from any working directory.
 
-    What torchvision downloads, and what lies in storage, keeps its name. Nothing is looked at.
+    What torchvision downloads, what lies in storage and what names no source keeps its name.
     """
     scheme, _, place = uri.partition(":")
     if scheme not in SCHEMES:

@@ -127,7 +127,7 @@ def _of_its_weights(again: SweepSpec, spec: SweepSpec, trial: TrialRecord, home:
     """The spec of one trial with the weights that its sweep began with."""
     from search_spaces.space import BACKBONE
     from trainables.config import WeightsFile
-    from tuner.networks.preparing import lasting_weights
+    from tuner.networks.preparing import OtherWeightsError, lasting_weights
 
     (choice,), name = again.model.entries, str(trial.params.get(BACKBONE, next(iter(spec.model.named))))
     kept = json.loads(home.sweep(spec.name).data.read_bytes()).get("weights", {}).get(name)
@@ -136,6 +136,8 @@ def _of_its_weights(again: SweepSpec, spec: SweepSpec, trial: TrialRecord, home:
     uri = home.tracking_uri(spec.tracking.uri)
     try:
         weights = lasting_weights(WeightsFile.model_validate(kept), choice.weights, choice.backbone, home, uri)
+    except OtherWeightsError:
+        raise
     except InputError as error:
         typer.echo(f"Whether these weights are those that the sweep began with is not known here: {error}", err=True)
         return again

@@ -51,7 +51,8 @@ def settle(home: HomePaths, spec: SweepSpec, tracking: Tracking, timeout_s: floa
     """
     from tuner.tracking.mlflow_client import gist, outages
 
-    tracking.ask(timeout_s)
+    if not tracking.ask(timeout_s):
+        return Settled(untold=tracking.pending(), failure="it does not answer")
     tracking.start()
     try:
         if untold := tracking.flush(timeout_s):

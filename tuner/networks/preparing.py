@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 _LEAST_OF_HYPERBAND = 2
 
 
+class OtherWeightsError(InputError):
+    """What a spec names has come to mean other weights."""
+
+
 def settle_fit(spec: SweepSpec, data: PreparedData, note: Callable[[str], object]) -> SweepSpec:
     """The spec with its fit named, so that whoever goes on with the sweep shows networks the same; see `choose_fit`.
 
@@ -102,7 +106,7 @@ def kept_weights(
         return here
     found = prepare_weights(weights, backbone, home, tracking_uri, note)
     if found is None or found.sha256 != began_with.sha256:
-        raise InputError(
+        raise OtherWeightsError(
             f"model.weights: {weights} are no longer those that the sweep began with, and its copy at {here.uri} is "
             "gone: bring either back, or start a new sweep under another name"
         )
@@ -132,7 +136,9 @@ def lasting_weights(
         return kept.uri
     found = prepare_weights(weights, backbone, home, tracking_uri)
     if found is None or found.key != began_with.key:
-        raise InputError(f"model.weights: {weights} are no longer those that the sweep began with: bring them back")
+        raise OtherWeightsError(
+            f"model.weights: {weights} are no longer those that the sweep began with: bring them back"
+        )
     return weights
 
 

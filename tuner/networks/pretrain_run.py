@@ -17,7 +17,7 @@ class PretrainOutcome:
     """What a pretraining gave.
 
     Attributes:
-        model_uri: ``models:/NAME/VERSION`` in MLflow.
+        model_uri: ``models:/NAME/VERSION`` in MLflow; the file of its weights, where no whole model of it is here.
         accuracy: On the source's validation side.
         is_new: False when the same recipe was trained before.
     """
@@ -58,4 +58,4 @@ def _run(spec: PretrainSpec, paths: HomePaths, progress: Progress) -> PretrainOu
             )
     progress.phase("registering the weights")
     uri = register_pretrained(pretraining, trained, paths, tracking_uri)
-    return PretrainOutcome(uri, trained.accuracy, is_new)
+    return PretrainOutcome(uri or trained.weights.uri, trained.accuracy, is_new)

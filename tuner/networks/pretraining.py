@@ -251,14 +251,22 @@ def _folder(pretraining: Pretraining, home: HomePaths) -> Path:
     return home.weights / "pretraining" / hashlib.sha256(pretraining.recipe.encode()).hexdigest()[:32]
 
 
-def register_pretrained(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tracking_uri: str) -> str:
+def register_pretrained(
+    pretraining: Pretraining, trained: Pretrained, home: HomePaths, tracking_uri: str
+) -> str | None:
     """Registers a pretraining's whole model, with a run that shows its epochs, unless it is registered.
 
     Returns:
-        The model's URI.
+        The model's URI; None where only its weights are here.
     """
+    from trainables.training.checkpoint import is_whole
+
     version = find_backbone(pretraining.recipe, tracking_uri)
-    return version.uri if version is not None else _register(pretraining, trained, home, tracking_uri)
+    if version is not None:
+        return version.uri
+    if not is_whole(join(home.uri_of(_folder(pretraining, home)), BEST_CHECKPOINT)):
+        return None  # its weights came from another MLflow, and its head with them
+    return _register(pretraining, trained, home, tracking_uri)
 
 
 def _register(pretraining: Pretraining, trained: Pretrained, home: HomePaths, tracking_uri: str) -> str:

@@ -22,7 +22,7 @@ def is_weights_file(weights: object) -> bool:
 
 
 def settle_places(spec: SweepSpec) -> SweepSpec:
-    """The spec with its local folders and files named from the root; nothing is looked at.
+    """The spec with its local folders and files named from the root.
 
     Raises:
         InputError: A path begins with the home of a user whom this machine does not know.

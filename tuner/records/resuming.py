@@ -138,7 +138,8 @@ def _extensions(records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
         if record["event"] == "extended":
             changes |= record["changes"]
-    return changes
+    # Of an imported sweep it is the other machine's; the file has what holds here.
+    return {path: value for path, value in changes.items() if path != "tracking.uri"}
 
 
 def _may_change(path: str, change: tuple[Any, Any], paths: SweepPaths) -> bool:

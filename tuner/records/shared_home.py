@@ -78,8 +78,9 @@ def pull_sweeps(home: HomePaths, name: str | None = None, *, goes_on: bool = Fal
         with _reaching(home), journal_at_rest(paths.journal) as is_at_rest:
             standing = _compare(home, paths, is_thorough=goes_on and each == name) if is_at_rest else "not behind"
             if standing == "behind":
-                for folder in _folders_of(paths):  # what is there is of before; see `pull_results`
-                    shutil.rmtree(folder, ignore_errors=True)
+                for folder in _folders_of(paths):  # what is here is of before; see `pull_results`
+                    if any(list_folder(home.uri_of(folder))):
+                        shutil.rmtree(folder, ignore_errors=True)
                 _, files = list_folder(home.uri_of(paths.root))
                 for path in _in_order([paths.root / file for file in files], paths):
                     write_bytes(str(path), read_bytes(home.uri_of(path)))
