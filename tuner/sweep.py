@@ -39,6 +39,7 @@ from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData
 from tuner.progress import Progress, shown
 from tuner.records.journal import Journal, Record, read_records, trials_of
+from tuner.records.kept_places import first_weights
 from tuner.records.resuming import Left, describe_left, find_left
 from tuner.records.reuse import Reuse, bytes_held, reuse_of
 from tuner.records.shared_home import SweepTwin, pull_results, pull_sweeps
@@ -231,13 +232,8 @@ class _Sweep:
             self.progress,
             goes_on=self.left is not None,
             before_networks=are_lanes_starting.wait,
-            began_with=None if self.left is None else self._first_weights(),
+            began_with=None if self.left is None else first_weights(self.paths),
         )
-
-    def _first_weights(self) -> dict[str, WeightsFile]:
-        """What the sweep began with, by network; nothing of one that began before this was kept."""
-        kept = json.loads(self.paths.data.read_bytes()).get("weights", {})
-        return {name: WeightsFile.model_validate(weights) for name, weights in kept.items()}
 
     def _keep_spec(self, data: PreparedData, networks: dict[str, Network]) -> None:
         """Writes what a resume needs before the journal has anything to resume.

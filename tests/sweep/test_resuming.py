@@ -160,8 +160,8 @@ def test_weights_may_have_moved_where_they_can_be_compared(home: HomePaths, tiny
     kept = load_spec(tiny_spec, ["model.weights=/there/w.pth"])
     paths.spec.write_text(dump_spec(kept))
     for known, override, is_taken in [
-        ({"lenet": {"sha256": "0"}}, "/here/w.pth", True),
-        ({"lenet": {"sha256": "0"}}, "none", False),
+        ({"lenet": {"uri": "w", "sha256": "0"}}, "/here/w.pth", True),
+        ({"lenet": {"uri": "w", "sha256": "0"}}, "none", False),
         ({}, "/here/w.pth", False),
     ]:
         paths.data.write_text(json.dumps({"weights": known}))

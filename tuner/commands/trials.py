@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,16 +125,16 @@ def best(
 def _of_its_weights(again: SweepSpec, spec: SweepSpec, trial: TrialRecord, home: HomePaths) -> SweepSpec:
     """The spec of one trial with the weights that its sweep began with."""
     from search_spaces.space import BACKBONE
-    from trainables.config import WeightsFile
     from tuner.networks.preparing import OtherWeightsError, lasting_weights
+    from tuner.records.kept_places import first_weights
 
     (choice,), name = again.model.entries, str(trial.params.get(BACKBONE, next(iter(spec.model.named))))
-    kept = json.loads(home.sweep(spec.name).data.read_bytes()).get("weights", {}).get(name)
+    kept = first_weights(home.sweep(spec.name)).get(name)
     if kept is None or not isinstance(choice.weights, str):
         return again
     uri = home.tracking_uri(spec.tracking.uri)
     try:
-        weights = lasting_weights(WeightsFile.model_validate(kept), choice.weights, choice.backbone, home, uri)
+        weights = lasting_weights(kept, choice.weights, choice.backbone, home, uri)
     except OtherWeightsError:
         raise
     except InputError as error:

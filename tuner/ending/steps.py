@@ -25,7 +25,7 @@ from tuner.metric_names import bare
 from tuner.models.model_file import ModelCard, save_model
 from tuner.models.whole_network import whole_network
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import STORE_MARGIN, PreparedData
+from tuner.pictures.dealing import PreparedData, stored_side_px
 from tuner.records.champion import baseline_config, best_epoch, seconds_of, totals_of
 from tuner.records.journal import Record, TrialRecord
 from tuner.report.confusion import Confusion, write_confusion
@@ -226,7 +226,7 @@ def write_champion(closing: Closing, champion: Champion, model: Model) -> None:
         class_names=config.data.class_names,
         image_size_px=config.data.image_size_px,
         fit=config.data.fit,
-        stored_side_px=_stored_side_px(closing.spec),
+        stored_side_px=stored_side_px(closing.spec.data),
         mean=mean,
         std=std,
         backbone=config.backbone.name,
@@ -303,14 +303,14 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         metric=metric,
         costs=champion.config.costs if metric == "cost" else None,
     )
-    side_px = _stored_side_px(spec)
+    side_px = stored_side_px(spec.data)
     decision = promote(
         version, score, tracking_uri, lambda uri: _measure(uri, tracking_uri, champion.config, side_px, metric)
     )
     return replace(champion, model_uri=version.uri, alias=decision.alias, reason=decision.reason)
 
 
-def _measure(uri: str, tracking_uri: str, config: TrialConfig, stored_side_px: int, metric: str) -> float:
+def _measure(uri: str, tracking_uri: str, config: TrialConfig, side_px: int, metric: str) -> float:
     """A metric of a registered model, which decides as its own card says, on the test side of ``config``.
 
     Raises:
@@ -333,7 +333,7 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, stored_side_px: i
     data = config.data.model_copy(update={"class_names": card.class_names})
     rows, labels = labelled_rows(table, data)
     tested = sides_of(table, rows, data) == "test"
-    pictures = (_with_detail(table.image(int(row)), stored_side_px, card.image_size_px) for row in rows[tested])
+    pictures = (_with_detail(table.image(int(row)), side_px, card.image_size_px) for row in rows[tested])
     probabilities = classifier.probabilities(pictures)
     if data.label_separator is not None:
         members_SK = members_of(table.class_names, data.class_names, data.label_separator)
@@ -346,13 +346,8 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, stored_side_px: i
     return judge(probabilities, torch.from_numpy(labels[tested]), own, costs).metrics[metric]
 
 
-def _with_detail(image_CHW: torch.Tensor, stored_side_px: int, seen_px: int) -> torch.Tensor:
+def _with_detail(image_CHW: torch.Tensor, side_px: int, seen_px: int) -> torch.Tensor:
     """The picture, unless it was shrunk to less than a network sees: enlarged again it would be judged by a blur."""
-    if min(image_CHW.shape[1:]) == stored_side_px < seen_px:
-        raise ValueError(f"it sees pictures of {seen_px} px, and this sweep keeps them at {stored_side_px} px")
+    if min(image_CHW.shape[1:]) == side_px < seen_px:
+        raise ValueError(f"it sees pictures of {seen_px} px, and this sweep keeps them at {side_px} px")
     return image_CHW
-
-
-def _stored_side_px(spec: SweepSpec) -> int:
-    """The shorter side at which a sweep's pictures are packed."""
-    return round(STORE_MARGIN * spec.data.image_size_px)

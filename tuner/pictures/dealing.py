@@ -35,7 +35,7 @@ from tuner.records.shared_home import check_home, check_local
 
 _MOST_NAMED = 12
 _BLOCK = 4096
-STORE_MARGIN = 1.5
+_STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
 
 
@@ -187,6 +187,11 @@ class DealtData:
             check_sides(sides, self.labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
+def stored_side_px(spec: DataSpec) -> int:
+    """The shorter side at which pictures are packed."""
+    return round(_STORE_MARGIN * spec.image_size_px)
+
+
 def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, int], None]) -> PreparedData:
     """Packs the source unless that is done, deals the sides and checks them; publishes what other machines read.
 
@@ -241,7 +246,7 @@ def deal_data(
     report = pack(
         source if spec.max_per_class is None else LimitedSource(source, spec.max_per_class),
         home.tables,
-        side_px=round(STORE_MARGIN * spec.image_size_px),
+        side_px=stored_side_px(spec),
         progress=lambda done, total: counted("packing pictures", done, total),
         check=check,
     )

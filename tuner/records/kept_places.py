@@ -5,13 +5,16 @@ In: a spec. Out: the same spec with its pictures and weights named from the root
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from search_spaces.data_spec import DataSpec
 from search_spaces.model_spec import BackboneChoice, PretrainWeights, Weights
 from search_spaces.spec import SweepSpec
+from trainables.config import WeightsFile
 from trainables.data.sources import from_anywhere
 from trainables.files.typed_path import expand
+from tuner.paths import SweepPaths
 
 WEIGHTS_ENDINGS = (".pth", ".pt", ".safetensors")
 
@@ -19,6 +22,12 @@ WEIGHTS_ENDINGS = (".pth", ".pt", ".safetensors")
 def is_weights_file(weights: object) -> bool:
     """Whether what a spec says of weights is the path of a file."""
     return isinstance(weights, str) and weights.endswith(WEIGHTS_ENDINGS)
+
+
+def first_weights(paths: SweepPaths) -> dict[str, WeightsFile]:
+    """What a sweep began with, by network; nothing of one that began before this was kept."""
+    kept = json.loads(paths.data.read_bytes()).get("weights", {})
+    return {name: WeightsFile.model_validate(weights) for name, weights in kept.items()}
 
 
 def settle_places(spec: SweepSpec) -> SweepSpec:

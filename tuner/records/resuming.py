@@ -19,7 +19,7 @@ from trainables.files.storage import file_exists, join
 from trainables.jobs import LAST_CHECKPOINT
 from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import Record, TrialRecord, read_records, trials_of
-from tuner.records.kept_places import is_weights_file, settle_places
+from tuner.records.kept_places import first_weights, is_weights_file, settle_places
 
 _MAY_CHANGE = (
     "data.source",
@@ -143,10 +143,8 @@ def _extensions(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _may_change(path: str, change: tuple[Any, Any], paths: SweepPaths) -> bool:
-    if path == "model.weights" and all(
-        map(is_weights_file, change)
-    ):  # the same ones at another place: they are compared
-        return bool(json.loads(paths.data.read_bytes()).get("weights"))
+    if path == "model.weights" and all(map(is_weights_file, change)):
+        return bool(first_weights(paths))  # the same ones at another place: they are compared
     return any(path == allowed or path.startswith(allowed + ".") for allowed in _MAY_CHANGE)
 
 
