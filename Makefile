@@ -37,10 +37,11 @@ test: fast-tests
 	$(BIN)/pytest -n $(PROCESSES) -m 'slow and not long and not ray and not gpu and not fuzz'
 	$(BIN)/pytest -m 'ray and not long and not gpu'
 
-# Whole sweeps of every kind, what machines and people do to them, and what takes minutes: an hour on two cores, and CI's.
+# Whole sweeps of every kind, what machines and people do to them, and what takes minutes: an hour on two cores. CI runs as
+# many as it has time for, and says which it left out.
 long-tests: $(INSTALLED)
-	$(BIN)/pytest -n $(PROCESSES) -m 'long and not ray and not gpu and not fuzz'
-	$(BIN)/pytest -m 'long and ray and not gpu'
+	$(BIN)/pytest -rs -n $(PROCESSES) -m 'long and not ray and not gpu and not fuzz'
+	$(BIN)/pytest -rs -m 'long and ray and not gpu'
 
 # Random faults for so many minutes; not part of `make test`.
 MINUTES ?= 10

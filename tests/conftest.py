@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ hypothesis.settings.register_profile(
     "thaw", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("thaw")
+
+LONG_TESTS_UNTIL = float(os.environ.get("THAW_LONG_TESTS_UNTIL") or 0)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +42,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(item, "callspec", None)
         if item.get_closest_marker("slow") and parameters and "precision" in parameters.params:
             item.add_marker(pytest.mark.long)
+    if LONG_TESTS_UNTIL:
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")] + _begun_elsewhere(long)
+
+
+def _begun_elsewhere(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Another module first in each run, so that when time runs out it is not always the same ones that are left."""
+    modules = list(dict.fromkeys(item.nodeid.partition("::")[0] for item in items))
+    first = int(LONG_TESTS_UNTIL) % max(1, len(modules))
+    place = {module: number for number, module in enumerate(modules[first:] + modules[:first])}
+    return sorted(items, key=lambda item: place[item.nodeid.partition("::")[0]])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where time is bounded (``THAW_LONG_TESTS_UNTIL``, seconds since 1970), no long test begins after its end."""
+    if LONG_TESTS_UNTIL and item.get_closest_marker("long") and time.time() > LONG_TESTS_UNTIL:
+        pytest.skip("the time for long tests is over; `make long-tests` takes as long as they need")
 
 
 @pytest.fixture
