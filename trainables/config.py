@@ -33,6 +33,8 @@ MOST_ALPHA = 100.0
 LEAST_START_SIZE = 0.25
 """Of the side; a sixteenth of the pixels."""
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
+WEIGHTS_ENDINGS = (".pth", ".pt", ".safetensors")
+"""Of the names of files that weights are read from."""
 
 
 class Settings(BaseModel):

@@ -143,7 +143,8 @@ class Message(TypedDict):
     """What a lane says of a job.
 
     ``epoch``: one more epoch is trained (``epoch`` counts from 1), ``outcome`` is set on the trial's last one.
-    ``score``: the answer to a ``ScoreJob``: what an `Evaluation` holds.
+    ``score``: the answer to a ``ScoreJob``: what an `Evaluation` holds, and for each picture the number of what was
+    dealt to sides as one with it (``clusters``).
     ``probe``: the answer to a ``ProbeJob``, ``probes`` by depth.
     ``measured``: the answer to a ``MeasureJob``, ``timings`` taken or remembered, and on what (``place``).
     ``failed``: the job is over, for the ``reason``; with the outcome ``interrupted`` it is not the job's fault and may
@@ -157,7 +158,11 @@ class Message(TypedDict):
     outcome: NotRequired[Outcome | None]
     reason: NotRequired[str]
     confusion: NotRequired[list[Any]]
+    areas: NotRequired[list[float]]
     average_precisions: NotRequired[list[float | None]]
+    true: NotRequired[list[int]]
+    decided: NotRequired[list[int]]
+    clusters: NotRequired[list[int]]
     probes: NotRequired[list[DepthProbe]]
     timings: NotRequired[list[Timing]]
     is_remembered: NotRequired[bool]

@@ -130,6 +130,12 @@ class Ranks:
         return tail
 
 
+def is_lost_peer(error: Exception) -> bool:
+    """Whether an error says no more than that another rank's process is gone, or the wire to it."""
+    # gloo has no class of errors of its own; all that its transport says names the file that it stands in.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport/" in str(error))
+
+
 def share_bounds(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """First and one-past-last position of a rank's consecutive part of ``num_rows``."""
     return num_rows * rank // world_size, num_rows * (rank + 1) // world_size

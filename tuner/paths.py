@@ -63,6 +63,11 @@ class SweepPaths:
         return self.root / "environment.json"
 
     @property
+    def pretrained(self) -> Path:
+        """The weights that its pretraining gave, by network."""
+        return self.root / "pretrained.json"
+
+    @property
     def journal(self) -> Path:
         """What happened, one JSON line per event; the truth that all else is derived from."""
         return self.root / "journal.jsonl"

@@ -44,6 +44,7 @@ class SearchState:
     outcomes: dict[str, int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     reached: dict[int, float] = field(default_factory=dict)
+    unfit: set[int] = field(default_factory=set)  # to be champion
     best: tuple[float, int] | None = None
 
     def see(self, record: Record) -> None:
@@ -60,6 +61,9 @@ class SearchState:
             del self.running[record["number"]]
             self.outcomes[record["outcome"]] = self.outcomes.get(record["outcome"], 0) + 1
             self.seconds.append((record.get("metrics") or {}).get("time/trial_s", 0.0))
+            if record["outcome"] in ("failed", "diverged"):
+                self.unfit.add(record["number"])
+                self._rank()
         elif event == "exchange":
             self._take_over(record)
 
@@ -76,7 +80,10 @@ class SearchState:
             self.reached.pop(move["number"], None)
             if move["donor"] in self.reached:
                 self.reached[move["number"]] = self.reached[move["donor"]]
-        ranked = sorted(self.reached.items())
+        self._rank()
+
+    def _rank(self) -> None:
+        ranked = sorted(item for item in self.reached.items() if item[0] not in self.unfit)
         best = (max if self.mode == "max" else min)(ranked, key=lambda item: item[1], default=None)
         self.best = None if best is None else (best[1], best[0])
 

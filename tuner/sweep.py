@@ -24,28 +24,28 @@ from trainables.files.outages import StorageAwayError, may_pass
 from trainables.files.storage import make_durable, write_bytes
 from tuner.cluster.lanes import LaneError, LanePool, LanesLostError
 from tuner.cluster.ray_cluster import import_ray, import_torch, open_lanes
-from tuner.ending.describing import data_summary, environment, summary
-from tuner.ending.settling import owes_anything, settle
+from tuner.ending.describing import environment, summary
+from tuner.ending.settling import tell_the_rest
 from tuner.models.registry import MLflowAwayError
 from tuner.networks.material import materials_of
 from tuner.networks.measuring import settle_compute
 from tuner.networks.network import Network, base_trials
 from tuner.networks.planning import Plan, plan_sweep
-from tuner.networks.preparing import check_quickly, feature_settings, refuse_password
-from tuner.networks.pretraining import Pretrained, Pretraining, find_pretrained, train_backbone
+from tuner.networks.preparing import check_quickly, feature_settings, refuse_password, still_here
+from tuner.networks.pretraining import Pretrained, Pretraining, check_same, find_pretrained, train_backbone
 from tuner.networks.pricing import Pricing
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData
+from tuner.pictures.first_pictures import refuse_other_pictures, summarise
 from tuner.progress import Progress, shown
 from tuner.records.journal import Journal, Record, read_records, trials_of
-from tuner.records.kept_places import first_weights
+from tuner.records.kept_places import first_weights, keep_pretrained, pretrained_weights
 from tuner.records.resuming import Left, describe_left, find_left
 from tuner.records.reuse import Reuse, bytes_held, reuse_of
 from tuner.records.shared_home import SweepTwin, pull_results, pull_sweeps
 from tuner.records.sweep_names import refuse_used_name
 from tuner.report.result import Champion, Standing, SweepResult
-from tuner.tracking.access import without_password
 from tuner.tracking.runs import PATIENCE_S, Tracking
 
 
@@ -103,32 +103,11 @@ def resume_sweep(
         pass  # refused here, before anything is started, where another process runs the sweep
     with shown(progress) as seen:
         if left.is_finished:
-            _tell_the_rest(left.spec, paths, seen)
+            tell_the_rest(paths, left.spec, seen)
             return None
         for line in describe_left(left, paths):
             seen.note(line)
         return _Sweep(left.spec, paths, seen, left=left).run()
-
-
-def _tell_the_rest(spec: SweepSpec, home: HomePaths, progress: Progress) -> None:
-    """Sends MLflow what it was not told of a finished sweep."""
-    tracking = Tracking.for_sweep(home, spec.name, home.tracking_uri(spec.tracking.uri))
-    if not tracking.ask(PATIENCE_S):
-        place = without_password(tracking.tracking_uri)
-        text = f"MLflow at {place} does not answer: what it lacks is told by a later resume"
-        progress.note(text, style="yellow")
-        return
-    if not owes_anything(home, spec.name, tracking):
-        return
-    progress.phase(f"telling MLflow what it was not told, {tracking.pending()} records")
-    settled = settle(home, spec, tracking, PATIENCE_S)
-    if settled.untold:
-        text = f"MLflow is away: {settled.untold} records are not told yet; the journal keeps them"
-        progress.note(text, style="yellow")
-    if settled.failure:
-        progress.note(f"MLflow did not take the champion: {settled.failure}", style="yellow")
-    if settled.model:
-        progress.note(f"registered: {settled.model}")
 
 
 _MOST_BAD_FILES = 5
@@ -205,7 +184,7 @@ class _Sweep:
             LanesLostError: There is no lane any more.
         """
         trained = {
-            name: self._pretrain(network.pretraining, pool)
+            name: self._pretrain(name, network.pretraining, pool)
             for name, network in networks.items()
             if network.pretraining is not None
         }
@@ -233,6 +212,7 @@ class _Sweep:
             goes_on=self.left is not None,
             before_networks=are_lanes_starting.wait,
             began_with=None if self.left is None else first_weights(self.paths),
+            pretrained=pretrained_weights(self.paths),
         )
 
     def _keep_spec(self, data: PreparedData, networks: dict[str, Network]) -> None:
@@ -247,25 +227,11 @@ class _Sweep:
         if self.left is not None and self.num_records > len(self.left.records):
             raise InputError(f"resume: another process went on with sweep {self.spec.name!r} meanwhile; look again")
         if self.left is not None:
-            known = json.loads(self.paths.data.read_bytes())
-            if known["fingerprint"] != data.config.fingerprint:
-                raise InputError(
-                    f"resume: the pictures at {self.spec.data.source} have changed since sweep "
-                    f"{self.spec.name!r} began, its trials could not be compared: start a new sweep under another name"
-                )
-            # Of a sweep that began before all sides were kept, only the test side is known.
-            if (known.get("sides_digest", data.sides_digest), known["test_digest"]) != (
-                data.sides_digest,
-                data.test_digest,
-            ):
-                raise InputError(
-                    f"resume: the pictures at {self.spec.data.source} are on other sides than when sweep "
-                    f"{self.spec.name!r} began, as after files were renamed by which data.group_pattern goes (which "
-                    "once looked at folders too): name them as they were, or start a new sweep under another name"
-                )
+            refuse_other_pictures(self.paths, self.spec, data)
             return
         write_bytes(str(self.paths.spec), dump_spec(self.spec).encode())
-        for path, content in ((self.paths.data, data_summary(data, networks)), (self.paths.environment, environment())):
+        weights = {name: network.first_weights for name, network in networks.items()}
+        for path, content in ((self.paths.data, summarise(data, weights)), (self.paths.environment, environment())):
             write_bytes(str(path), json.dumps(content, indent=1).encode())
         for path in (self.paths.spec, self.paths.data, self.paths.environment):
             make_durable(str(path))
@@ -297,15 +263,20 @@ class _Sweep:
 
     # --- pretraining and search ------------------------------------------------------------------------------
 
-    def _pretrain(self, pretraining: Pretraining, pool: LanePool) -> WeightsFile:
-        name = pretraining.spec.name
+    def _pretrain(self, network: str, pretraining: Pretraining, pool: LanePool) -> WeightsFile:
+        name, given = pretraining.spec.name, pretrained_weights(self.paths).get(network)
+        here = None if given is None else still_here(given, self.home)
         try:
             found = find_pretrained(pretraining, self.home, self.tracking_uri)
         except MLflowAwayError as error:
-            if self.left is not None and trials_of(list(self.left.records)):
+            if here is None and self.left is not None and trials_of(list(self.left.records)):
                 raise  # they may stand on weights that only the registry has
-            self.progress.note(f"{error}. {name} is trained here, whether or not it was before", style="yellow")
+            if here is None:
+                self.progress.note(f"{error}. {name} is trained here, whether or not it was before", style="yellow")
             found = None
+        if here is not None and (found is None or found.weights.key != here.key):
+            self.progress.note(f"pretraining {name}: trials go on with the weights that it gave this sweep at first")
+            return here
         if found is None:
             self.progress.phase(f"pretraining {name}")
             epochs = pretraining.spec.epochs
@@ -316,6 +287,9 @@ class _Sweep:
                 lambda epoch, _: self.progress.counted(f"pretraining {name}", epoch, epochs),
                 lambda: self.progress.phase(f"waiting for another sweep that pretrains {name}"),
             )
+        check_same(pretraining, found, given)
+        if given is None:
+            keep_pretrained(self.paths, network, found.weights)
         self.pretrained.append((pretraining, found))
         return found.weights
 
@@ -347,7 +321,9 @@ class _Sweep:
 
     def _interrupted(self, reason: str) -> SweepResult:
         self.progress.note(reason, style="yellow")
-        with suppress(StorageAwayError):  # a journal that ends without it is a killed sweep's, which goes on just so
+        with suppress(
+            StorageAwayError, OSError
+        ):  # a journal that ends without it is a killed sweep's, which goes on just so
             self.record("interrupted", reason=reason)
         untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)

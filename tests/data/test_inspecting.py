@@ -56,6 +56,7 @@ def test_look_alikes_across_sides_are_named_and_groups_keep_them_together(
     alone = inspected(place, home)
     assert alone.num_pictures == 80
     assert len(alone.look_alikes) >= 3
+    assert len({frozenset((pair.first, pair.second)) for pair in alone.look_alikes}) == len(alone.look_alikes)
     pair = alone.look_alikes[0]
     assert pair.first[:-5] == pair.second[:-5]
     assert pair.sides[0] != pair.sides[1]
@@ -197,6 +198,7 @@ def test_many_flat_pictures_are_not_all_compared(home: HomePaths, tmp_path: Path
     sides = [pair.sides for pair in found.look_alikes]
     assert 0 < len(sides) <= 1000
     assert all(one != other for one, other in sides)
+    assert len({frozenset((pair.first, pair.second)) for pair in found.look_alikes}) == len(sides)
 
 
 def test_the_commands(folder: Folder, tmp_path: Path) -> None:

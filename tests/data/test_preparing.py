@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,15 @@ from search_spaces.data_spec import DataSpec
 from search_spaces.loading import parse_spec
 from search_spaces.spec import SweepSpec
 from trainables.backbones.families import build_model
+from trainables.backbones.weights import store_weights
+from trainables.config import WeightsFile
 from trainables.errors import InputError
+from tuner.networks.network import Network, prepare_networks
 from tuner.networks.preparing import check_metric, kept_weights
+from tuner.networks.pretraining import Pretrained, check_same
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import prepare_data
+from tuner.records.kept_places import keep_pretrained, pretrained_weights
 
 Folder = Callable[..., Path]
 
@@ -113,3 +119,41 @@ def test_a_sweep_that_goes_on_keeps_the_weights_it_began_with(home: HomePaths, t
         kept_weights(first, str(path), "lenet", home, "sqlite:///unused.db")
     write(1.0)
     assert kept_weights(first, str(path), "lenet", home, "sqlite:///unused.db") == first
+
+
+def test_trials_go_on_with_the_weights_that_a_pretraining_gave(folder: Callable[..., Path], home: HomePaths) -> None:
+    """Its pictures may be gone by then, or others: the same name must not come to mean other weights."""
+    paths = home.sweep("x")
+    paths.root.mkdir(parents=True)
+    state = build_model("lenet").state_dict()
+    given = store_weights(state, "lenet", str(home.weights))
+    assert pretrained_weights(paths) == {}
+    keep_pretrained(paths, "lenet", given)
+    assert pretrained_weights(paths) == {"lenet": given}
+    recipe = {"name": "p", "data": {"source": "folder:/not/there"}}
+    raw = {
+        "name": "x",
+        "data": data_of(folder(ants=12, bees=12)).model_dump(),
+        "model": {"backbone": "lenet", "weights": {"pretrain": recipe}},
+    }
+    spec = parse_spec(raw, SweepSpec, "test")
+    data = prepare_data(spec.data, home, lambda *_: None)
+    told: list[str] = []
+
+    def networks(pretrained: dict[str, WeightsFile] | None) -> dict[str, Network]:
+        uri = "sqlite:///unused.db"
+        return prepare_networks(spec, data.config, home, uri, lambda *_: None, note=told.append, pretrained=pretrained)
+
+    with pytest.raises(InputError, match="not/there"):
+        networks(None)
+    assert networks({"lenet": given})["lenet"].weights == given
+    assert "go on with the weights that this pretraining gave them" in told[-1]
+    other = store_weights({name: 2 * tensor for name, tensor in state.items()}, "lenet", str(home.weights))
+    pretraining = SimpleNamespace(spec=SimpleNamespace(name="p"))
+    check_same(pretraining, Pretrained(given), given)  # type: ignore[arg-type]
+    check_same(pretraining, Pretrained(other), None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="pretraining p gives other weights than those that the sweep's trials"):
+        check_same(pretraining, Pretrained(other), given)  # type: ignore[arg-type]
+    Path(given.uri).unlink()
+    with pytest.raises(InputError, match="not/there"):
+        networks({"lenet": given})

@@ -183,6 +183,14 @@ def test_the_same_tensors_in_another_program_are_another_key() -> None:
     assert program_of(nn.Conv2d(3, 4, 3, stride=1)) != program_of(nn.Conv2d(3, 4, 3, stride=2))
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA"])
+def test_switches_of_the_environment_are_in_the_key(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv(name, raising=False)
+    before = describe_machine(torch.device("cpu"))
+    monkeypatch.setenv(name, "BF16")
+    assert describe_machine(torch.device("cpu")) != before
+
+
 def test_threads_and_switches_of_this_process_are_in_the_key() -> None:
     device, threads = torch.device("cpu"), torch.get_num_threads()
     before = describe_machine(device)

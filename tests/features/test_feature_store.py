@@ -13,12 +13,14 @@ import pyarrow as pa
 import pytest
 import torch
 from store_support import NUM_ROWS, all_rows, entry, fill, make_features, make_key, make_store, put_all, script, shards
+from typer.testing import CliRunner
 
 from trainables.features.filling import parts_together
 from trainables.features.inventory import Entry, removal_order
 from trainables.features.key import ViewKey
 from trainables.features.layout import shard_rows
 from trainables.features.store import FeatureStore
+from tuner.cli import app
 
 
 def view_key(index: int, **changes: Any):
@@ -249,6 +251,21 @@ def test_filling_makes_room_within_the_budget(tmp_path: Path) -> None:
     assert [store.has(view_key(index)) for index in range(4)] == [False, False, True, True]
 
 
+def test_what_has_no_room_beside_what_is_in_use_drives_nothing_out(tmp_path: Path) -> None:
+    store = make_store(tmp_path, budget_bytes=200_000)
+    used, unused = view_key(0), view_key(1)
+    for key in (used, unused):
+        fill(store, key)
+    size = store.entries()[0].num_bytes
+    store = make_store(tmp_path, budget_bytes=2 * size + size // 2)
+    with store.open(used), store.open(view_key(1)) as _:
+        pass
+    small = make_store(tmp_path, budget_bytes=round(1.9 * size))
+    with small.open(used):
+        assert fill(small, view_key(2)) == 0
+    assert small.has(unused)
+
+
 def test_what_exceeds_the_budget_is_not_stored_and_drives_nothing_out(tmp_path: Path) -> None:
     store = make_store(tmp_path, budget_bytes=200_000)
     fill(store, make_key())
@@ -355,3 +372,21 @@ def test_a_store_is_opened_by_text_path_too(tmp_path: Path) -> None:
     opened = FeatureStore(str(tmp_path), 1 << 20).open(make_key())
     assert opened is not None
     opened.close()
+
+
+def test_the_command_looks_where_a_spec_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THAW_HOME", str(tmp_path / "home"))
+    fill(make_store(tmp_path / "kept"), make_key())
+    there = ["--directory", str(tmp_path / "kept")]
+
+    def say(*words: str) -> str:
+        run = CliRunner().invoke(app, ["cache", *words], env={"COLUMNS": "200"})
+        assert run.exit_code == 0, run.output
+        return run.output
+
+    assert "0 entries" in say("verify")
+    assert "1 entries" in say("verify", *there)
+    assert "resnet18" in say("status", *there)
+    assert "0 entries removed" in say("clear")
+    assert "1 entries removed" in say("prune", "--budget-gb", "0", *there)
+    assert "0 entries" in say("verify", *there)

@@ -82,6 +82,36 @@ def test_leave_one_out_is_what_leaving_each_out_gives(num: int, width: int) -> N
     assert result.loo_accuracy == pytest.approx(right / num)
 
 
+@SHAPES
+def test_leaving_a_part_out_is_leaving_all_its_shots_out(num: int, width: int) -> None:
+    """Groups of one and of several: what other shots say of a part is nothing that a new part would have."""
+    features, labels = pictures(num, width, seed=2)
+    clusters = torch.from_numpy(np.repeat(np.arange(num), 1 + np.arange(num) % 4)[:num])
+    alphas = np.logspace(-3, 4, 8).tolist()
+    result = fit_probe(features, labels, 3, alphas=alphas, clusters_N=clusters)
+    standard, errors = StandardScaler().fit_transform(features.numpy()), {}
+    for alpha in alphas:
+        right, squares = 0, 0.0
+        for each in clusters.unique():
+            out = (clusters == each).numpy()
+            model = RidgeClassifier(alpha=alpha, tol=1e-12).fit(standard[~out], labels.numpy()[~out])
+            outputs = model.decision_function(standard[out])
+            right += int((outputs.argmax(1) == labels.numpy()[out]).sum())
+            squares += ((outputs - (2.0 * np.eye(3)[labels.numpy()[out]] - 1)) ** 2).sum()
+        errors[alpha] = squares, right / num
+    assert result.alpha == min(alphas, key=lambda alpha: errors[alpha][0])
+    assert result.loo_accuracy == pytest.approx(errors[result.alpha][1])
+
+
+def test_groups_of_one_and_a_single_group_are_left_out_as_before() -> None:
+    features, labels = pictures(60, 20)
+    plain = fit_probe(features, labels, 3)
+    for clusters in (torch.arange(60), torch.zeros(60, dtype=torch.int64)):
+        again = fit_probe(features, labels, 3, clusters_N=clusters)
+        assert torch.equal(again.weight_KD, plain.weight_KD)
+        assert (again.scale, again.loo_accuracy) == (plain.scale, plain.loo_accuracy)
+
+
 def test_two_classes_give_opposite_rows() -> None:
     features, labels = pictures(60, 8, num_classes=2)
     result = fit_probe(features, labels, 2)

@@ -51,6 +51,16 @@ def test_what_is_shared_is_not_evicted_before_it_is_copied_and_comes_back_after(
     assert torch.equal(all_rows(store, key), make_features(key))
 
 
+def test_what_was_filled_before_there_was_a_shared_store_is_copied_when_it_is_read(tmp_path: Path) -> None:
+    """Or what a lane had no time to copy before it ended."""
+    key = make_key()
+    fill(make_store(tmp_path / "one"), key)
+    store = make_store(tmp_path / "one", shared_uri=(tmp_path / "shared").as_uri())
+    all_rows(store, key)
+    assert store.close()
+    assert (tmp_path / "shared" / key.digest() / "manifest.json").is_file()
+
+
 def test_a_damaged_local_entry_is_fetched_again(tmp_path: Path) -> None:
     key = make_key()
     store = make_store(tmp_path / "one", shared_uri=(tmp_path / "shared").as_uri())

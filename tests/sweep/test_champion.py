@@ -118,9 +118,11 @@ def test_folds_are_fitted_again_and_seeds_keep_the_first(champion: TrialConfig) 
     scores = {"accuracy": 0.9, "accuracy_std": 0.04}
     assert with_errors(scores, folds) == {**scores, "accuracy_se": standard_error(0.04, 4, 3)}
     assert with_errors({"accuracy": 0.9}, champion) == {"accuracy": 0.9}
-    assert explanation(champion) is None
-    assert "4 folds, 3 seeds each" in str(explanation(folds))
-    assert "over 3 seeds" in str(explanation(seeds))
+    assert explanation(champion, has_test=True) is None
+    assert "4 folds, 3 seeds each" in str(explanation(folds, has_test=True))
+    assert "over 3 seeds" in str(explanation(seeds, has_test=True))
+    assert all("tested" in str(explanation(each, has_test=True)) for each in (folds, seeds))
+    assert not any("tested" in str(explanation(each, has_test=False)) for each in (folds, seeds))
 
 
 def test_the_seconds_of_a_run_are_those_of_its_epochs() -> None:

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -50,6 +51,16 @@ def test_search_state_counts_and_estimates(tmp_path: Path) -> None:
     assert (state.num_ended, state.outcomes) == (1, {"stopped_early": 1})
     # Two and a half trials of ten seconds are left on two lanes.
     assert state.seconds_left(2) == pytest.approx(2.5 * 10 / 2)
+
+
+def test_who_cannot_win_is_not_the_best(tmp_path: Path) -> None:
+    state = SearchState(num_trials=4, max_epochs=2)
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        for number, accuracy in enumerate([0.5, 0.7]):
+            state.see(journal.append("trial", number=number, params={}))
+            state.see(journal.append("epoch", number=number, epoch=1, metrics={"val/accuracy": accuracy}))
+        state.see(journal.append("end", number=1, outcome="diverged", reason="loss is nan"))
+    assert state.best == (0.5, 0)
 
 
 def test_a_resumed_search_goes_on_counting(tmp_path: Path) -> None:
@@ -218,10 +229,11 @@ def test_the_picture_of_folds_shows_their_spread() -> None:
     epochs = tuple({**epoch, "val/accuracy_std": 0.04} for epoch in TRIALS[1].epochs)
     trials = [TRIALS[0], replace(TRIALS[1], epochs=epochs)]
     standing = Standing("t", {"accuracy": 0.9, "accuracy_se": 0.02})
-    picture = compose("n", trials, "val/accuracy", "max", Champion(1, {}, None, standing), [])  # type: ignore[arg-type]
+    config = SimpleNamespace(data=SimpleNamespace(folds=5), repeats=1)
+    picture = compose("n", trials, "val/accuracy", "max", Champion(1, {}, config, standing), [])  # type: ignore[arg-type]
     assert [curve.stds for curve in picture.curves] == [(), (0.04, 0.04, 0.04)]
     assert (picture.bars[0].low, picture.bars[0].high) == pytest.approx(
-        (0.9 - 1.96 * 0.02, 0.9 + 1.96 * 0.02), abs=1e-4
+        (0.9 - 2.776 * 0.02, 0.9 + 2.776 * 0.02), abs=1e-4
     )
     assert draw(picture).startswith(b"\x89PNG")
 

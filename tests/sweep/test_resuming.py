@@ -125,6 +125,9 @@ def test_a_kept_spec_is_found_from_anywhere(tiny_spec: Path, tmp_path: Path, mon
         (tmp_path / "kept.yaml").write_text(dump_spec(spec))
         return tmp_path / "kept.yaml"
 
+    monkeypatch.setenv("HOME", "/home/ann")
+    for directory, kept in {"features": f"{tmp_path}/features", "~/features": "/home/ann/features"}.items():
+        assert settled("photos", f"cache.directory={directory}").cache.directory == kept
     for source, kept in {
         "folder:photos": f"folder:{tmp_path}/photos",
         "photos": f"folder:{tmp_path}/photos",
@@ -143,6 +146,12 @@ def test_a_kept_spec_is_found_from_anywhere(tiny_spec: Path, tmp_path: Path, mon
     plain, taught = settled("digits", "model.backbone=null", "model.weights=default", backbones).model.backbones  # type: ignore[misc]
     assert plain == "resnet18"
     assert taught.weights.pretrain.data.source == f"folder:{tmp_path}/photos"
+
+
+def test_a_change_is_kept_whatever_letters_a_path_has(home: HomePaths, tiny_spec: Path) -> None:
+    changed = ("extended", {"changes": {"data.source": "folder:/photos/𠮷野 😀"}})
+    lay_out(home, tiny_spec, [BEGUN, changed])
+    assert find_left(home, "tiny").spec.data.source == "folder:/photos/𠮷野 😀"
 
 
 def test_pictures_may_have_moved(

@@ -145,3 +145,10 @@ def test_bytes_held_are_those_on_disk(tmp_path: Path) -> None:
 
 def test_nothing_known_is_nothing_said() -> None:
     assert Reuse(0, 0, 0.0).sentences() == []
+
+
+def test_epochs_on_smaller_pictures_say_nothing_of_the_price() -> None:
+    """They train on fewer pixels, which is no work of frozen layers."""
+    small = {**epoch(0.0), "compute/gflops": (TAIL + PREFIX) / 4e9, "time/train_s": 0.01}
+    assert seconds_per_flop([trial(0, 3, small, epoch(0.0), epoch(1.0))]) == pytest.approx(PRICE)
+    assert seconds_per_flop([trial(0, 0, small, epoch(0.0))]) is None

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.training.auroc import auroc
+from trainables.training.auroc import class_areas
+from tuner.report.clusters import Answers, effective_number
 from tuner.report.intervals import (
     auroc_interval,
     mean_cost_interval,
@@ -59,17 +60,18 @@ def standard_error(area: float, num_positive: int, num_negative: int) -> float:
 @pytest.mark.parametrize("area", [0.5, 0.8932, 1.0])
 def test_the_ends_of_an_area_are_where_its_own_spread_just_reaches_it(area: float) -> None:
     """With as many positive pictures as negative ones, Newcombe's spread is Hanley and McNeil's."""
-    low, high = auroc_interval(area, (40, 40))
+    low, high = auroc_interval([area], (40, 40))
     assert area - low == pytest.approx(1.959964 * standard_error(low, 40, 40), abs=1e-6)
     assert high - area == pytest.approx(1.959964 * standard_error(high, 40, 40), abs=1e-6)
     assert 0 < low < area <= high <= 1
 
 
 def test_an_area_of_one_of_few_pictures_is_not_sure() -> None:
-    assert auroc_interval(1.0, (10, 10))[0] < 0.9
-    assert auroc_interval(1.0, (1000, 1000))[0] > 0.99
-    assert auroc_interval(0.9, (30, 20))[::-1] == pytest.approx([1 - end for end in auroc_interval(0.1, (30, 20))])
-    assert auroc_interval(0.9, (20, 20, 20, 0)) == auroc_interval(0.9, (20, 20, 20))
+    assert auroc_interval([1.0], (10, 10))[0] < 0.9
+    assert auroc_interval([1.0], (1000, 1000))[0] > 0.99
+    assert auroc_interval([0.9], (30, 20))[::-1] == pytest.approx([1 - end for end in auroc_interval([0.1], (30, 20))])
+    three = [0.9, 0.8, 0.7]
+    assert auroc_interval([*three, math.nan], (20, 20, 20, 0)) == auroc_interval(three, (20, 20, 20))
 
 
 def test_nineteen_intervals_of_twenty_hold_the_true_area() -> None:
@@ -77,12 +79,10 @@ def test_nineteen_intervals_of_twenty_hold_the_true_area() -> None:
     rng = np.random.default_rng(0)
     truth = 0.5 * (1 + math.erf(2.0 / 2))  # of normal scores whose means are two standard deviations apart
 
-    def sample(sizes: tuple[int, ...], means: np.ndarray) -> float:
+    def sample(sizes: tuple[int, ...], means: np.ndarray) -> list[float]:
         labels = np.repeat(np.arange(len(sizes)), sizes)
         scores = torch.from_numpy(rng.normal(means[labels]))
-        area = auroc(scores, torch.from_numpy(labels))
-        assert area is not None
-        return area
+        return class_areas(scores, torch.from_numpy(labels)).tolist()
 
     def coverage(sizes: tuple[int, ...], means: np.ndarray, true_area: float) -> float:
         intervals = [auroc_interval(sample(sizes, means), sizes) for _ in range(400)]
@@ -91,12 +91,58 @@ def test_nineteen_intervals_of_twenty_hold_the_true_area() -> None:
     two = np.array([[0.0, 0.0], [-math.sqrt(2), math.sqrt(2)]])  # the margin's deviation is the root of two
     assert 0.93 <= coverage((25, 15), two, truth) <= 0.995
     three = 1.5 * np.eye(3)
-    assert coverage((12, 12, 12), three, sample((4000, 4000, 4000), three)) >= 0.94
+    assert coverage((12, 12, 12), three, float(np.mean(sample((4000, 4000, 4000), three)))) >= 0.94
+
+
+def test_a_rare_class_that_is_hard_among_easy_ones_is_as_unsure_as_it_is() -> None:
+    """Five pictures of a class whose area is 0.65, beside two classes that nobody mistakes."""
+    rng = np.random.default_rng(0)
+    distance = math.sqrt(2) * 0.38532  # the normal quantile of 0.65
+    held = []
+    for _ in range(400):
+        rare, rest = rng.normal(distance, size=(5, 1)), rng.normal(size=(1, 900))
+        area = float((rare > rest).mean())
+        low, high = auroc_interval([area, 1.0, 1.0], (5, 450, 450))
+        held.append(low <= (0.65 + 2) / 3 <= high)
+    assert np.mean(held) >= 0.93
+
+
+@pytest.mark.parametrize(("num_groups", "size", "likeness"), [(20, 5, 0.9), (40, 5, 0.3), (12, 8, 0.6), (100, 1, 0.0)])
+def test_nineteen_intervals_of_twenty_hold_the_true_share_where_shots_of_a_part_fail_together(
+    num_groups: int, size: int, likeness: float
+) -> None:
+    """A shot is right as its part is with this probability, else by itself; Wilson's own interval is far too narrow."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(num_groups), size)
+    held, naive = [], []
+    for _ in range(600):
+        parts, shots = rng.random(num_groups) < 0.8, rng.random(num_groups * size) < 0.8
+        values = np.where(rng.random(num_groups * size) < likeness, parts[clusters], shots).astype(float)
+        number, share = effective_number(values, clusters), float(values.mean())
+        low, high = wilson_interval(share * number, number)
+        held.append(low <= 0.8 <= high)
+        low, high = wilson_interval(share * len(values), len(values))
+        naive.append(low <= 0.8 <= high)
+    assert np.mean(held) >= 0.94
+    if likeness >= 0.6:
+        assert np.mean(naive) < 0.8
+
+
+def test_the_effective_number_lies_between_that_of_groups_and_that_of_pictures() -> None:
+    clusters = np.repeat(np.arange(10), 4)
+    alternating = np.tile([1.0, 0.0], 20)
+    assert effective_number(alternating, np.arange(40)) == 40
+    assert 20 < effective_number(alternating, clusters) <= 40, "groups that are all alike hide little"
+    by_group = np.repeat(np.arange(10) % 2, 4).astype(float)
+    assert effective_number(by_group, clusters) == pytest.approx(10, abs=1.5)
+    assert effective_number(np.ones(40), clusters) == 10, "without a mistake nobody knows"
+    assert effective_number(by_group, np.zeros(40, int)) == 1
+    assert effective_number(np.ones(10), np.array([0] * 6 + [1, 2, 3, 4])) == 100 / 40
 
 
 def test_mean_recall_of_one_class_is_its_wilson_interval() -> None:
-    assert mean_recall_interval([[8, 2], [0, 0]]) == pytest.approx(wilson_interval(8, 10))
-    low, high = mean_recall_interval([[80, 20], [1, 9]])
+    assert mean_recall_interval([0.8], [10]) == pytest.approx(wilson_interval(8, 10))
+    low, high = mean_recall_interval([0.8, 0.9], [100, 10])
     assert 0 < low < 0.85 < high < 1
     # The rare class decides how sure the mean is.
     assert high - low > wilson_interval(9, 10)[1] / 2 - wilson_interval(9, 10)[0] / 2
@@ -109,10 +155,29 @@ def test_equal_costs_give_the_error_rates_interval() -> None:
     assert mean_cost_interval(0.0, [[0, 1], [100, 0]], 50)[1] > 5
 
 
+def answers(counts: list[list[int]], clusters: list[int] | None = None) -> Answers:
+    """Of a confusion matrix, rows being true classes."""
+    pairs = [(true, decided) for true, row in enumerate(counts) for decided, n in enumerate(row) for _ in range(n)]
+    return Answers.of(*zip(*pairs, strict=True), range(len(pairs)) if clusters is None else clusters)
+
+
 def test_every_interval_holds_its_figure() -> None:
-    metrics = {"balanced_accuracy": 0.85, "auroc": 0.93, "cost": 0.4, "accuracy": 0.81}
-    found = metric_intervals(metrics, [[80, 20], [1, 9]], [[0, 1], [8, 0]])
-    for name in ("balanced_accuracy", "auroc", "cost"):
-        assert found.pop(f"{name}_low") < metrics[name] < found.pop(f"{name}_high")
+    metrics = {"balanced_accuracy": 0.85, "auroc": 0.93, "cost": 0.4, "accuracy": 89 / 110}
+    found = metric_intervals(metrics, answers([[80, 20], [1, 9]]), [0.93], [[0, 1], [8, 0]])
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx(wilson_interval(89, 110))
+    for name, value in metrics.items():
+        assert found.pop(f"{name}_low") < value < found.pop(f"{name}_high")
     assert not found
-    assert set(metric_intervals({}, [[1, 0], [0, 0]], None)) == {"balanced_accuracy_low", "balanced_accuracy_high"}
+    ends = {f"{name}_{end}" for name in ("accuracy", "balanced_accuracy") for end in ("low", "high")}
+    assert set(metric_intervals({}, answers([[1, 0], [0, 0]]), [math.nan])) == ends
+    assert set(metric_intervals({"auroc": 0.7}, answers([[0, 0], [1, 3]]))) == {"accuracy_low", "accuracy_high"}
+
+
+def test_every_interval_is_wider_where_pictures_are_shots_of_few_parts() -> None:
+    metrics, costs = {"auroc": 0.93, "cost": 0.4}, [[0, 1], [8, 0]]
+    counts = [[40, 20], [10, 30]]
+    alone = metric_intervals(metrics, answers(counts), [0.93], costs)
+    in_fives = metric_intervals(metrics, answers(counts, [place // 5 for place in range(100)]), [0.93], costs)
+    for name in ("accuracy", "balanced_accuracy", "auroc", "cost"):
+        assert in_fives[f"{name}_low"] < alone[f"{name}_low"]
+        assert in_fives[f"{name}_high"] > alone[f"{name}_high"]

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from tuner.report.confusion import Confusion, draw_confusion, write_confusion
-from tuner.report.intervals import wilson_interval
 
 
 def test_confusion_figures() -> None:
@@ -21,10 +20,6 @@ def test_confusion_figures() -> None:
     assert (confusion.total, confusion.correct) == (15, 12)
     assert confusion.majority_rate == pytest.approx(10 / 15)
     assert confusion.shares() == [[0.8, 0.2, 0.0], [0.2, 0.8, 0.0], [0.0, 0.0, 0.0]]
-    metrics = confusion.test_metrics()
-    assert metrics["test/accuracy"] == pytest.approx(0.8)
-    assert (metrics["test/accuracy_low"], metrics["test/accuracy_high"]) == wilson_interval(12, 15)
-    assert metrics["test/majority_rate"] == pytest.approx(10 / 15)
     assert math.isnan(Confusion.of(("a",), [[0]]).majority_rate)
     with pytest.raises(ValueError, match="3 classes has 3 rows and columns"):
         Confusion.of(("a", "b", "c"), [[1, 2], [3, 4]])

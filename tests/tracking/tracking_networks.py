@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainables.config import SplitConfig
 from tuner.models.model_file import ModelCard
 
 CLASSES = ("ants", "bees", "wasps")
@@ -20,6 +21,7 @@ def card(**changes: Any) -> ModelCard:
         "std": (0.2, 0.25, 0.3),
         "backbone": "tiny",
         "data_fingerprint": "f" * 64,
+        "split": SplitConfig(),
     }
     return ModelCard(**(settings | changes))
 

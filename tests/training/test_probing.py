@@ -229,7 +229,7 @@ def test_many_pictures_are_represented_by_some(
     monkeypatch.setattr(probing, "_MOST_WORK", 0)
     monkeypatch.setattr(probing, "_FEWEST_ROWS", 20)
     trial = ProbeJob.of(config("lenet", split=MORE), 4).config
-    features_ND, labels_N = probing._collect(TrialRun(trial, Workbench(), Ranks(DEVICE)), "train", [4])[4]
+    features_ND, labels_N, _ = probing._collect(TrialRun(trial, Workbench(), Ranks(DEVICE)), "train", [4])[4]
     assert features_ND.shape[0] == len(labels_N) == 20
     assert np.bincount(labels_N.numpy()).tolist() == [4, 4, 4, 4, 4]
     everything, all_labels = by_hand(trial, "train", 4)

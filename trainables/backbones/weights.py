@@ -24,13 +24,12 @@ import torchvision.models
 
 from trainables.backbones.families import check_name, outer_normalisation, skeleton
 from trainables.backbones.inputs import read_rgb, read_stated
-from trainables.config import WeightsFile
+from trainables.config import WEIGHTS_ENDINGS, WeightsFile
 from trainables.errors import InputError
 from trainables.files.node_cache import fetch_once
 from trainables.files.storage import fetch_file, is_local, join, read_bytes, write_bytes
 from trainables.files.typed_path import expand
 
-_SUFFIXES = (".pth", ".pt", ".safetensors")
 _PLACE = "model.weights"
 # Heads that torchvision trains beside the real one and that are left out here.
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
@@ -248,8 +247,8 @@ def _damaged(uri: str) -> str:
 
 def _read_file(path: Path) -> object:
     place = f"{_PLACE}: {path}"
-    if path.suffix not in _SUFFIXES:
-        raise InputError(f"{place} has none of the known endings; save a state dict as {', '.join(_SUFFIXES)}")
+    if path.suffix not in WEIGHTS_ENDINGS:
+        raise InputError(f"{place} has none of the known endings; save a state dict as {', '.join(WEIGHTS_ENDINGS)}")
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise InputError(f"{place} {what}; give the path of a state dict, 'default' or 'none'")
@@ -283,7 +282,7 @@ def _download(name: str, backbone: str) -> object:
     if wanted not in published.__members__:
         raise InputError(
             f"{_PLACE}: {backbone} has no weights {name!r}; take one of none, default, "
-            f"{', '.join(published.__members__)}, or a file ending in {', '.join(_SUFFIXES)}"
+            f"{', '.join(published.__members__)}, or a file ending in {', '.join(WEIGHTS_ENDINGS)}"
         )
     try:
         return published[wanted].get_state_dict(progress=False, check_hash=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trainables.config import SPLIT_NAMES, DataConfig, SplitConfig, SplitName
 from trainables.data.folds import assign_folds, position_of
+from trainables.data.side import Side
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 
@@ -49,6 +50,14 @@ def labelled_rows(table: ImageTable, config: DataConfig) -> tuple[NDArray[np.int
         InputError: See `ImageTable.rows_of`.
     """
     return table.rows_of(config.class_names if config.label_separator is None else table.class_names)
+
+
+def clusters_of(side: Side, config: DataConfig) -> list[int]:
+    """For each picture of a side the number, from 0, of what was dealt as one with it: a group, or copies [N]."""
+    table, rows = side.table, side.rows
+    numbers: dict[str, int] = {}
+    keys = dealt_as(table.ids[rows], table.groups_of(rows, config.group_pattern))
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def assign_sides(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -282,12 +282,18 @@ def _claim_together(writers: Sequence[Writer], number: int) -> list[Writer]:
     return claimed
 
 
-def parts_together(writers: Sequence[Writer], *, is_waiting: bool = True) -> Iterator[tuple[Part, list[Writer]]]:
+def parts_together(
+    writers: Sequence[Writer],
+    *,
+    is_waiting: bool = True,
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[tuple[Part, list[Writer]]]:
     """Parts that one pass over the pictures fills in several entries, say one per cut.
 
     Args:
         writers: Of the same rows, the same canonical batch.
         is_waiting: See `Writer.parts`.
+        waiting: Around each wait for another process's part.
 
     Returns:
         Each part with the writers that want it. What is not put before the next part is asked for is left to others.
@@ -318,5 +324,6 @@ def parts_together(writers: Sequence[Writer], *, is_waiting: bool = True) -> Ite
         if not num_waiting or not is_waiting:
             return
         if is_idle:
-            time.sleep(pause_s)
+            with waiting():
+                time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S[1])

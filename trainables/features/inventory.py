@@ -174,6 +174,15 @@ def evict(root: Path, entries: Sequence[Entry], budget_bytes: int) -> PruneRepor
     return PruneReport(num_removed, freed, sum(entry.num_bytes for entry in entries) - freed, num_in_use)
 
 
+def bytes_in_use(root: Path, entries: Iterable[Entry]) -> int:
+    """What those take that somebody uses and that therefore stay."""
+    num_bytes = 0
+    for entry in entries:
+        with unused(root / entry.digest / IN_USE_NAME) as is_unused:
+            num_bytes += 0 if is_unused else entry.reserved_bytes
+    return num_bytes
+
+
 def remove_entry(root: Path, digest: str) -> bool:
     """Removes one entry unless somebody uses it; it vanishes in one step."""
     folder = root / digest

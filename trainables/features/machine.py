@@ -21,12 +21,21 @@ from trainables.features.key import FrozenPart, Machine
 
 # oneDNN and MKL choose other kernels by these.
 _ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE")
+# And by these, which are in the key only where they are set: or what was stored before they were known would be lost.
+_RARE_ENVIRONMENT = (
+    "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS",
+    "MKL_ENABLE_INSTRUCTIONS", "TORCH_MKLDNN_MATMUL_MIN_DIM",
+)  # fmt: skip
+
+CUBLAS_WORKSPACE = ":4096:8"
+"""With one of a fixed size cuBLAS repeats itself; of another size it may choose other kernels."""
 
 
 def describe_machine(device: torch.device) -> Machine:
     """Device, libraries and switches of this process, as they are now."""
     software = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
     numerics = {name: os.environ.get(name, "") for name in _ENVIRONMENT}
+    numerics |= {name: os.environ[name] for name in _RARE_ENVIRONMENT if os.environ.get(name)}
     numerics["matmul"] = torch.get_float32_matmul_precision()
     numerics["deterministic"] = str(torch.are_deterministic_algorithms_enabled())
     numerics["mkldnn"] = str(torch.backends.mkldnn.enabled)
@@ -34,6 +43,9 @@ def describe_machine(device: torch.device) -> Machine:
         cudnn = torch.backends.cudnn
         software |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn.version())}
         numerics["cudnn"] = f"{cudnn.enabled} {cudnn.benchmark} {cudnn.deterministic} {cudnn.allow_tf32}"
+        workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
+        if workspace != CUBLAS_WORKSPACE:
+            numerics["cublas_workspace"] = workspace
         numerics["bf16_sums"] = str(torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction)
         major, minor = torch.cuda.get_device_capability(device)
         processor, threads = f"{torch.cuda.get_device_name(device)} {major}.{minor}", 0

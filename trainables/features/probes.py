@@ -25,6 +25,7 @@ _BISECTIONS = 40
 _CONSTANT = 1e-9  # A standard deviation below this share of the largest value is rounding.
 _LEAST_NOISE = 1e-9  # Variance of LogME's noise: without a bound, an exact fit has infinite evidence.
 _FIXED_POINT_STEPS = 100
+_LEAST_FREE = 1e-10  # Of a group that the others say nothing of, rounding would leave a singular matrix.
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ def fit_probe(
     num_classes: int,
     *,
     validation: tuple[torch.Tensor, torch.Tensor] | None = None,
+    clusters_N: torch.Tensor | None = None,
     alphas: Sequence[float] | None = None,
     least_std: float = 0.0,
     with_logme: bool = True,
@@ -73,6 +75,8 @@ def fit_probe(
         labels_N: Whole numbers from 0 to ``num_classes`` - 1.
         num_classes: Rows of the result; a class without pictures gets zero weights.
         validation: Features and labels of other pictures, to take the accuracy on.
+        clusters_N: The number of what each picture belongs to, a part or a patient, whose pictures are then left out
+            together: of one shot the others would tell. None: each is left out alone.
         alphas: Strengths to choose from, on standardised features; by default a grid over nine decades.
         least_std: Features whose standard deviation is below this share of their root mean square are not scaled up to
             one unit of variance: a weight on what hardly ever stirs is large, and noise elsewhere.
@@ -85,7 +89,7 @@ def fit_probe(
     labels_N = _checked(pooled_ND, labels_N, num_classes)
     mean_D, std_D = _moments(pooled_ND, least_std)
     targets_NK = 2.0 * _one_hot(labels_N, num_classes) - 1.0
-    ridge = _Ridge((pooled_ND - mean_D) / std_D, targets_NK)
+    ridge = _Ridge((pooled_ND - mean_D) / std_D, targets_NK, clusters_N)
     alpha, loo_NK = _choose(ridge, alphas or [len(pooled_ND) * value for value in _ALPHAS_PER_PICTURE])
     weight_KD = ridge.weight(alpha).T / std_D
     bias_K = targets_NK.mean(0) - weight_KD @ mean_D
@@ -201,7 +205,9 @@ class _Spectrum:
 class _Ridge:
     """Ridge regression with a free intercept, for every strength of regularisation."""
 
-    def __init__(self, centred_ND: torch.Tensor, targets_NK: torch.Tensor) -> None:
+    def __init__(
+        self, centred_ND: torch.Tensor, targets_NK: torch.Tensor, clusters_N: torch.Tensor | None = None
+    ) -> None:
         self._spectrum = _Spectrum(centred_ND)
         self._targets_NK = targets_NK
         left_NR = self._spectrum.left_NR
@@ -211,6 +217,7 @@ class _Ridge:
         self._outside_NK = centred_NK - left_NR @ self._parts_RK
         self._leverages_NR = left_NR.square()
         self._free_N = (1.0 - 1.0 / len(left_NR) - self._leverages_NR.sum(1)).clamp(min=0.0)
+        self._groups = [] if clusters_N is None else _several_by_size(clusters_N)
 
     def weight(self, alpha: float) -> torch.Tensor:
         """Coefficients [D, K]."""
@@ -218,15 +225,33 @@ class _Ridge:
         return self._spectrum.right_DR @ (self._parts_RK * (squares_R.sqrt() / (squares_R + alpha))[:, None])
 
     def leave_one_out(self, alpha: float) -> torch.Tensor:
-        """Outputs [N, K], each by a fit without that picture."""
+        """Outputs [N, K], each by a fit without that picture, or without all those of its group."""
         shrunk_R = alpha / (self._spectrum.squares_R + alpha)
         residual_NK = self._outside_NK + self._spectrum.left_NR @ (self._parts_RK * shrunk_R[:, None])
         left_free_N = (self._free_N + self._leverages_NR @ shrunk_R).clamp(min=1e-12)
-        return self._targets_NK - residual_NK / left_free_N[:, None]
+        left_out_NK = residual_NK / left_free_N[:, None]
+        for rows_Gm in self._groups:
+            left_GmR = self._spectrum.left_NR[rows_Gm]
+            hat_Gmm = (left_GmR * (1.0 - shrunk_R)) @ left_GmR.mT + 1.0 / len(residual_NK)
+            free_Gmm = torch.eye(rows_Gm.shape[1], dtype=hat_Gmm.dtype) * (1.0 + _LEAST_FREE) - hat_Gmm
+            left_out_NK[rows_Gm] = torch.linalg.solve(free_Gmm, residual_NK[rows_Gm])
+        return self._targets_NK - left_out_NK
 
     def leave_one_out_error(self, alpha: float) -> float:
         """Mean squared error of `leave_one_out`."""
         return float((self.leave_one_out(alpha) - self._targets_NK).square().mean())
+
+
+def _several_by_size(clusters_N: torch.Tensor) -> list[torch.Tensor]:
+    """Rows of the groups that have several, [G, m] for each size m; none where all pictures are of one group."""
+    _, places_N, sizes_g = clusters_N.unique(return_inverse=True, return_counts=True)
+    if len(sizes_g) == 1:
+        return []
+    rows_N = places_N.argsort(stable=True)
+    starts_g = sizes_g.cumsum(0) - sizes_g
+    return [
+        rows_N[starts_g[sizes_g == size][:, None] + torch.arange(int(size))] for size in sizes_g.unique() if size > 1
+    ]
 
 
 def _choose(ridge: _Ridge, alphas: Sequence[float]) -> tuple[float, torch.Tensor]:

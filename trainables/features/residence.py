@@ -7,6 +7,7 @@ kernel's cache of the disk, which is not the process's, or from the disk.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from trainables.features.reading import Features
 
@@ -35,8 +36,9 @@ class PageBudget:
         if sum(num_bytes for _, num_bytes in self._mapped.values()) + touched > self._limit_bytes:
             for held, _ in self._mapped.values():
                 held.release()
-            self.forget()
+            self._mapped.clear()
 
-    def forget(self) -> None:
-        """Lets go of all entries, which are closed; their maps end with the last tensor on them."""
-        self._mapped.clear()
+    def forget(self, closed: Iterable[Features]) -> None:
+        """Lets go of entries that are closed; their maps end with the last tensor on them."""
+        for features in closed:
+            self._mapped.pop(id(features), None)

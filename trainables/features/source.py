@@ -70,7 +70,7 @@ class StoredFeatures:
         ranks: This process among the workers, which share the filling.
         cuts_to_keep: Which cuts may be stored, by side. Where a side is missing, the trial's own.
         is_required: Whether training from pictures instead is an error; then the trial's own cut may be stored.
-        resident_bytes: See `PageBudget`.
+        pages: The process's, which all its trials share.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class StoredFeatures:
         ranks: Ranks,
         cuts_to_keep: Mapping[Literal["train", "val"], Collection[int]] | None = None,
         is_required: bool = False,
-        resident_bytes: int | None = None,
+        pages: PageBudget | None = None,
     ) -> None:
         self.tally, self.depth = FeatureTally(), config.freeze_depth
         self._store, self._config, self._backbone, self._ranks = store, config, backbone, ranks
@@ -95,13 +95,13 @@ class StoredFeatures:
         self._machine = describe_machine(ranks.device)
         self._open: dict[str, Features] = {}
         self._asked: set[str] = set()
-        self._pages = PageBudget(resident_bytes)
+        self._pages = PageBudget() if pages is None else pages
         self._stack = ExitStack()
 
     def close(self) -> None:
         """Lets the store evict what this trial read."""
+        self._pages.forget(self._open.values())
         self._open.clear()
-        self._pages.forget()
         self._stack.close()
 
     def kept(self, images: ImageBatches, depth: int) -> set[int]:
@@ -210,10 +210,10 @@ class StoredFeatures:
         num_filled = 0
         held = self.held(images, view_index, cuts)
         with ExitStack() as stack:
-            writers = {cut: stack.enter_context(self.writer(images, view_index, cut)) for cut in cuts}
+            writers = {cut: stack.enter_context(self.writer(images, view_index, cut)) for cut in _deepest_first(cuts)}
             cut_of = {id(writer): cut for cut, writer in writers.items()}
             reader = self.reader(prefix, held, stack.enter_context(images.ahead(view_index)))
-            for part, wanting in parts_together(list(writers.values())):
+            for part, wanting in parts_together(list(writers.values()), waiting=self._store.waiting):
                 shelf = Shelf(part, {cut_of[id(writer)]: writer for writer in wanting})
                 blocks = canonical_blocks(part.positions, prefix.batch_size)
                 after = _likely_block(wanting[0], part, prefix.batch_size)
@@ -222,6 +222,11 @@ class StoredFeatures:
                 shelf.store()
                 num_filled += len(part.positions) if self.depth in shelf.cuts else 0
         return num_filled
+
+
+def _deepest_first(cuts: Collection[int]) -> list[int]:
+    """Who comes first has the room: the deeper a cut, the smaller it is and the more it saves."""
+    return sorted(cuts, reverse=True)
 
 
 def _rows_digest(side: Side) -> str:
@@ -313,7 +318,9 @@ def visit(
         if stored is not None:
             to_fill = stored.to_fill(images, view_index, wanted, held)
             held = {**stored.held(images, view_index, to_fill), **held}
-            writers = {cut: stack.enter_context(stored.writer(images, view_index, cut)) for cut in to_fill}
+            writers = {
+                cut: stack.enter_context(stored.writer(images, view_index, cut)) for cut in _deepest_first(to_fill)
+            }
             reader = stored.reader(prefix, held, ahead)
             stored.tally.flops_saved += num_rows * stored.flops[wanted[-1]]
         blocks = canonical_blocks(np.arange(num_rows), prefix.batch_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from trainables.features.inventory import (
     Entry,
     Holding,
     PruneReport,
+    bytes_in_use,
     empty_trash,
     evict,
     list_entries,
@@ -72,6 +73,9 @@ class FeatureStore:
         self.directory, self.budget_bytes = Path(directory), budget_bytes
         self._spare_bytes, self._desk = spare_bytes, desk or LeaseDesk()
         self._shared = SharedStore(shared_uri, shared_timeout_s) if shared_uri else None
+        self._seen: set[str] = set()
+        self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Around what waits for another process or for a far store and is no hang, for whoever watches this one."""
         self.storing = Switch(f"feature cache {directory}: nothing more is stored", "features are computed when needed")
         self._space = Switch(f"feature cache {directory}: not everything is stored", "the rest is computed when needed")
 
@@ -88,7 +92,11 @@ class FeatureStore:
                 raise `DamagedError`); either way once per process.
         """
         found = open_entry(self.directory, key, check)
-        if found is None and self._shared and self._shared.switch.is_on and self._fetch(key, self._shared):
+        if self._shared is None or not self._shared.switch.is_on:
+            return found
+        if found is not None:
+            self._share(key.digest())
+        elif self._fetch(key, self._shared):
             found = open_entry(self.directory, key, check)
         return found
 
@@ -176,11 +184,14 @@ class FeatureStore:
         room = self.budget_bytes - plan.reserved_bytes
         if room < 0:
             return False
-        report = evict(self.directory, others, room)
-        if report.num_removed:
-            others = [entry for entry in self.entries() if entry.digest != digest]
         if sum(entry.reserved_bytes for entry in others) > room:
-            return False
+            # What would not fit even then drives nothing out.
+            if bytes_in_use(self.directory, others) > room:
+                return False
+            evict(self.directory, others, room)
+            others = [entry for entry in self.entries() if entry.digest != digest]
+            if sum(entry.reserved_bytes for entry in others) > room:
+                return False
         held = sum(entry.num_bytes for entry in entries if entry.digest == digest)
         is_room = shutil.disk_usage(self.directory).free + held >= plan.reserved_bytes + self._spare_bytes
         if not is_room:
@@ -193,6 +204,15 @@ class FeatureStore:
         with suppress(OSError):
             if not (self.directory / digest / MANIFEST_NAME).exists():
                 remove_entry(self.directory, digest)
+
+    def _share(self, digest: str) -> None:
+        """Has an entry that is whole here copied, once per process: whoever filled it may have ended before it was."""
+        folder = self.directory / digest
+        if digest in self._seen:
+            return
+        self._seen.add(digest)
+        with suppress(OSError, DamagedError):
+            self._publish(folder, Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8")))
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
         if self._shared and self._shared.switch.is_on:
@@ -209,7 +229,7 @@ class FeatureStore:
             manifest = Manifest.from_json(text)
             if manifest.plan.key != key:
                 raise DamagedError("holds another key")
-            with self._writer(manifest.plan, lambda *_: None) as writer:
+            with self.waiting(), self._writer(manifest.plan, lambda *_: None) as writer:
                 for part in writer.parts():
                     shard = manifest.shards[part.number]
                     writer.adopt(part, shard, shared.chunks(key.digest(), shard))

@@ -23,6 +23,7 @@ import torch
 from pydantic import ValidationError
 
 from trainables.config import FeatureSettings, TrialConfig
+from trainables.data.splits import clusters_of
 from trainables.files.outages import StorageAwayError, patiently
 from trainables.files.storage import join, make_durable
 from trainables.jobs import (
@@ -38,7 +39,7 @@ from trainables.jobs import (
 from trainables.lanes.switchboard import Order
 from trainables.lanes.watchdog import Watchdog
 from trainables.memory import give_back_freed_memory, keep_freed_memory
-from trainables.ranks import Ranks
+from trainables.ranks import Ranks, is_lost_peer
 from trainables.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from trainables.training.loop import DivergedError, StoppedError, TrialRun
 from trainables.training.measuring import run_measure
@@ -54,6 +55,10 @@ _LOOK_EVERY_S = 0.05
 
 
 AnyRun = TrialRun | ReplicatedRun
+
+
+_COPIES_S = 15.0
+"""How long a lane that is told to end waits for its copies; the pool waits twenty."""
 
 
 class _NodeDrainedError(RuntimeError):
@@ -82,6 +87,8 @@ def lane_loop(settings: dict[str, Any]) -> None:
     watchdog = Watchdog(settings["timeout_s"] or math.inf)
     bench.beat = watchdog.beat
     bench.waiting = ranks.waiting = watchdog.waiting
+    if bench.store is not None:
+        bench.store.waiting = watchdog.waiting
     gc.freeze()  # what is here before the first job stays; collections need not look at it again and again
     while (order := line.next_order()) is not None:
         try:
@@ -101,11 +108,17 @@ def lane_loop(settings: dict[str, Any]) -> None:
             logger.warning("job %s of lane %s lost its connection to the sweep", order.number, settings["lane"])
             raise
         except Exception as error:
+            if ranks.world_size > 1 and is_lost_peer(error):
+                # Who failed has said why; who was killed is mended by Ray Train, and its successor asks for the job.
+                logger.warning("job %s of lane %s lost another of its workers", order.number, settings["lane"])
+                raise
             logger.exception("job %s of lane %s failed", order.number, settings["lane"])
             line.fail(order, _explain(error))
             if ranks.world_size > 1:
                 raise
         _free_memory(device)
+    if bench.store is not None:
+        bench.store.close(_COPIES_S)  # what is copied to a shared store meanwhile is there for the next night
 
 
 def _run_job(order: Order, bench: Workbench, ranks: Ranks, line: _Line, watchdog: Watchdog) -> None:
@@ -351,7 +364,11 @@ def _score(run: TrialRun, job: ScoreJob, order: Order, line: _Line) -> None:
             "kind": "score",
             "metrics": evaluation.metrics,
             "confusion": evaluation.confusion.tolist(),
+            "areas": list(evaluation.areas),
             "average_precisions": list(evaluation.average_precisions),
+            "true": evaluation.true.tolist(),
+            "decided": evaluation.decided.tolist(),
+            "clusters": clusters_of(run.side(job.side), job.config.data),
         },
     )
 

@@ -1,7 +1,7 @@
 """The area under the ROC curve, exactly: a statistic of ranks, in which ties count one half.
 
-In: the logits and labels of a whole side. Out: one number. What it says does not add up over batches, so who deals a
-side to several ranks gathers the logits first.
+In: the logits and labels of a whole side. Out: one number, or one of each class. What it says does not add up over
+batches, so who deals a side to several ranks gathers the logits first.
 
 Axes: N pictures, K classes, k some of the classes.
 """
@@ -17,37 +17,45 @@ _ROWS_AT_ONCE = 4096
 def auroc(logits_NK: torch.Tensor, labels_N: torch.Tensor) -> float | None:
     """How often a picture of a class scores above one of another class, in [0, 1]; 0.5 is chance.
 
-    With two classes, of the second class against the first; with more, the mean of each class against the rest
-    (Provost & Domingos 2001, unweighted) by the class's probability. A class without pictures on this side, or with all
-    of them, has no value and is left out of the mean.
+    The mean of `class_areas` (Provost & Domingos 2001, unweighted) without the classes that have none.
 
     Returns:
         None where no class has a value.
+    """
+    return mean_defined(class_areas(logits_NK, labels_N))
+
+
+def mean_defined(areas: torch.Tensor) -> float | None:
+    """The mean of those that are not NaN; None where all are."""
+    defined = areas[~areas.isnan()]
+    return defined.mean().item() if len(defined) else None
+
+
+def class_areas(logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Of two classes one area, of the second against the first; of more each against the rest, by its probability.
+
+    Returns:
+        float64 [1] or [K]; NaN for a class without pictures on this side, or with all of them.
     """
     num_classes = logits_NK.shape[1]
     if num_classes == 2:  # noqa: PLR2004
         # The difference says the same as the probability and does not saturate; both classes give one value.
         margins_1N = (logits_NK[:, 1].double() - logits_NK[:, 0].double()).unsqueeze(0)
-        values_K = _areas(margins_1N, (labels_N == 1).unsqueeze(0))
-    else:
-        norms_N = torch.cat([rows.double().logsumexp(1) for rows in logits_NK.split(_ROWS_AT_ONCE)])
-        classes_K = torch.arange(num_classes, device=logits_NK.device)
-        width = max(1, _SCORES_AT_ONCE // max(1, len(labels_N)))
-        values_K = torch.cat(
-            [
-                _areas(logits_NK[:, some].T.double() - norms_N, labels_N == some.unsqueeze(1))
-                for some in classes_K.split(width)
-            ]
-        )
-    defined = values_K[~values_K.isnan()]
-    return defined.mean().item() if len(defined) else None
+        return _areas(margins_1N, (labels_N == 1).unsqueeze(0))
+    norms_N = torch.cat([rows.double().logsumexp(1) for rows in logits_NK.split(_ROWS_AT_ONCE)])
+    classes_K = torch.arange(num_classes, device=logits_NK.device)
+    width = max(1, _SCORES_AT_ONCE // max(1, len(labels_N)))
+    return torch.cat(
+        [
+            _areas(logits_NK[:, some].T.double() - norms_N, labels_N == some.unsqueeze(1))
+            for some in classes_K.split(width)
+        ]
+    )
 
 
 def mean_area(scores_kN: torch.Tensor, are_positive_kN: torch.Tensor) -> float | None:
     """The mean area of some classes by their own scores; None where none has both positive and negative pictures."""
-    values_k = _areas(scores_kN, are_positive_kN)
-    defined = values_k[~values_k.isnan()]
-    return defined.mean().item() if len(defined) else None
+    return mean_defined(_areas(scores_kN, are_positive_kN))
 
 
 def _areas(scores_kN: torch.Tensor, are_positive_kN: torch.Tensor) -> torch.Tensor:

@@ -64,13 +64,17 @@ def judge_labels(logits_NK: torch.Tensor, has_NK: torch.Tensor) -> Evaluation:
     scikit-learn counts it; ``accuracy``, the share of pictures whose labels are all right.
     """
     if not len(logits_NK):
-        return Evaluation({"loss": 0.0, "accuracy": 0.0, "macro_f1": 0.0}, count_labels(logits_NK, has_NK), ())
+        nothing = np.zeros(0, np.int64)
+        return Evaluation(
+            {"loss": 0.0, "accuracy": 0.0, "macro_f1": 0.0}, count_labels(logits_NK, has_NK), nothing, nothing
+        )
     counts_K22 = count_labels(logits_NK, has_NK)
     true_K, given_K = counts_K22[:, 1].sum(1), counts_K22[:, :, 1].sum(1)
     precisions = average_precisions(logits_NK, has_NK)
+    are_right_N = ((logits_NK >= 0) == has_NK.bool()).all(1)
     metrics = {
         "loss": label_losses(logits_NK.double(), has_NK).mean().item(),
-        "accuracy": ((logits_NK >= 0) == has_NK.bool()).all(1).double().mean().item(),
+        "accuracy": are_right_N.double().mean().item(),
         "macro_f1": float((2 * counts_K22[:, 1, 1] / np.maximum(1, true_K + given_K)).mean()),
     }
     if defined := [value for value in precisions if value is not None]:
@@ -78,4 +82,5 @@ def judge_labels(logits_NK: torch.Tensor, has_NK: torch.Tensor) -> Evaluation:
     area = mean_area(logits_NK.T.double(), has_NK.T.bool())
     if area is not None:
         metrics["auroc"] = area
-    return Evaluation(metrics, counts_K22, tuple(precisions))
+    decided_N = are_right_N.long().cpu().numpy()
+    return Evaluation(metrics, counts_K22, np.ones_like(decided_N), decided_N, average_precisions=tuple(precisions))

@@ -36,7 +36,7 @@ from trainables.training.kernels import choose_kernels
 from trainables.training.label_scores import judge_labels
 from trainables.training.losses import TrainingLoss, class_weights
 from trainables.training.mixing import Mixer
-from trainables.training.scores import Evaluation, count_confusion, judge_whole
+from trainables.training.scores import Evaluation, decide, judge_whole
 from trainables.training.sizes import share_at, size_at
 from trainables.training.trained_part import build_optimizer, keep_statistics, lr_scale, replace_dropout, split_network
 from trainables.training.workbench import Workbench
@@ -128,7 +128,7 @@ class TrialRun:
             ranks=self._ranks,
             cuts_to_keep=cuts_to_keep,
             is_required=settings.mode == "required",
-            resident_bytes=settings.resident_bytes,
+            pages=self._bench.pages,
         )
 
     @property
@@ -293,23 +293,22 @@ class TrialRun:
         positions = self._ranks.share(np.arange(len(side)))
         plan = [positions[block] for block in plan_in_order(len(positions), _EVALUATION_BATCH_SIZE)]
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        confusion_KK = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
+        decided_N = torch.zeros(len(side), dtype=torch.int64, device=device)
         # Each rank fills its own rows: the sum over ranks is the whole side, with no picture twice.
         logits_NK = torch.zeros((len(side), num_classes), dtype=next(self._tail.parameters()).dtype, device=device)
         for block, batch in zip(plan, self._batches(side, _AS_IS).batches(plan, 0), strict=True):
-            logits_BK = self._forward(batch.inputs)
+            logits_BK, rows = self._forward(batch.inputs), slice(block[0], block[-1] + 1)
             if self._members_SK is None:
                 loss_sum += F.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
-                confusion_KK += count_confusion(logits_BK, batch.labels_B, costs_KK)
-            logits_NK[block[0] : block[-1] + 1] = logits_BK
+                decided_N[rows] = decide(logits_BK, costs_KK)
+            logits_NK[rows] = logits_BK
         self._ranks.sum(logits_NK)
         labels_N = torch.from_numpy(side.labels).to(device)
         if self._members_SK is not None:
             return judge_labels(logits_NK, self._members_SK[labels_N])
         loss = self._ranks.sum(loss_sum).item() / max(1, len(side))
-        confusion = self._ranks.sum(confusion_KK).cpu().numpy()
-        scores = judge_whole(confusion, logits_NK, labels_N, None if costs is None else np.array(costs))
-        return Evaluation({"loss": loss, **scores}, confusion)
+        self._ranks.sum(decided_N)
+        return judge_whole(loss, decided_N, logits_NK, labels_N, None if costs is None else np.array(costs))
 
     def checkpoint(self, meta: dict[str, Any] | None = None, *, weights_only: bool = False) -> Checkpoint:
         """The trial's state after its last whole epoch; its tensors are the run's own and change with the next one.

@@ -14,11 +14,13 @@ import math
 import time
 from collections.abc import Collection
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from trainables.config import SplitName, TrialConfig
+from trainables.data.splits import clusters_of
 from trainables.features.probes import ProbeResult, fit_probe, head_from_probe, pool, representative_rows
 from trainables.jobs import DepthProbe, Message, ProbeJob
 from trainables.ranks import Ranks
@@ -59,9 +61,13 @@ def run_probe(job: ProbeJob, bench: Workbench, ranks: Ranks) -> Message:
     with one_thread():
         for depth, stage in zip(cuts, stages, strict=True):
             began = time.perf_counter()
-            result = fit_probe(*train[depth], num_classes, validation=val.get(depth), least_std=LEAST_STD)
+            features_ND, labels_N, clusters_N = train[depth]
+            judged = (val[depth].features_ND, val[depth].labels_N) if depth in val else None
+            result = fit_probe(
+                features_ND, labels_N, num_classes, validation=judged, clusters_N=clusters_N, least_std=LEAST_STD
+            )
             seconds = time.perf_counter() - began
-            probes.append(_describe(depth, stage.name, result, len(val[depth][1]) if depth in val else 0, seconds))
+            probes.append(_describe(depth, stage.name, result, len(judged[1]) if judged else 0, seconds))
     bench.heads[head_key(job.config)] = result
     metrics = {"time/pass_s": passed - started, "time/fit_s": time.perf_counter() - passed}
     return {"kind": "probe", "probes": probes, "metrics": metrics}
@@ -91,10 +97,15 @@ def probed_head(config: TrialConfig, num_stages: int, bench: Workbench, ranks: R
     key = head_key(config)
     if ranks.is_first and key not in bench.heads:
         with closing(TrialRun(ProbeJob.of(config, num_stages).config, bench, Ranks(ranks.device))) as run:
-            features_ND, labels_N = _collect(run, "train", [num_stages])[num_stages]
+            seen = _collect(run, "train", [num_stages])[num_stages]
         with one_thread():
             bench.heads[key] = fit_probe(
-                features_ND, labels_N, len(config.data.class_names), least_std=LEAST_STD, with_logme=False
+                seen.features_ND,
+                seen.labels_N,
+                len(config.data.class_names),
+                clusters_N=seen.clusters_N,
+                least_std=LEAST_STD,
+                with_logme=False,
             )
     is_whole = config.freeze_depth == num_stages
     with ranks.while_first_works():
@@ -138,8 +149,17 @@ def _describe(depth: int, stage: str, result: ProbeResult, num_val: int, seconds
     )
 
 
-def _collect(run: TrialRun, name: SplitName, cuts: Collection[int]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """Features [N, D] in float64 and labels [N] of one side's pictures, or of enough of them, for each cut."""
+class _Seen(NamedTuple):
+    """What a probe is fitted on, or judged by: features in float64, and of whom each picture is."""
+
+    features_ND: torch.Tensor
+    labels_N: torch.Tensor
+    clusters_N: torch.Tensor
+
+
+def _collect(run: TrialRun, name: SplitName, cuts: Collection[int]) -> dict[int, _Seen]:
+    """One side's pictures, or enough of them, for each cut."""
+    clusters_N = torch.tensor(clusters_of(run.side(name), run.config.data), dtype=torch.int64)
     labels_N = torch.from_numpy(np.ascontiguousarray(run.side(name).labels))
     chosen: dict[int, np.ndarray] = {}
     pieces: dict[int, list[torch.Tensor]] = {cut: [] for cut in cuts}
@@ -150,7 +170,10 @@ def _collect(run: TrialRun, name: SplitName, cuts: Collection[int]) -> dict[int,
                 chosen[cut] = representative_rows(labels_N, _num_rows(pooled_ND.shape[1])).numpy()
             wanted = np.isin(positions, chosen[cut], assume_unique=True)
             pieces[cut].append(pooled_ND[torch.from_numpy(wanted)])
-    return {cut: (torch.cat(pieces[cut]), labels_N[torch.from_numpy(rows)]) for cut, rows in chosen.items()}
+    return {
+        cut: _Seen(torch.cat(pieces[cut]), labels_N[torch.from_numpy(rows)], clusters_N[torch.from_numpy(rows)])
+        for cut, rows in chosen.items()
+    }
 
 
 def _num_rows(num_features: int) -> int:

@@ -11,6 +11,8 @@ import os
 import torch
 import torch.utils.deterministic
 
+from trainables.features.machine import CUBLAS_WORKSPACE
+
 
 def make_repeatable(device: torch.device) -> None:
     """Chooses such kernels for this process; to be called before it computes anything on ``device``.
@@ -20,7 +22,7 @@ def make_repeatable(device: torch.device) -> None:
     """
     if device.type != "cuda":
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)

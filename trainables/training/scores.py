@@ -1,10 +1,10 @@
-"""What a side of the split says about a classifier: counts that add up over batches and ranks, and rates from them.
+"""What a side of the split says about a classifier: what its pictures are taken for, and rates from that.
 
 In: logits and labels, and what mistakes cost where that is known. Out: a confusion matrix, and the metrics that follow
-from it alone. A sum of matrices is the matrix of the whole, so nothing here depends on how the pictures were dealt to
-batches and ranks.
+from it and from the ranks of scores. A decision is of one picture's logits alone, so nothing here depends on how the
+pictures were dealt to batches and ranks.
 
-Axes: B pictures, K classes.
+Axes: B pictures of a batch, N of a side, K classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainables.training.auroc import auroc
+from trainables.training.auroc import class_areas, mean_defined
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,17 @@ class Evaluation:
             another has too; ``cost`` where mistakes have costs.
         confusion: int64 [K, K], rows are true classes, columns what was decided. Where pictures have several labels,
             one such table per class: [K, 2, 2].
+        true: int64 [N], the classes of the pictures in the side's order; all 1 where pictures have several labels.
+        decided: int64 [N], what each was taken for; where pictures have several labels, 1 if all of them are right.
+        areas: Under the ROC curve, of each class; see `class_areas`. Empty where pictures have several labels.
         average_precisions: Of the classes, where pictures have several labels; None for a class without pictures.
     """
 
     metrics: dict[str, float]
     confusion: np.ndarray
+    true: np.ndarray
+    decided: np.ndarray
+    areas: tuple[float, ...] = ()
     average_precisions: tuple[float | None, ...] = ()
 
 
@@ -51,12 +57,8 @@ def decide(logits_BK: torch.Tensor, costs_KK: torch.Tensor | None = None) -> tor
     return expected_costs(logits_BK.double().softmax(1), costs_KK).argmin(1)
 
 
-def count_confusion(
-    logits_BK: torch.Tensor, labels_B: torch.Tensor, costs_KK: torch.Tensor | None = None
-) -> torch.Tensor:
+def count_confusion(decided_B: torch.Tensor, labels_B: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Pictures by true class (rows) and by what `decide` takes them for (columns): int64 [K, K]."""
-    num_classes = logits_BK.shape[1]
-    decided_B = decide(logits_BK, costs_KK)
     # One line of our own: importing torchmetrics for it takes two seconds of every worker's start (it imports SciPy).
     return torch.bincount(labels_B * num_classes + decided_B, minlength=num_classes**2).view(num_classes, -1)
 
@@ -67,23 +69,30 @@ def mean_cost(confusion_KK: np.ndarray, costs_KK: np.ndarray) -> float:
 
 
 def judge_whole(
-    confusion_KK: np.ndarray, logits_NK: torch.Tensor, labels_N: torch.Tensor, costs_KK: np.ndarray | None
-) -> dict[str, float]:
-    """The metrics of a whole side but its loss.
+    loss: float,
+    decided_N: torch.Tensor,
+    logits_NK: torch.Tensor,
+    labels_N: torch.Tensor,
+    costs_KK: np.ndarray | None,
+) -> Evaluation:
+    """Scores of a whole side.
 
     Args:
-        confusion_KK: Its decisions, counted.
-        logits_NK: Of all its pictures.
-        labels_N: Of the same.
+        loss: The mean of its pictures.
+        decided_N: What each was taken for.
+        logits_NK: Of the same.
+        labels_N: Their classes.
         costs_KK: What decisions cost; None where that is not known.
     """
-    metrics = rates(confusion_KK)
-    area = auroc(logits_NK, labels_N)
+    confusion_KK = count_confusion(decided_N, labels_N, logits_NK.shape[1]).cpu().numpy()
+    areas = class_areas(logits_NK, labels_N)
+    metrics = {"loss": loss, **rates(confusion_KK)}
+    area = mean_defined(areas)
     if area is not None:
         metrics["auroc"] = area
     if costs_KK is not None:
         metrics["cost"] = mean_cost(confusion_KK, costs_KK)
-    return metrics
+    return Evaluation(metrics, confusion_KK, labels_N.cpu().numpy(), decided_N.cpu().numpy(), tuple(areas.tolist()))
 
 
 def judge(
@@ -102,9 +111,8 @@ def judge(
     """
     # What rounds to 0 counts as the least number above it: a loss is large then, and finite.
     logits_NK = probabilities_NK.double().clamp(min=torch.finfo(torch.float32).tiny).log()
-    confusion_KK = count_confusion(logits_NK, labels_N, decided_by_KK).cpu().numpy()
     loss = torch.nn.functional.nll_loss(logits_NK, labels_N).item() if len(labels_N) else 0.0
-    return Evaluation({"loss": loss, **judge_whole(confusion_KK, logits_NK, labels_N, costs_KK)}, confusion_KK)
+    return judge_whole(loss, decide(logits_NK, decided_by_KK), logits_NK, labels_N, costs_KK)
 
 
 def rates(confusion_KK: np.ndarray) -> dict[str, float]:

@@ -21,6 +21,7 @@ from trainables.data.splits import labelled_rows, sides_of
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
 from trainables.features.probes import ProbeResult
+from trainables.features.residence import PageBudget
 from trainables.features.store import FeatureStore
 from trainables.files.node_cache import features_root
 
@@ -46,6 +47,7 @@ class Workbench:
         self.beat: Callable[[], object] = lambda: None
         self.waiting: Callable[[], AbstractContextManager[object]] = nullcontext
         self.store: FeatureStore | None = None
+        self.pages = PageBudget(None if features is None else features.resident_bytes)
         if features is not None:
             directory = features_root(features.directory)
             self.store = FeatureStore(directory, features.budget_bytes, features.shared_uri)

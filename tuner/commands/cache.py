@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,16 +14,19 @@ if TYPE_CHECKING:
 
 cache_app = typer.Typer(help="Features of frozen layers that sweeps have stored on this machine.", no_args_is_help=True)
 _GB = 1e9
+Directory = Annotated[
+    Path | None, typer.Option(file_okay=False, exists=True, help="`cache.directory` of a spec; by default Thaw's own.")
+]
 
 
 @cache_app.command()
-def status() -> None:
+def status(directory: Directory = None) -> None:
     """Lists what is held per backbone, cut and augmentation policy."""
     from rich.console import Console
 
     from tuner.report.output import build_table
 
-    store = _store()
+    store = _store(directory)
     holdings = store.status()
     rows = [
         [
@@ -45,9 +49,9 @@ def status() -> None:
 
 
 @cache_app.command()
-def verify() -> None:
+def verify(directory: Directory = None) -> None:
     """Reads everything and compares checksums; what is damaged is removed and will be computed anew."""
-    report = _store().verify()
+    report = _store(directory).verify()
     for line in report.damaged:
         typer.echo(line, err=True)
     typer.echo(f"{report.num_entries} entries, {report.num_bytes / _GB:.3f} GB: {len(report.damaged)} damaged")
@@ -58,24 +62,25 @@ def verify() -> None:
 @cache_app.command()
 def prune(
     budget_gb: Annotated[float | None, typer.Option(min=0, help="What may stay; by default the usual budget.")] = None,
+    directory: Directory = None,
 ) -> None:
     """Removes the least recently used until the budget is kept; nothing that a running trial reads."""
-    _say(_store().prune(None if budget_gb is None else round(budget_gb * _GB)))
+    _say(_store(directory).prune(None if budget_gb is None else round(budget_gb * _GB)))
 
 
 @cache_app.command()
-def clear() -> None:
+def clear(directory: Directory = None) -> None:
     """Removes everything that no running trial reads."""
-    _say(_store().clear())
+    _say(_store(directory).clear())
 
 
-def _store() -> FeatureStore:
+def _store(given: Path | None) -> FeatureStore:
     from search_spaces.spec import CacheSpec
     from trainables.features.store import FeatureStore
     from trainables.files.node_cache import features_root
     from tuner.paths import HomePaths
 
-    directory = features_root(HomePaths.from_env().features)
+    directory = features_root(given or HomePaths.from_env().features)
     return FeatureStore(directory, round(CacheSpec().budget_gb * _GB))
 
 

@@ -109,8 +109,7 @@ def _show(found: Inspection, console: Console) -> None:
     from tuner.report.output import build_table
 
     rows = [[each.name, *each.counts.values(), each.total, each.brightness, each.contrast] for each in found.classes]
-    totals = [sum(each.counts[side] for each in found.classes) for side in SPLIT_NAMES]
-    rows.append(["all", *totals, found.num_pictures, None, None])
+    rows.append(["all", *(found.sizes[side] for side in SPLIT_NAMES), found.num_pictures, None, None])
     columns = ["class", *SPLIT_NAMES, "pictures", "brightness", "contrast"]
     console.print(build_table(columns, rows, title=found.source))
     for line in found.lines():

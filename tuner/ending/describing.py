@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from search_spaces.model_spec import BackboneChoice
 from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
-from tuner.networks.network import Network
 from tuner.pictures.dealing import PreparedData
 from tuner.records.reuse import Reuse
-from tuner.report.figures import sentence
+from tuner.report.figures import explanations, sentence
 from tuner.report.result import Champion, Standing
-from tuner.report.spread import explanation
 
 
 def summary(spec: SweepSpec, data: PreparedData) -> dict[str, Any]:
@@ -58,19 +55,6 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": platform.platform(), **versions}
 
 
-def data_summary(data: PreparedData, networks: Mapping[str, Network]) -> dict[str, Any]:
-    """The pictures by side and class, what was set aside, and the weights that networks begin with."""
-    first = {name: network.first_weights for name, network in networks.items()}
-    return {
-        "fingerprint": data.config.fingerprint,
-        "test_digest": data.test_digest,
-        "sides_digest": data.sides_digest,
-        "weights": {name: weights.model_dump() for name, weights in first.items() if weights is not None},
-        "pictures": data.counts,
-        "set_aside": [{"name": bad.name, "reason": bad.reason} for bad in data.report.bad_files],
-    }
-
-
 def flat(standing: Standing) -> dict[str, float]:
     """Scores with their side in the name: ``val/accuracy``, ``test/accuracy``..."""
     return {f"val/{name}": value for name, value in standing.val.items()} | {
@@ -83,8 +67,7 @@ def note(champion: Champion, baselines: list[Standing], reuse: Reuse, metric: st
     lines = [f"Champion: trial {champion.number}, {sentence(champion.standing, metric)}."]
     lines += [f"Its weights were trained by {lineage}." for lineage in lineage_tags(champion).values()]
     lines += [f"- {standing.name}: {sentence(standing, metric)}" for standing in baselines]
-    meant = explanation(champion.config)
-    return "\n".join([*lines, *(f"\n{said}" for said in ([meant] if meant else []) + reuse.sentences())])
+    return "\n".join([*lines, *(f"\n{said}" for said in explanations(champion) + reuse.sentences())])
 
 
 def lineage_tags(champion: Champion) -> dict[str, str]:

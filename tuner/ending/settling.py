@@ -6,13 +6,16 @@ In: a sweep of this home, from here or imported. Out: MLflow has all of it, once
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from search_spaces.spec import SweepSpec
 from tuner.paths import HomePaths
+from tuner.progress import Progress
 from tuner.records.journal import Record, champion_record, read_records
 from tuner.records.resuming import is_finished
-from tuner.tracking.runs import Tracking
+from tuner.tracking.access import without_password
+from tuner.tracking.runs import PATIENCE_S, Tracking
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class Settled:
         untold: Records that MLflow was not told, because it is away.
         model: The champion's version and alias, with the reason, in words; None where nothing was registered.
         failure: Why the champion could not be registered.
+        is_away: Whether MLflow gave no answer at all.
     """
 
     untold: int = 0
     model: str | None = None
     failure: str | None = None
+    is_away: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -35,12 +40,33 @@ class Settled:
         return not self.untold and self.failure is None
 
 
-def owes_anything(home: HomePaths, name: str, tracking: Tracking) -> bool:
-    """Whether there are records, or a champion's model, that MLflow is not known to have; asks nobody."""
-    return bool(tracking.pending()) or (tracking.model is None and _model_record(home, name) is not None)
+def tell_the_rest(home: HomePaths, spec: SweepSpec, progress: Progress) -> None:
+    """Sends MLflow what it does not have of a finished sweep, and says what came of it."""
+    tracking = Tracking.for_sweep(home, spec.name, home.tracking_uri(spec.tracking.uri))
+
+    def announce(num_records: int) -> None:
+        progress.phase(f"telling MLflow what it was not told, {num_records} records")
+
+    settled = settle(home, spec, tracking, PATIENCE_S, announce)
+    if settled.is_away:
+        place = without_password(tracking.tracking_uri)
+        progress.note(f"MLflow at {place} does not answer: what it lacks is told by a later resume", style="yellow")
+    elif settled.untold:
+        text = f"MLflow is away: {settled.untold} records are not told yet; the journal keeps them"
+        progress.note(text, style="yellow")
+    elif settled.failure:
+        progress.note(f"MLflow did not take the champion: {settled.failure}", style="yellow")
+    elif settled.model:
+        progress.note(f"registered: {settled.model}")
 
 
-def settle(home: HomePaths, spec: SweepSpec, tracking: Tracking, timeout_s: float) -> Settled:
+def settle(
+    home: HomePaths,
+    spec: SweepSpec,
+    tracking: Tracking,
+    timeout_s: float,
+    announce: Callable[[int], object] = lambda _: None,
+) -> Settled:
     """Sends MLflow what it does not have of a sweep, its champion's model last; ends the tracking.
 
     Args:
@@ -48,17 +74,21 @@ def settle(home: HomePaths, spec: SweepSpec, tracking: Tracking, timeout_s: floa
         spec: The sweep's.
         tracking: On the MLflow of this machine; not started yet.
         timeout_s: How long to wait for an MLflow that is away.
+        announce: Told how many records are owed, where anything is.
     """
     from tuner.tracking.mlflow_client import gist, outages
 
     if not tracking.ask(timeout_s):
-        return Settled(untold=tracking.pending(), failure="it does not answer")
+        return Settled(untold=tracking.pending(), failure="it does not answer", is_away=True)
+    record = _model_record(home, spec.name) if tracking.model is None else None
+    if not tracking.pending() and record is None:
+        return Settled()
+    announce(tracking.pending())
     tracking.start()
     try:
         if untold := tracking.flush(timeout_s):
             return Settled(untold=untold)
-        record = _model_record(home, spec.name)
-        if record is None or tracking.model is not None:
+        if record is None:
             return Settled()
         return Settled(model=_register(home, spec, record, tracking))
     except outages() as error:

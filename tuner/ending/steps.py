@@ -28,6 +28,7 @@ from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData, stored_side_px
 from tuner.records.champion import baseline_config, best_epoch, seconds_of, totals_of
 from tuner.records.journal import Record, TrialRecord
+from tuner.report.clusters import NUM_CLUSTERS, Answers
 from tuner.report.confusion import Confusion, write_confusion
 from tuner.report.intervals import metric_intervals
 from tuner.report.label_table import LabelTable, write_labels
@@ -93,7 +94,8 @@ def test_champion(closing: Closing, trial: TrialRecord, config: TrialConfig) -> 
     epoch = best_epoch(trial, closing.spec.metric, closing.spec.mode) or {}
     val = with_errors(_without_group(epoch, "val/"), config)
     standing = Standing(f"trial {trial.number}", val, seconds=seconds_of(trial.epochs))
-    champion = Champion(trial.number, trial.params, config, standing, lineage=trial.lineage)
+    best = int(epoch.get("epoch", 0))
+    champion = Champion(trial.number, trial.params, config, standing, lineage=trial.lineage, epoch=best)
     model = _model_of(closing, trial.number, f"trial {trial.number}", config, epoch, FIRST_REFIT + closing.shift)
     if not closing.data.size("test"):
         return champion, model, None
@@ -204,14 +206,19 @@ def _run_baseline(closing: Closing, name: BaselineName, config: TrialConfig, par
 
 
 def _score(closing: Closing, model: Model) -> tuple[dict[str, float], Mistakes]:
+    """Tests a model in fp32, as its file will run, whatever it was trained in."""
     config = model.config
-    (message,) = closing.pool.run(ScoreJob(config=config, checkpoint=model.checkpoint, side="test"))
+    whole = config.compute.model_copy(update={"precision": "fp32", "prefix_precision": "fp32"})
+    job = ScoreJob(config=config.model_copy(update={"compute": whole}), checkpoint=model.checkpoint, side="test")
+    (message,) = closing.pool.run(job)
+    answers = Answers.of(message["true"], message["decided"], message["clusters"])
+    metrics = message["metrics"] | metric_intervals(message["metrics"], answers, message["areas"], config.costs)
+    if answers.are_clustered:
+        metrics[NUM_CLUSTERS] = float(answers.num_clusters)
     if config.data.label_separator is not None:
-        table = LabelTable.of(config.data.class_names, message["confusion"], message["average_precisions"])
-        return message["metrics"] | table.accuracy_interval(message["metrics"]["accuracy"]), table
+        return metrics, LabelTable.of(config.data.class_names, message["confusion"], message["average_precisions"])
     confusion = Confusion.of(config.data.class_names, message["confusion"])
-    metrics = {**message["metrics"], **_without_group(confusion.test_metrics(), "test/")}
-    return metrics | metric_intervals(metrics, confusion.counts, config.costs), confusion
+    return {**metrics, "majority_rate": confusion.majority_rate}, confusion
 
 
 def _without_group(metrics: Mapping[str, float], group: str) -> dict[str, float]:
@@ -233,6 +240,8 @@ def write_champion(closing: Closing, champion: Champion, model: Model) -> None:
         data_fingerprint=config.data.fingerprint,
         labels="single" if config.data.label_separator is None else "multi",
         costs=config.costs,
+        split=config.data.split,
+        group_pattern=config.data.group_pattern,
         test_digest=closing.data.test_digest if closing.data.size("test") else None,
         sweep=closing.spec.name,
         trial=champion.number,
@@ -293,6 +302,7 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         run_id=run_id,
         time_s=time_s,
         metrics=metrics,
+        step=champion.epoch,
         tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number), **lineage_tags(champion)},
     )
     metric = bare(spec.metric)
@@ -314,7 +324,7 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, side_px: int, met
     """A metric of a registered model, which decides as its own card says, on the test side of ``config``.
 
     Raises:
-        ValueError: The model cannot be judged by these pictures.
+        ValueError: The model cannot be judged by these pictures, or may have learnt from some of them.
     """
     import torch
 
@@ -333,6 +343,11 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, side_px: int, met
     data = config.data.model_copy(update={"class_names": card.class_names})
     rows, labels = labelled_rows(table, data)
     tested = sides_of(table, rows, data) == "test"
+    if card.split is None:
+        raise ValueError("it does not say which pictures it has learnt from")
+    as_then = data.model_copy(update={"split": card.split, "group_pattern": card.group_pattern, "folds": 0})
+    if (sides_of(table, rows, as_then)[tested] != "test").any():
+        raise ValueError("it may have learnt from some of them, which were dealt to sides otherwise then")
     pictures = (_with_detail(table.image(int(row)), side_px, card.image_size_px) for row in rows[tested])
     probabilities = classifier.probabilities(pictures)
     if data.label_separator is not None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from trainables.config import Fit, Settings
+from trainables.config import Fit, Settings, SplitConfig
 from trainables.errors import InputError, first_line
 from trainables.files.half_written import half_written
 from tuner.tracking.mlflow_client import open_pytorch
@@ -68,6 +68,8 @@ class ModelCard(Settings):
         description="What decisions cost, by true class and by decision: the model decides for the class whose cost, "
         "weighed by the probabilities, is least; none: for the most probable.",
     )
+    split: SplitConfig | None = Field(None, description="How pictures were dealt to sides; none: not known.")
+    group_pattern: str | None = Field(None, description="By which names pictures stayed together; see `data`.")
     test_digest: str | None = Field(None, description="Of the test pictures and their labels; none: not tested.")
     sweep: str | None = Field(None, description="Where it comes from.")
     trial: int | None = Field(None, description="The trial's number in the sweep.")

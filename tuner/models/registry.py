@@ -56,6 +56,7 @@ def register_model(
     run_id: str,
     time_s: float,
     metrics: Mapping[str, float] | None = None,
+    step: int = 0,
     tags: Mapping[str, str] | None = None,
     description: str | None = None,
 ) -> RegisteredVersion:
@@ -67,7 +68,8 @@ def register_model(
         tracking_uri: MLflow's address.
         run_id: The run that it comes from.
         time_s: When the metrics were measured. Metrics that the run has from that moment already are not repeated.
-        metrics: Kept with the logged model, by which MLflow ranks models.
+        metrics: Kept with the logged model, by which MLflow ranks models; MLflow counts them as the run's too.
+        step: The epoch that they are of.
         tags: For the version.
         description: For the version.
     """
@@ -86,7 +88,8 @@ def register_model(
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     points = [
-        Metric(key, value, round(time_s * 1000), 0, model_id=logged.model_id) for key, value in (metrics or {}).items()
+        Metric(key, value, round(time_s * 1000), step, model_id=logged.model_id)
+        for key, value in (metrics or {}).items()
     ]
     client.log_batch(run_id, metrics=points)
     _ensure_registered(client, name)
@@ -114,13 +117,16 @@ def register_once(
     run_id: str,
     time_s: float,
     metrics: Mapping[str, float] | None = None,
+    step: int = 0,
     tags: Mapping[str, str] | None = None,
 ) -> RegisteredVersion:
     """`register_model`, or the version that the run's model has already: whoever was killed after it comes again."""
     known = _version_of_run(name, run_id, tracking_uri)
     if known is not None:
         return known
-    return register_model(folder, name, tracking_uri, run_id=run_id, time_s=time_s, metrics=metrics, tags=tags)
+    return register_model(
+        folder, name, tracking_uri, run_id=run_id, time_s=time_s, metrics=metrics, step=step, tags=tags
+    )
 
 
 def _version_of_run(name: str, run_id: str, tracking_uri: str) -> RegisteredVersion | None:

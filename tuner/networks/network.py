@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search_spaces.model_spec import BackboneChoice
-from search_spaces.ranges import StartSizeRange, listed
+from search_spaces.ranges import listed
 from search_spaces.space import BackboneShape, SearchSpace
 from search_spaces.spec import SweepSpec
 from trainables.config import DataConfig, TrialConfig, WeightsFile
 from trainables.errors import InputError
 from trainables.training.sizes import size_at
-from tuner.networks.preparing import base_trial, build_cuts, kept_weights
+from tuner.networks.preparing import base_trial, build_cuts, kept_weights, still_here
 from tuner.networks.pretraining import Pretraining, prepare_pretraining
 from tuner.paths import HomePaths
 
@@ -63,6 +63,7 @@ def prepare_networks(
     pretrains: bool = True,
     note: Callable[[str], object] = lambda _: None,
     began_with: Mapping[str, WeightsFile] | None = None,
+    pretrained: Mapping[str, WeightsFile] | None = None,
 ) -> dict[str, Network]:
     """The spec's backbones by name (see `ModelSpec.named`), in its order.
 
@@ -75,6 +76,7 @@ def prepare_networks(
         pretrains: Whether pretraining is prepared, which packs the pictures of its source.
         note: Told how weights are adapted to the pictures.
         began_with: The weights of a sweep that goes on, by network: an alias or a file may mean others by now.
+        pretrained: What its pretraining has given it, likewise: its pictures may be gone by now.
 
     Raises:
         InputError: A backbone is none, its weights cannot be had, do not fit or are no longer what the sweep began
@@ -90,7 +92,14 @@ def prepare_networks(
             if isinstance(choice.weights, str):
                 weights = kept_weights(before.get(name), choice.weights, choice.backbone, home, tracking_uri, note)
             elif pretrains:
-                pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted, before.get(name))
+                try:
+                    pretraining = prepare_pretraining(recipes[name], home, tracking_uri, counted, before.get(name))
+                except InputError as error:
+                    given = (pretrained or {}).get(name)
+                    weights = None if given is None else still_here(given, home)
+                    if weights is None:
+                        raise
+                    note(f"{error}. The trials go on with the weights that this pretraining gave them")
             cuts = build_cuts(choice.backbone, len(data.class_names), size_px)
         _check_smallest(spec, cuts, choice.backbone, len(data.class_names), size_px)
         networks[name] = Network(choice, size_px, cuts, weights, pretraining)
@@ -99,8 +108,7 @@ def prepare_networks(
 
 def _check_smallest(spec: SweepSpec, cuts: CutGraph, name: str, num_classes: int, size_px: int) -> None:
     """Refuses pictures that grow from a size at which the network is none, or another one."""
-    searched = spec.search.start_size
-    smallest = searched.low if isinstance(searched, StartSizeRange) else min(listed(searched))
+    smallest = spec.search.smallest_start_size
     if smallest == 1:
         return
     least_px = size_at(smallest, size_px)

@@ -39,6 +39,7 @@ def plan_sweep(
     goes_on: bool = False,
     before_networks: Callable[[], object] = lambda: None,
     began_with: Mapping[str, WeightsFile] | None = None,
+    pretrained: Mapping[str, WeightsFile] | None = None,
 ) -> Plan:
     """Packs pictures, checks weights and the space.
 
@@ -50,6 +51,7 @@ def plan_sweep(
         goes_on: The sweep was begun before, and is not refused what it was allowed then.
         before_networks: Called between the pictures and the networks, whose import takes seconds.
         began_with: See `prepare_networks`.
+        pretrained: See `prepare_networks`.
 
     Raises:
         InputError: Something will not do.
@@ -73,6 +75,7 @@ def plan_sweep(
         pretrains=pretrains,
         note=progress.note,
         began_with=began_with,
+        pretrained=pretrained,
     )
     space = space_over(spec, networks)
     check_sampler(spec, space)

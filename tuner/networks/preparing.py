@@ -97,20 +97,26 @@ def kept_weights(
     Raises:
         InputError: They are not kept any more, and ``weights`` names others, or none that can be had.
     """
-    from trainables.backbones.weights import is_whole
-
     if began_with is None:
         return prepare_weights(weights, backbone, home, tracking_uri, note)
-    here = began_with.model_copy(update={"uri": join(home.uri_of(home.weights), f"{began_with.sha256}.safetensors")})
-    if is_whole(here.uri, here.sha256):
+    if (here := still_here(began_with, home)) is not None:
         return here
     found = prepare_weights(weights, backbone, home, tracking_uri, note)
     if found is None or found.sha256 != began_with.sha256:
         raise OtherWeightsError(
-            f"model.weights: {weights} are no longer those that the sweep began with, and its copy at {here.uri} is "
-            "gone: bring either back, or start a new sweep under another name"
+            f"model.weights: {weights} are no longer those that the sweep began with, and its copy, "
+            f"{began_with.sha256}.safetensors in {home.uri_of(home.weights)}, is gone: bring either back, or start a "
+            "new sweep under another name"
         )
     return found
+
+
+def still_here(began_with: WeightsFile, home: HomePaths) -> WeightsFile | None:
+    """Weights that a sweep began with, as this home keeps them; None where it does not."""
+    from trainables.backbones.weights import is_whole
+
+    here = began_with.model_copy(update={"uri": join(home.uri_of(home.weights), f"{began_with.sha256}.safetensors")})
+    return here if is_whole(here.uri, here.sha256) else None
 
 
 def lasting_weights(
@@ -168,13 +174,17 @@ def build_cuts(backbone: str, num_classes: int, image_size_px: int) -> CutGraph:
 
 
 def feature_settings(spec: SweepSpec, home: HomePaths) -> FeatureSettings | None:
-    """Where the sweep's lanes keep features; None when they are to compute them each time."""
+    """Where the sweep's lanes keep features; None when they are to compute them each time.
+
+    Raises:
+        InputError: `cache.directory` begins with the home of a user whom this machine does not know.
+    """
     if spec.features == "off":
         return None
     cache = spec.cache
     return FeatureSettings(
         mode=spec.features,
-        directory=cache.directory or home.features,
+        directory=str(expand(cache.directory).resolve()) if cache.directory else home.features,
         budget_bytes=round(cache.budget_gb * 1e9),
         shared_uri=cache.shared_uri,
     )

@@ -134,6 +134,25 @@ def prepare_pretraining(
     return Pretraining(spec, config, json.dumps(decisive, sort_keys=True, separators=(",", ":")), data)
 
 
+def check_same(pretraining: Pretraining, found: Pretrained, given: WeightsFile | None) -> None:
+    """Refuses other weights than those that a sweep's trials stand on.
+
+    Args:
+        pretraining: As it is now.
+        found: What it gives now.
+        given: What it gave the sweep before; None: nothing yet.
+
+    Raises:
+        InputError: They are others.
+    """
+    if given is not None and given.key != found.weights.key:
+        raise InputError(
+            f"resume: pretraining {pretraining.spec.name} gives other weights than those that the sweep's trials stand "
+            f"on, and {given.sha256}.safetensors is no longer here: bring back its pictures as they were, or that "
+            "file, or start a new sweep under another name"
+        )
+
+
 def find_pretrained(pretraining: Pretraining, home: HomePaths, tracking_uri: str) -> Pretrained | None:
     """Weights of the same recipe from the home, else from the registry; None when it was never trained.
 

@@ -121,7 +121,7 @@ def _rank(
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     make_repeatable(device)  # as lanes do, or they would not read what is stored here
-    bench = Workbench(features=FeatureSettings(directory=home.features, budget_bytes=_BUDGET_BYTES))
+    bench = Workbench(features=_store_as_it_is(home))
     try:
         config = TrialConfig(
             data=data.config,
@@ -135,6 +135,14 @@ def _rank(
         # One that needs larger pictures, or whose weights cannot be had, says nothing about the others.
         return Ranking(name, wanted, seconds=time.perf_counter() - started, problem=str(error))
     return Ranking(name, wanted, tuple(message["probes"]), time.perf_counter() - started)
+
+
+def _store_as_it_is(home: HomePaths) -> FeatureSettings:
+    """Where a sweep was given more room, a ranking does not drive out what it holds."""
+    from tuner.records.reuse import bytes_held
+
+    settings = FeatureSettings(directory=home.features, budget_bytes=_BUDGET_BYTES)
+    return settings.model_copy(update={"budget_bytes": max(_BUDGET_BYTES, bytes_held(settings) or 0)})
 
 
 def read_weights(backbones: Sequence[str], given: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations, islice, product
@@ -88,6 +88,7 @@ class Inspection:
     Attributes:
         source: Where.
         num_pictures: Usable ones.
+        sizes: Of these by side.
         classes: In label order; a picture with several labels counts for each.
         num_groups: Groups of pictures that stay together; 0 without any.
         copies: Names of pictures whose files are the same, byte for byte; they always share a side.
@@ -107,6 +108,7 @@ class Inspection:
 
     source: str
     num_pictures: int
+    sizes: Mapping[SplitName, int]
     classes: tuple[ClassFacts, ...]
     num_groups: int
     copies: tuple[tuple[str, ...], ...]
@@ -191,7 +193,7 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
     names = [table.names[row] for row in rows.tolist()]
     stated = [None] * len(rows) if spec.split.source == "ignore" else table.sides[rows].tolist()
     look_alikes = _LookAlikes(looks.hashes, sides, names)
-    headers = _headers(open_source(spec.source, dealt.config.label_separator), set(table.names), counted)
+    headers = _headers(open_source(spec.source, dealt.config.label_separator), set(names), counted)
     refusal = ""
     try:
         dealt.check()
@@ -200,6 +202,7 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
     return Inspection(
         source=spec.source,
         num_pictures=len(rows),
+        sizes={side: int((sides == side).sum()) for side in SPLIT_NAMES},
         classes=classes,
         num_groups=len({*groups} - {""}),
         copies=_together(table.ids[rows].tolist(), names),
@@ -300,8 +303,9 @@ class _LookAlikes:
                 self.are_all_compared &= max(len(one), len(other)) <= _MOST_IN_A_BUCKET
                 for first, second in product(one[:_MOST_IN_A_BUCKET], other[:_MOST_IN_A_BUCKET]):
                     bits = int(hashes[first] ^ hashes[second]).bit_count()
-                    if bits <= LOOK_ALIKE_BITS and (first, second) not in seen:
-                        seen.add((first, second))
+                    pair = min(first, second), max(first, second)
+                    if bits <= LOOK_ALIKE_BITS and pair not in seen:
+                        seen.add(pair)
                         yield LookAlike(names[first], names[second], (str(sides[first]), str(sides[second])), bits)
 
 

@@ -24,7 +24,7 @@ from search_spaces.ranges import check_name
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from trainables.files.half_written import half_written
-from trainables.files.storage import read_bytes
+from trainables.files.storage import read_bytes, write_bytes
 from trainables.jobs import BEST_CHECKPOINT
 from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import TrialRecord, champion_record, read_records, trials_of
@@ -109,6 +109,10 @@ def import_sweep(home: HomePaths, file: Path, name: str | None = None) -> str:
                 moved = spec.model_copy(update={"name": target, "tracking": tracking})
                 if moved != spec:
                     SweepPaths(folder).spec.write_text(dump_spec(moved))
+                if home.is_shared:
+                    for path in SweepPaths(folder).trials.rglob("*"):
+                        if path.is_file():
+                            write_bytes(home.uri_of(paths.root / path.relative_to(folder)), path.read_bytes())
                 folder.rename(paths.root)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -139,7 +143,7 @@ def _contents(
             ]
         ),
     )
-    files = [paths.spec, paths.data, paths.environment, paths.journal]
+    files = [paths.spec, paths.data, paths.environment, paths.pretrained, paths.journal]
     files += [path for folder in (paths.report, paths.champion) for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
         if path.is_file():

@@ -1,6 +1,6 @@
 """Files that a kept spec names, so that whoever goes on with the sweep or trains its champion finds them from anywhere.
 
-In: a spec. Out: the same spec with its pictures and weights named from the root.
+In: a spec. Out: the same spec with its pictures, weights and stored features named from the root.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import Any
 from search_spaces.data_spec import DataSpec
 from search_spaces.model_spec import BackboneChoice, PretrainWeights, Weights
 from search_spaces.spec import SweepSpec
-from trainables.config import WeightsFile
+from trainables.config import WEIGHTS_ENDINGS, WeightsFile
 from trainables.data.sources import from_anywhere
+from trainables.files.storage import make_durable, write_bytes
 from trainables.files.typed_path import expand
 from tuner.paths import SweepPaths
-
-WEIGHTS_ENDINGS = (".pth", ".pt", ".safetensors")
 
 
 def is_weights_file(weights: object) -> bool:
@@ -28,6 +27,22 @@ def first_weights(paths: SweepPaths) -> dict[str, WeightsFile]:
     """What a sweep began with, by network; nothing of one that began before this was kept."""
     kept = json.loads(paths.data.read_bytes()).get("weights", {})
     return {name: WeightsFile.model_validate(weights) for name, weights in kept.items()}
+
+
+def pretrained_weights(paths: SweepPaths) -> dict[str, WeightsFile]:
+    """What a sweep's pretraining gave, by network; nothing where there was none, or before it has."""
+    if not paths.pretrained.is_file():
+        return {}
+    kept = json.loads(paths.pretrained.read_bytes())
+    return {name: WeightsFile.model_validate(weights) for name, weights in kept.items()}
+
+
+def keep_pretrained(paths: SweepPaths, name: str, weights: WeightsFile) -> None:
+    """Notes what a network's pretraining gave, before any trial stands on it."""
+    kept = {**pretrained_weights(paths), name: weights}
+    content = {each: file.model_dump() for each, file in kept.items()}
+    write_bytes(str(paths.pretrained), json.dumps(content, indent=1).encode())
+    make_durable(str(paths.pretrained))
 
 
 def settle_places(spec: SweepSpec) -> SweepSpec:
@@ -45,7 +60,11 @@ def settle_places(spec: SweepSpec) -> SweepSpec:
             else entry
             for entry in model.backbones
         )
-    return spec.model_copy(update={"data": _placed(spec.data), "model": model.model_copy(update=settled)})
+    cache = spec.cache
+    if cache.directory:
+        cache = cache.model_copy(update={"directory": str(expand(cache.directory).resolve())})
+    update = {"data": _placed(spec.data), "model": model.model_copy(update=settled), "cache": cache}
+    return spec.model_copy(update=update)
 
 
 def _placed(data: DataSpec) -> DataSpec:

@@ -19,7 +19,7 @@ from trainables.files.storage import file_exists, join
 from trainables.jobs import LAST_CHECKPOINT
 from tuner.paths import HomePaths, SweepPaths
 from tuner.records.journal import Record, TrialRecord, read_records, trials_of
-from tuner.records.kept_places import first_weights, is_weights_file, settle_places
+from tuner.records.kept_places import first_weights, is_weights_file, pretrained_weights, settle_places
 
 _MAY_CHANGE = (
     "data.source",
@@ -71,7 +71,7 @@ def find_left(home: HomePaths, name: str, overrides: Sequence[str] = ()) -> Left
     paths = home.known_sweep(name, "resume")
     records = read_records(paths.journal)
     # The file has them too, unless the sweep was killed between the journal and the file.
-    known_changes = [f"{path}={json.dumps(value)}" for path, value in _extensions(records).items()]
+    known_changes = [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in _extensions(records).items()]
     before = settle_places(load_kept_spec(paths.spec, known_changes))
     spec = settle_places(load_kept_spec(paths.spec, [*known_changes, *overrides]))
     changes = differences(before, spec)
@@ -145,6 +145,8 @@ def _extensions(records: Sequence[Record]) -> dict[str, Any]:
 def _may_change(path: str, change: tuple[Any, Any], paths: SweepPaths) -> bool:
     if path == "model.weights" and all(map(is_weights_file, change)):
         return bool(first_weights(paths))  # the same ones at another place: they are compared
+    if path.endswith(".pretrain.data.source"):
+        return bool(pretrained_weights(paths))
     return any(path == allowed or path.startswith(allowed + ".") for allowed in _MAY_CHANGE)
 
 

@@ -6,6 +6,7 @@ but for `bytes_held`, which looks into the store's folder.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,11 +108,12 @@ def reuse_of(trials: Sequence[TrialRecord], bytes_held: int | None = None) -> Re
 def seconds_per_flop(trials: Sequence[TrialRecord]) -> float | None:
     """What a FLOP of frozen layers cost in this sweep; None where no two epochs tell.
 
-    Two epochs of one trial train the same tail on as many pictures and differ only in how much of the frozen part was
-    computed, so the difference of their seconds over that of their FLOPs is the price of what the store saves: forward
-    passes, views and normalisation included. The FLOP rate of a whole epoch would not do: its backward passes are
-    slower. The median over all such pairs, each weighted by its FLOPs (Sen 1968, weighted), so that an epoch in which
-    a process warms up or a neighbour takes the cores does not decide.
+    Two epochs of one trial that would do the same work without a store (not those before and after `start_size` lets
+    pictures grow) differ only in how much of the frozen part was computed, so the difference of their seconds over that
+    of their FLOPs is the price of what the store saves: forward passes, views and normalisation included. The FLOP rate
+    of a whole epoch would not do: its backward passes are slower. The median over all such pairs, each weighted by its
+    FLOPs (Sen 1968, weighted), so that an epoch in which a process warms up or a neighbour takes the cores does not
+    decide.
     """
     slopes = sorted(pair for trial in trials for pair in _slopes(trial.epochs))
     half, passed = sum(weight for _, weight in slopes) / 2, 0.0
@@ -125,12 +127,12 @@ def seconds_per_flop(trials: Sequence[TrialRecord]) -> float | None:
 def _slopes(epochs: Sequence[Epoch]) -> Iterator[tuple[float, float]]:
     """Seconds per FLOP of each pair of a trial's epochs, and the FLOPs between them."""
     points = [
-        (epoch["compute/gflops"] * 1e9, epoch["time/train_s"] + epoch["time/val_s"])
+        (epoch["compute/gflops"] * 1e9, epoch["compute/flops_saved"], epoch["time/train_s"] + epoch["time/val_s"])
         for epoch in epochs
-        if {"compute/gflops", "time/train_s", "time/val_s"} <= epoch.keys()
+        if {"compute/gflops", "compute/flops_saved", "time/train_s", "time/val_s"} <= epoch.keys()
     ]
-    for (flops, seconds), (other_flops, other_seconds) in combinations(points, 2):
-        if flops != other_flops:
+    for (flops, saved, seconds), (other_flops, other_saved, other_seconds) in combinations(points, 2):
+        if flops != other_flops and math.isclose(flops + saved, other_flops + other_saved, rel_tol=1e-6):
             yield (seconds - other_seconds) / (flops - other_flops), abs(flops - other_flops)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.files.storage import write_bytes
-from tuner.report.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,16 +72,6 @@ class Confusion:
     def shares(self) -> list[list[float]]:
         """Each row divided by its sum; a class without pictures has zeros."""
         return [[value / max(1, sum(row)) for value in row] for row in self.counts]
-
-    def test_metrics(self) -> dict[str, float]:
-        """Accuracy with its 95% interval, and the majority rate beside it, as metrics of the test side."""
-        low, high = wilson_interval(self.correct, self.total)
-        return {
-            "test/accuracy": self.correct / self.total,
-            "test/accuracy_low": low,
-            "test/accuracy_high": high,
-            "test/majority_rate": self.majority_rate,
-        }
 
     def csv(self) -> str:
         """One line per true class, one column per predicted class."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tuner.metric_names import bare, is_percent, title, written
-from tuner.report.result import Standing
-from tuner.report.spread import ERROR
+from tuner.report.clusters import NUM_CLUSTERS
+from tuner.report.result import Champion, Standing
+from tuner.report.spread import ERROR, explanation
 
 _SECONDS, _MANY_S = "s of training", 10
 
@@ -83,3 +84,15 @@ def sentence(standing: Standing, metric: str) -> str:
     if standing.seconds is not None:
         parts.append(f"{standing.seconds:.1f} s of training")
     return ", ".join(parts)
+
+
+def explanations(champion: Champion) -> list[str]:
+    """What is to be known of a champion's ± and intervals, a sentence or two each."""
+    test = champion.standing.test
+    said = [explanation(champion.config, has_test=bool(test))]
+    if NUM_CLUSTERS in test:
+        said.append(
+            f"The test pictures are of {test[NUM_CLUSTERS]:.0f} groups or single finds: their intervals are as wide as "
+            "shots of one find, which are right or wrong together, ask for."
+        )
+    return [each for each in said if each is not None]

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-Z_95 = 1.959963984540054
-"""Standard normal quantile of a two-sided 95% interval."""
+import numpy as np
+
+from tuner.report.clusters import Answers, effective_number
+from tuner.report.spread import Z_95
 
 _HALVINGS = 60
 Interval = tuple[float, float]
 
 
-def wilson_interval(num_correct: float, num_total: int, z: float = Z_95) -> Interval:
+def wilson_interval(num_correct: float, num_total: float, z: float = Z_95) -> Interval:
     """Confidence interval of a proportion (Wilson 1927, "Probable inference, the law of succession").
 
     Unlike the textbook interval it stays within 0 and 1, and says something at 0 and at 1.
@@ -36,47 +38,55 @@ def wilson_interval(num_correct: float, num_total: int, z: float = Z_95) -> Inte
     return low, high
 
 
-def mean_recall_interval(counts: Sequence[Sequence[int]]) -> Interval:
+def mean_recall_interval(recalls: Sequence[float], numbers: Sequence[float]) -> Interval:
     """Interval of balanced accuracy, the mean recall of the classes that have pictures.
 
     Each class's Wilson interval, put together by "square and add" (Newcombe 1998; MOVER, Zou & Donner 2008).
 
     Args:
-        counts: Pictures by true class (rows) and by decision (columns).
+        recalls: Of these classes.
+        numbers: Of their independent pictures.
     """
-    recalls, below, above = [], 0.0, 0.0
-    for true, row in enumerate(counts):
-        if total := sum(row):
-            low, high = wilson_interval(row[true], total)
-            recalls.append(row[true] / total)
-            below += (recalls[-1] - low) ** 2
-            above += (high - recalls[-1]) ** 2
+    below, above = 0.0, 0.0
+    for recall, number in zip(recalls, numbers, strict=True):
+        low, high = wilson_interval(recall * number, number)
+        below += (recall - low) ** 2
+        above += (high - recall) ** 2
     mean = sum(recalls) / len(recalls)
     return max(0.0, mean - math.sqrt(below) / len(recalls)), min(1.0, mean + math.sqrt(above) / len(recalls))
 
 
-def auroc_interval(area: float, class_sizes: Sequence[int], z: float = Z_95) -> Interval:
+def auroc_interval(areas: Sequence[float], class_sizes: Sequence[float], z: float = Z_95) -> Interval:
     """Interval of an area under the ROC curve, as `trainables.training.auroc.auroc` defines it.
 
-    Two classes: method 5 of Newcombe (2006, "Confidence intervals for an effect size measure based on the Mann-Whitney
-    statistic, part 2", Statistics in Medicine 25), which solves for the areas whose own spread just reaches what was
-    found. More classes: the same with the mean of the classes' standard errors, which is the most that the standard
-    error of their mean can be, however they hang together.
+    More than two classes: the mean of their lower and that of their upper ends, which is as wide as the interval of
+    their mean can be, however they hang together.
 
     Args:
-        area: What was found, in [0, 1].
-        class_sizes: Pictures by class.
+        areas: As `class_areas` has them: one of two classes, else one for each; NaN where there is none.
+        class_sizes: Independent pictures by class.
         z: Quantile of the standard normal distribution.
     """
     total = sum(class_sizes)
-    sizes = [size for size in class_sizes if 0 < size < total]
-    if len(class_sizes) == 2:  # noqa: PLR2004
-        sizes = sizes[:1]  # the other class says the same
+    found = [
+        _area_interval(area, size, total - size, z)
+        for area, size in zip(areas, class_sizes, strict=len(areas) > 1)
+        if not math.isnan(area)
+    ]
+    low, high = np.mean(found, axis=0).tolist()
+    return low, high
+
+
+def _area_interval(area: float, num_positive: float, num_negative: float, z: float) -> Interval:
+    """Method 5 of Newcombe (2006, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic,
+    part 2", Statistics in Medicine 25): the areas whose own spread just reaches what was found.
+    """  # noqa: D205
+    total = num_positive + num_negative
 
     def spread(truth: float) -> float:
         shape = (1 - truth) / (2 - truth) + truth / (1 + truth)
         factor = truth * (1 - truth) * (1 + (total / 2 - 1) * shape)
-        return z * sum(math.sqrt(factor / (size * (total - size))) for size in sizes) / len(sizes)
+        return z * math.sqrt(factor / (num_positive * num_negative))
 
     low = _root(lambda truth: area - truth <= spread(truth), 0.0, area)
     high = 1 - _root(lambda rest: 1 - rest - area <= spread(1 - rest), 0.0, 1 - area)
@@ -91,7 +101,7 @@ def _root(is_within: Callable[[float], bool], outside: float, inside: float) -> 
     return inside
 
 
-def mean_cost_interval(mean: float, costs: Sequence[Sequence[float]], num_total: int) -> Interval:
+def mean_cost_interval(mean: float, costs: Sequence[Sequence[float]], num_total: float) -> Interval:
     """Interval of a picture's mean cost: Wilson's, between the least and the largest cost there is.
 
     Nothing between two ends varies more, at the same mean, than what is always at one of them (Bhatia & Davis 2000), so
@@ -105,23 +115,44 @@ def mean_cost_interval(mean: float, costs: Sequence[Sequence[float]], num_total:
 
 
 def metric_intervals(
-    metrics: Mapping[str, float], counts: Sequence[Sequence[int]], costs: Sequence[Sequence[float]] | None
+    metrics: Mapping[str, float],
+    answers: Answers,
+    areas: Sequence[float] = (),
+    costs: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, float]:
-    """``NAME_low`` and ``NAME_high`` of the metrics that have an interval, beside accuracy.
+    """``NAME_low`` and ``NAME_high`` of the metrics that have an interval.
 
-    Macro F1 and the loss have none that would be honest when few pictures were tested.
+    Macro F1, the loss and average precisions have none that would be honest when few pictures were tested.
 
     Args:
         metrics: Of the side.
-        counts: Its pictures by true class (rows) and by decision (columns).
+        answers: What was decided for its pictures.
+        areas: Its `class_areas`; empty where pictures have several labels, which then has an interval of accuracy only.
         costs: By true class and by decision; None where mistakes have none.
     """
-    sizes = [sum(row) for row in counts]
-    found = {"balanced_accuracy": mean_recall_interval(counts)}
-    if "auroc" in metrics:
-        found["auroc"] = auroc_interval(metrics["auroc"], sizes)
+    are_right, clusters = answers.are_right, answers.clusters
+    number = effective_number(are_right, clusters)
+    found = {"accuracy": wilson_interval(float(are_right.mean()) * number, number)}
+    if areas:
+        of_class = [answers.true == true for true in np.unique(answers.true)]
+        numbers = [effective_number(are_right[own], clusters[own]) for own in of_class]
+        found["balanced_accuracy"] = mean_recall_interval([float(are_right[own].mean()) for own in of_class], numbers)
+    if areas and "auroc" in metrics:
+        found["auroc"] = auroc_interval(areas, _independent(answers, max(2, len(areas))))
     if costs is not None and "cost" in metrics:
-        found["cost"] = mean_cost_interval(metrics["cost"], costs, sum(sizes))
+        paid = np.asarray(costs)[answers.true, answers.decided]
+        least, most = min(map(min, costs)), max(map(max, costs))
+        found["cost"] = mean_cost_interval(
+            metrics["cost"], costs, effective_number((paid - least) / (most - least), clusters)
+        )
     return {
         f"{name}_{end}": value for name, ends in found.items() for end, value in zip(("low", "high"), ends, strict=True)
     }
+
+
+def _independent(answers: Answers, num_classes: int) -> list[float]:
+    """Pictures by class as if those of one group were copies: how their ranks hang together is not known."""
+    return [
+        effective_number(np.ones(int(own.sum())), answers.clusters[own]) if own.any() else 0.0
+        for own in (answers.true == true for true in range(num_classes))
+    ]

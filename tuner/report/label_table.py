@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from trainables.files.storage import write_bytes
-from tuner.report.intervals import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,6 @@ class LabelTable:
             recall = right / pictures if pictures else None
             lines.append(LabelLine(name, pictures, value, given, right, precision, recall))
         return cls(tuple(lines), total)
-
-    def accuracy_interval(self, accuracy: float) -> dict[str, float]:
-        """Ends of the 95% interval of the share of pictures whose labels are all right."""
-        low, high = wilson_interval(round(accuracy * self.total), self.total)
-        return {"accuracy_low": low, "accuracy_high": high}
 
     def csv(self) -> str:
         """One line per label."""

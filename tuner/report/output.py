@@ -18,9 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainables.errors import InputError
-from tuner.report.figures import standing_columns, standing_row
+from tuner.report.figures import explanations, standing_columns, standing_row
 from tuner.report.result import SweepResult
-from tuner.report.spread import explanation
 from tuner.tracking.access import without_password
 
 if TYPE_CHECKING:
@@ -114,8 +113,7 @@ def show_result(result: SweepResult, console: Console) -> None:
             console.print("Accuracy is the share of pictures whose labels are all right; labels.csv has each label.")
     else:
         console.print("Nothing was tested: the pictures have no test side, so its figure above is that which chose it.")
-    meant = explanation(champion.config)
-    for line in [*([meant] if meant else []), *_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
+    for line in [*explanations(champion), *_gains(result), *(result.reuse.sentences() if result.reuse else ())]:
         console.print(line, highlight=False, markup=False)
     console.print()
     if champion.model_uri is None:
@@ -155,7 +153,8 @@ def show_plan(
         [name, *(side[name] for side in counts.values()), sum(side[name] for side in counts.values())]
         for name in data.config.class_names
     ]
-    rows.append(["all", *(sum(side.values()) for side in counts.values()), sum(data.size(side) for side in counts)])
+    sizes = [data.size(side) for side in counts]  # a picture may have several labels, or none
+    rows.append(["all", *sizes, sum(sizes)])
     console.print(build_table(["class", *names, "all"], rows, title="Pictures"))
     for bad in data.report.bad_files:
         console.print(f"set aside: {bad.name}: {bad.reason}", highlight=False, markup=False)

@@ -23,8 +23,8 @@ class Standing:
     Attributes:
         name: ``trial 7``, or a baseline's name.
         val: Validation scores of its best epoch, without their group (``accuracy``, ``loss``, ...).
-        test: Test scores, with ``accuracy_low`` and ``accuracy_high`` (95% Wilson) and ``majority_rate``; empty
-            where nothing is tested.
+        test: Test scores, with ``accuracy_low`` and ``accuracy_high`` (95%) and ``majority_rate``; empty where
+            nothing is tested.
         seconds: What its epochs took, training and validation; None where nobody says.
     """
 
@@ -47,6 +47,7 @@ class Champion:
         alias: ``champion``, or ``challenger`` when the present champion stays.
         reason: Why that alias.
         lineage: Who trained its weights before it did, in a population.
+        epoch: Its best one, which the scores and the weights are of.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Champion:
     alias: str | None = None
     reason: str | None = None
     lineage: tuple[Ancestor, ...] = ()
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from trainables.config import TrialConfig
 from trainables.jobs import SPREAD
 
+Z_95 = 1.959963984540054
+"""Standard normal quantile of a two-sided 95% interval."""
 ERROR = "_se"
 """Behind the name of a validation score: its standard error."""
 
@@ -39,7 +41,21 @@ def with_errors(scores: Mapping[str, float], config: TrialConfig) -> dict[str, f
     return {**scores, **errors}
 
 
-def explanation(config: TrialConfig) -> str | None:
+def student_95(degrees: int) -> float:
+    """Quantile of Student's t for a two-sided 95% interval: what `Z_95` is where a spread is known from few values."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
+
+
+def half_width(error: float, config: TrialConfig) -> float:
+    """Of the 95% interval of a mean over folds, or seeds, with this standard error."""
+    if not error:
+        return 0.0
+    return error * student_95(max(2, config.data.folds or config.repeats) - 1)
+
+
+def explanation(config: TrialConfig, *, has_test: bool) -> str | None:
     """What the ± of a trial's figures means, for people; None where there is none."""
     folds, repeats = config.data.folds, config.repeats
     if folds:
@@ -47,11 +63,11 @@ def explanation(config: TrialConfig) -> str | None:
         return (
             f"Validation figures are means over {folds} folds{seeds}; ± is the standard error, corrected for folds "
             "that share what they learn from (Nadeau & Bengio 2003): a guide, since folds are not independent. The "
-            "champion and the baselines were fitted again on all these pictures, and then tested once."
+            f"champion and the baselines were fitted again on all these pictures{', and then tested once' * has_test}."
         )
     if repeats > 1:
         return (
             f"Validation figures are means over {repeats} seeds; ± is their standard error: what other seeds would "
-            "change, not what other pictures would. The first seed's model is the one that is tested and kept."
+            f"change, not what other pictures would. The first seed's model is {'tested and ' * has_test}kept."
         )
     return None

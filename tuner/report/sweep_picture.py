@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trainables.config import TrialConfig
 from trainables.jobs import SPREAD
 from tuner.metric_names import bare, is_bounded, is_percent, title, written
 from tuner.records.champion import best_epoch
 from tuner.records.journal import TrialRecord
-from tuner.report.intervals import Z_95
 from tuner.report.result import Champion, Standing
-from tuner.report.spread import ERROR
+from tuner.report.spread import ERROR, half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,16 +95,16 @@ def compose(
         title=title,
         metric=metric,
         curves=tuple(curves),
-        bars=tuple(_bar(label, standing, figure) for label, standing in standings),
+        bars=tuple(_bar(label, standing, figure, champion.config) for label, standing in standings),
         side="test" if is_tested else "validation",
         figure=figure,
         majority_rate=best.test.get("majority_rate") if is_tested and figure == "accuracy" else None,
     )
 
 
-def _bar(label: str, standing: Standing, figure: str) -> Bar:
+def _bar(label: str, standing: Standing, figure: str, config: TrialConfig) -> Bar:
     reached = standing.test or standing.val
-    value, error = reached[figure], Z_95 * reached.get(f"{figure}{ERROR}", 0.0)
+    value, error = reached[figure], half_width(reached.get(f"{figure}{ERROR}", 0.0), config)
     low, high = value - error, value + error
     if is_bounded(figure):
         low, high = max(0.0, low), min(1.0, high)
