@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from search_spaces.data_spec import DataSpec
 from search_spaces.loading import dump_spec, load_spec
@@ -27,10 +28,11 @@ from trainables.errors import InputError
 from trainables.files.storage import join, read_bytes, write_bytes
 from trainables.jobs import BEST_CHECKPOINT
 from trainables.training.workbench import Workbench
+from tuner.cli import app
 from tuner.networks.preparing import prepare_weights
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import prepare_data
-from tuner.records.archive import export_sweep
+from tuner.records.archive import export_sweep, import_sweep
 from tuner.records.journal import Journal, read_records
 from tuner.records.shared_home import SweepTwin, check_home, pull_results, pull_sweeps
 from tuner.sweep import run_sweep
@@ -337,3 +339,31 @@ def test_the_same_pixels_under_other_names_are_another_copy(
     shots, parts = (open_table(config) for config in configs)
     assert shots.groups_of(np.arange(6), r"shot(\d)") == ["0", "0", "1", "1", "2", "2"]
     assert parts.groups_of(np.arange(6), r"part(\d)") == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_an_import_writes_over_nothing_that_another_machine_has_there_and_brings_the_weights(
+    bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(home: HomePaths, seed: int) -> None:
+        paths = home.sweep("nightly")
+        paths.root.mkdir(parents=True)
+        paths.spec.write_text(dump_spec(load_spec("digits", ["name=nightly", f"seed={seed}"])))
+        with Journal.open(paths.journal) as journal:
+            journal.append("champion", number=0, metrics={})
+        write_bytes(home.uri_of(paths.trial(0).root / BEST_CHECKPOINT), f"weights {seed}".encode())
+
+    elsewhere = HomePaths.at(tmp_path / "elsewhere")
+    put(elsewhere, 1)
+    export_sweep(elsewhere, "nightly", tmp_path / "nightly.zip")
+    monkeypatch.setenv("HOME", str(tmp_path / "head"))
+    put(HomePaths.at(bucket_uri), 2)
+    SweepTwin(HomePaths.at(bucket_uri), "nightly").push(at_once=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "laptop"))
+    monkeypatch.setenv("THAW_HOME", bucket_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    laptop = HomePaths.at(bucket_uri)
+    refused = CliRunner().invoke(app, ["import-sweep", str(tmp_path / "nightly.zip")])
+    assert "sweep 'nightly' exists" in str(refused.exception)
+    assert b"seed: 2" in read_bytes(laptop.uri_of(laptop.sweep("nightly").spec))
+    import_sweep(laptop, tmp_path / "nightly.zip", "mine")
+    assert read_bytes(laptop.uri_of(laptop.sweep("mine").trial(0).root / BEST_CHECKPOINT)) == b"weights 1"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from trainables.files import storage
-from trainables.files.storage import fetch_file, join, publish_files, read_bytes, write_bytes
+from trainables.files.storage import fetch_file, join, make_durable, publish_files, read_bytes, write_bytes
 
 
 class FailingStorage(LocalFileSystem):
@@ -157,6 +159,46 @@ def test_large_files_replace_each_other_whole_and_leave_nothing_open(tmp_path: P
     while any(str(tmp_path) in target for target in _open_files()):
         assert time.monotonic() < deadline, "a file stays open"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("num_bytes", [100, 3 << 20])
+def test_a_disk_that_is_full_only_at_the_close_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    """As network file systems are."""
+    path = tmp_path / "file"
+    write_bytes(str(path), b"whole")
+
+    class Full(io.FileIO):
+        def close(self) -> None:
+            is_first = not self.closed
+            super().close()
+            if is_first:
+                raise OSError(errno.EDQUOT, "quota exceeded")
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Full(self, mode.replace("b", "")))
+    with pytest.raises(OSError, match="quota exceeded"):
+        write_bytes(str(path), bytes(num_bytes))
+    monkeypatch.undo()
+    assert path.read_bytes() == b"whole"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_the_disk_did_not_take_is_not_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "large")
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "disk failed")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    write_bytes(path, bytes(3 << 20))
+    with pytest.raises(OSError, match="disk failed"):
+        make_durable(path)
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="disk failed"):
+        make_durable(path)  # which the kernel says only once
+    write_bytes(path, bytes(3 << 20))
+    make_durable(path)
 
 
 def _open_files() -> list[str]:

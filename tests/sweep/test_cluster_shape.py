@@ -41,6 +41,23 @@ def test_shape(budget: dict, cluster: dict, lanes: int, workers: int, threads: i
 
 
 @pytest.mark.parametrize(
+    ("budget", "machines", "lanes", "cpus"),
+    [
+        # A head that trains nothing takes nothing away from the others.
+        ({"cpus_per_worker": 2, "concurrency": 2}, [{"CPU": 0}, {"CPU": 8}], 2, 2.0),
+        ({"cpus_per_worker": 7}, [{"CPU": 0}, *[{"CPU": 8, "GPU": 1}] * 4], 4, 7.0),
+        # As many as fit on each machine, not as the sum of all would hold.
+        ({"cpus_per_worker": 5}, [{"CPU": 8}] * 3, 3, 5.0),
+        ({"cpus_per_worker": 4}, [{"CPU": 8, "GPU": 4}], 2, 3.97),
+    ],
+)
+def test_several_machines(budget: dict, machines: list[dict], lanes: int, cpus: float) -> None:
+    spec = BudgetSpec(**budget)
+    shape, num_lanes = choose_shape(spec, spec.concurrency, machines)
+    assert (num_lanes, shape.cpus_per_worker) == (lanes, pytest.approx(cpus, abs=0.02))
+
+
+@pytest.mark.parametrize(
     ("budget", "cluster", "words"),
     [
         ({"workers_per_trial": 3}, {"CPU": 2}, ["3 workers", "has 2 CPUs", "budget.workers_per_trial"]),

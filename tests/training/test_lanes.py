@@ -263,7 +263,7 @@ def test_a_worker_that_is_killed_costs_no_epoch(
     lanes: Lanes, config: Callable[..., TrialConfig], tmp_path: Path
 ) -> None:
     wanted = config(epochs=5, optimizer={"lr": 3e-3})
-    (victim,) = pids_of_one(lanes, config, tmp_path)
+    (victim,) = pids_of(lanes.one, config, tmp_path)
     messages = []
     for message in lanes.one.run(TrainJob(config=wanted, directory=str(tmp_path / "killed"))):
         messages.append(message)
@@ -273,20 +273,36 @@ def test_a_worker_that_is_killed_costs_no_epoch(
     assert victim not in worker_pids()
 
 
-def pids_of_one(lanes: Lanes, config: Callable[..., TrialConfig], tmp_path: Path) -> set[int]:
-    """The worker of the lane of one: the process that maps a table which only this lane was given."""
+def test_one_of_two_workers_that_is_killed_costs_no_epoch(
+    lanes: Lanes, config: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    """The other one's sum over both fails at once, which is nobody's mistake."""
+    wanted = config(depth=2, optimizer={"name": "sgd", "lr": 0.05}, epochs=4)
+    victims = pids_of(lanes.two, config, tmp_path)
+    assert len(victims) == 2
+    messages = []
+    for message in lanes.two.run(TrainJob(config=wanted, directory=str(tmp_path / "killed"))):
+        messages.append(message)
+        if message["epoch"] == 2:
+            os.kill(max(victims), signal.SIGKILL)
+    for found, expected in zip(epochs_of(messages), train(wanted)[0], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def pids_of(pool: LanePool, config: Callable[..., TrialConfig], tmp_path: Path) -> set[int]:
+    """The workers of a pool's lane: the processes that map a table which only this lane was given."""
     plain = config(epochs=1)
     table = tmp_path / "copy of the table"
     shutil.copytree(plain.data.table, table)
     data = plain.data.model_copy(update={"table": str(table)})
-    run(lanes.one, plain.model_copy(update={"data": data}), tmp_path / "with the copy")
+    run(pool, plain.model_copy(update={"data": data}), tmp_path / "with the copy")
     return {pid for pid in worker_pids() if str(table) in Path(f"/proc/{pid}/maps").read_text()}
 
 
 def test_two_workers_go_on_after_the_failure_of_one(
     lanes: Lanes, config: Callable[..., TrialConfig], tmp_path: Path
 ) -> None:
-    """Their group was restarted by the test before last, because the other rank was left in a collective."""
+    """Their group was restarted by a test before, because the other rank was left in a collective."""
     wanted = config(depth=2, optimizer={"name": "sgd", "lr": 0.05}, epochs=2)
     for found, expected in zip(epochs_of(run(lanes.two, wanted, tmp_path)), train(wanted)[0], strict=True):
         assert found == pytest.approx(expected, rel=1e-4)

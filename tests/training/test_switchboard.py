@@ -187,6 +187,40 @@ def test_a_closed_lane_ends_and_fails_what_runs_on_it() -> None:
     play(scene)
 
 
+def test_what_a_lane_without_a_place_had_goes_to_another_one_and_it_is_lent_when_it_is_back() -> None:
+    async def scene(board: Switchboard) -> None:
+        await lend(board)
+        number = await board.start("a", JOB)
+        waiting = await begin(board.message("a", number))
+        await board.set_aside(0, "lane 0 has no place to begin again")
+        assert not waiting.done(), "there is no other lane"
+        other = await begin(board.next_job(1, -1))
+        await board.set_aside(0, "lane 0 has no place to begin again")
+        assert await waiting == {"kind": "dropped", "reason": "lane 0 has no place to begin again"}
+        await board.give_back("a")
+        assert await board.borrow("a") == 1
+        again = await board.start("a", JOB)
+        assert (await other).number == again  # type: ignore[union-attr]
+        later = await begin(board.borrow("b"))
+        assert not later.done(), "a lane without workers is lent to nobody"
+        await begin(board.next_job(0, -1))
+        assert await later == 0
+
+    play(scene)
+
+
+def test_a_lane_that_comes_back_in_time_keeps_its_job() -> None:
+    async def scene(board: Switchboard) -> None:
+        await lend(board)
+        number = await board.start("a", JOB)
+        await board.set_aside(0, "lane 0 has no place to begin again")
+        assert await board.next_job(0, -1) == Order(number, JOB, 0)
+        await begin(board.next_job(1, -1))
+        assert await board.borrow("b") == 1, "and not the lane that is lent already"
+
+    play(scene)
+
+
 def test_a_job_for_a_lane_that_closed_meanwhile_fails_at_once() -> None:
     async def scene(board: Switchboard) -> None:
         await lend(board)

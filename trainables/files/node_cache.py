@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainables.errors import InputError
 from trainables.files.half_written import remove_whole
+from trainables.files.locks import UNSUPPORTED
 from trainables.files.typed_path import expand
 
 
@@ -85,5 +86,9 @@ def fetch_once(
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
         yield

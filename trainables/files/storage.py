@@ -93,15 +93,19 @@ def write_bytes(uri: str, *pieces: bytes | memoryview) -> None:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         num_bytes = sum(map(len, pieces))
         try:
-            with temporary.open("wb") as file:
-                if num_bytes >= _LARGE_BYTES:
-                    _reserve(file.fileno(), num_bytes)
-                file.writelines(pieces)
-                file.flush()
-                if num_bytes >= _LARGE_BYTES:
-                    _behind().move(temporary, path, file.fileno())
-                else:
+            with contextlib.ExitStack() as opened:
+                written = None
+                with temporary.open("wb") as file:
+                    if num_bytes >= _LARGE_BYTES:
+                        _reserve(file.fileno(), num_bytes)
+                        written = os.dup(file.fileno())
+                        opened.callback(os.close, written)
+                    file.writelines(pieces)
+                # Closed before it takes the place of another: a network file system may say only then that it is full.
+                if written is None:
                     temporary.replace(path)
+                else:
+                    _behind().move(temporary, path, written)
         finally:
             temporary.unlink(missing_ok=True)
         return
@@ -142,26 +146,41 @@ class _Behind:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self._last: Future[None] | None = None
+        self._failed: dict[Path, OSError] = {}
 
     def move(self, temporary: Path, path: Path, descriptor: int) -> None:
         """Moves the file, open under ``descriptor``, which the caller may close, and returns at once."""
         if self._last is not None and not self._last.done():
             temporary.replace(path)
+            self._failed.pop(path, None)
             return
         with contextlib.ExitStack() as opened:
             with contextlib.suppress(OSError):
                 # Freed when the last who has it open closes it.
                 opened.callback(os.close, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             temporary.replace(path)
+            self._failed.pop(path, None)
             moved = os.dup(descriptor)
             opened.callback(os.close, moved)
-            self._last = self._thread.submit(self._settle, moved, opened.pop_all())
+            self._last = self._thread.submit(self._settle, path, moved, opened.pop_all())
 
-    @staticmethod
-    def _settle(descriptor: int, opened: contextlib.ExitStack) -> None:
-        # A disk that does not take it says so to whoever asks for durability.
-        with opened, contextlib.suppress(OSError):
-            os.fsync(descriptor)
+    def _settle(self, path: Path, descriptor: int, opened: contextlib.ExitStack) -> None:
+        with opened:
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                self._failed[path] = error
+
+    def check(self, path: Path) -> None:
+        """Raises what the disk said of a file that was moved here: it says so once, to the first who asks.
+
+        Raises:
+            OSError: It did not take it all.
+        """
+        if self._last is not None:
+            self._last.result()
+        if path in self._failed:
+            raise self._failed[path]
 
 
 @functools.cache
@@ -170,9 +189,14 @@ def _behind() -> _Behind:
 
 
 def make_durable(uri: str) -> None:
-    """Forces a local file to the disk, so that it outlives the machine's crash; object stores do so by themselves."""
+    """Forces a local file to the disk, so that it outlives the machine's crash; object stores do so by themselves.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
     if not is_local(uri):
         return
+    _behind().check(Path(uri))
     for path in (Path(uri), Path(uri).parent):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

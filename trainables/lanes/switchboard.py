@@ -39,6 +39,7 @@ class _Mailbox:
         self.num_posted = 0
         self.messages: deque[Message] = deque()
         self.is_closed = False
+        self.is_aside = False
         self.closing_reason = "the sweep ended"
 
 
@@ -73,6 +74,10 @@ class Switchboard:
             if box is None:
                 box = self._lanes[lane] = _Mailbox()
                 self._free.append(lane)
+            if box.is_aside:
+                box.is_aside = False
+                if lane not in self._lent.values():
+                    self._free.append(lane)
             box.node, box.group = node, group
             box.num_askings += 1
             asking = box.num_askings
@@ -209,7 +214,7 @@ class Switchboard:
                 box.number += 1
                 box.job = None
                 box.messages.clear()
-                if not box.is_closed:
+                if not box.is_closed and not box.is_aside:
                     self._free.append(lane)
             self._changed.notify_all()
 
@@ -231,6 +236,22 @@ class Switchboard:
     async def placement_group(self, lane: int) -> str:
         """Id (hex) of the placement group that a lane's workers were last seen in; empty before they came up."""
         return self._lanes[lane].group if lane in self._lanes else ""
+
+    async def set_aside(self, lane: int, reason: str) -> None:
+        """Lends a lane, whose workers are gone and have no place to begin again, to nobody until they are back.
+
+        Its running job is dropped where another lane can take it.
+        """
+        async with self._changed:
+            box = self._lanes.get(lane)
+            if box is None or box.is_closed:
+                return
+            box.is_aside = True
+            if lane in self._free:
+                self._free.remove(lane)
+            if box.job is not None and any(not each.is_closed and not each.is_aside for each in self._lanes.values()):
+                self._finish(box, {"kind": "dropped", "reason": reason})
+            self._changed.notify_all()
 
     async def close_lane(self, lane: int, reason: str | None = None) -> None:
         """Ends one lane; its running job, and any that is still put on it, is dropped for ``reason``."""

@@ -33,6 +33,7 @@ _WORKER_FAILURES = 2
 Few: workers that cannot even begin would otherwise die for many minutes before anybody is told.
 """
 
+_NO_SWITCHBOARD = "every lane is lost: the switchboard, which lends them, died"
 _MACHINE_START_S = 1800
 """Longest time that a lane waits for its machines: booting, and installing what the workers import."""
 
@@ -146,24 +147,40 @@ class LanePool:
         import ray
 
         client = f"driver-{uuid.uuid4().hex[:8]}"
+        values = job.model_dump(mode="json")
         try:
-            ray.get(self._board.borrow.remote(client))
-            number = ray.get(self._board.start.remote(client, job.model_dump(mode="json")))
             while True:
-                message: Message = ray.get(self._board.message.remote(client, number))
-                if message.get("outcome") == "interrupted":
-                    raise StorageAwayError(message.get("reason") or "checkpoints cannot be written")
-                if message["kind"] in ("failed", "dropped"):
-                    self.check()
+                ray.get(self._board.borrow.remote(client))
+                number = ray.get(self._board.start.remote(client, values))
+                while (message := self._next_message(client, number))["kind"] != "dropped":
+                    if message.get("outcome") == "interrupted":
+                        raise StorageAwayError(message.get("reason") or "checkpoints cannot be written")
+                    if message["kind"] == "failed":
+                        self.check()
+                        raise LaneError(message.get("reason", "it failed"))
+                    yield message
+                    if message["kind"] in LAST_WORDS or message.get("outcome"):
+                        return
+                    values = {**values, "reported_epochs": message["epoch"]}
+                self.check()
+                if "reason" not in message or self._is_closing.is_set():
                     raise LaneError(message.get("reason", "the lane was taken away"))
-                yield message
-                if message["kind"] in LAST_WORDS or message.get("outcome"):
-                    return
+                ray.get(self._board.give_back.remote(client))  # its lane is gone: on another one, while there is one
         except ray.exceptions.RayTaskError as error:
             self.check()
             raise LaneError(first_line(error.cause)) from error
+        except ray.exceptions.RayActorError as error:
+            self.lost = self.lost or _NO_SWITCHBOARD
+            raise LanesLostError(self.lost) from error
         finally:
-            ray.get(self._board.give_back.remote(client))
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                ray.get(self._board.give_back.remote(client))
+
+    def _next_message(self, client: str, number: int) -> Message:
+        import ray
+
+        message: Message = ray.get(self._board.message.remote(client, number))
+        return message
 
     def check(self) -> None:
         """Nothing, while there is a lane or will be one.
@@ -209,18 +226,26 @@ class LanePool:
                 ray.get(board.fail.remote(self.lost))
         except ray.exceptions.RayActorError:
             # Everyone who waits for the switchboard is told by Ray.
-            self.lost = self.lost or "every lane is lost: the switchboard, which lends them, died"
+            self.lost = self.lost or _NO_SWITCHBOARD
             logger.warning("the switchboard is gone; lane %d is not started again", lane)
 
     def _fit_again_and_again(self, lane: int, board: Any) -> str:
         """Starts anew what Ray Train gave up, while it gets anywhere; returns why it ended the last time."""
         import ray
-        from ray.train import TrainingFailedError
+        from ray.train import ControllerError, TrainingFailedError
+        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
         reason, num_fruitless, num_reports = "", 0, 0
         while num_fruitless < _STARTS:
             try:
                 self._fit(lane, board)
+            except ControllerError as error:
+                reason = first_line(error.controller_failure)
+                logger.warning("lane %d did not come up: %s", lane, reason)
+                if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                    # A machine is gone, or busy, and may come back: waited for, while others take over what it had.
+                    ray.get(board.set_aside.remote(lane, f"lane {lane} has no place to begin again: {reason}"))
+                    num_fruitless -= 1
             except (TrainingFailedError, ray.exceptions.RayError) as error:
                 reason = first_line(error)
                 logger.warning("lane %d broke: %s", lane, reason)
@@ -258,7 +283,8 @@ class LanePool:
             run_config=RunConfig(
                 name=f"{self.name}-lane-{lane}-{uuid.uuid4().hex[:6]}",
                 storage_path=self._storage,
-                failure_config=FailureConfig(max_failures=_WORKER_FAILURES),
+                # Where there is no place for its workers Train would wait for ever, and tell nobody.
+                failure_config=FailureConfig(max_failures=_WORKER_FAILURES, controller_failure_limit=0),
             ),
         ).fit()
 

@@ -185,14 +185,13 @@ def choose_shape(
             f"budget: one trial asks for {workers} workers with {asked_cpus:g} CPUs each, "
             f"the cluster has {num_cpus:g} CPUs{where}; lower budget.workers_per_trial or budget.cpus_per_worker"
         )
-    if concurrency != "auto":
-        lanes = concurrency
-    elif on_gpu:
-        lanes = room.most // workers
-    else:
-        lanes = max(1, int(num_cpus // max(4, workers * asked_cpus)))
     # What is asked for by the spec is asked in full; what is not, is shared out.
     least_cpus = 0.01 if budget.cpus_per_worker is None else budget.cpus_per_worker
+    if concurrency != "auto":
+        lanes = concurrency
+    else:
+        lanes = room.most // workers if on_gpu else int(num_cpus // max(4, workers * asked_cpus))
+        lanes = max(1, min(lanes, room.num_workers(least_cpus) // workers))
     if room.num_workers(least_cpus) < lanes * workers:
         raise InputError(
             f"budget: {lanes} trials at once ask for {lanes * workers * asked_cpus:g} CPUs and "
@@ -247,7 +246,7 @@ def _times(total: float, each: float) -> int:
 def _cpus_per_worker(asked: float | None, room: _Room, num_workers: int) -> float:
     # Whole processors for every worker would leave none for the light actors that Tune runs.
     if asked is not None:
-        spared = replace(room, cpus=tuple(cpus - _FOR_THE_REST for cpus in room.cpus))
+        spared = replace(room, cpus=tuple(max(0.0, cpus - _FOR_THE_REST) for cpus in room.cpus))
         return min(float(asked), math.floor(100 * spared.largest_share(num_workers)) / 100)
     spared = replace(room, cpus=tuple(cpus * (1 - _FOR_THE_REST) for cpus in room.cpus))
     return max(0.01, math.floor(100 * min(spared.largest_share(num_workers), 8)) / 100)

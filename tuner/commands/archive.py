@@ -40,11 +40,12 @@ def import_sweep(
     from tuner.ending.settling import settle
     from tuner.paths import HomePaths
     from tuner.records.archive import import_sweep as read
-    from tuner.records.shared_home import SweepTwin
+    from tuner.records.shared_home import SweepTwin, pull_sweeps
     from tuner.tracking.access import without_password
     from tuner.tracking.runs import Tracking
 
     home = HomePaths.from_env()
+    pull_sweeps(home)  # what another machine has there is not to be written over
     taken = read(home, file, name)
     SweepTwin(home, taken).push(at_once=True)
     uri = home.tracking_uri()

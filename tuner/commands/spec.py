@@ -39,9 +39,10 @@ def spec_new(
 ) -> None:
     """Writes a spec that is fitted to a set of pictures, with the reason for each choice."""
     from search_spaces.fitting import spec_text
+    from trainables.data.sources import as_source
     from tuner.pictures.facts import facts_of
 
-    text = spec_text(facts_of(source, separator_of(labels, label_separator)))
+    text = spec_text(facts_of(as_source(source), separator_of(labels, label_separator)))
     if out is None:
         sys.stdout.write(text)
         return

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from trainables.errors import InputError
+from trainables.files.locks import UNSUPPORTED
 from trainables.files.outages import StorageAwayError, patiently
 
 Event = Literal[
@@ -66,7 +67,6 @@ Record = dict[str, Any]
 _EVENTS: tuple[str, ...] = get_args(Event)
 _OUTCOMES: tuple[str, ...] = get_args(Outcome)
 _COSTS = ("time/", "compute/")
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ class TrialRecord:
 class Journal:
     """The open journal of one sweep; one process at a time writes to it."""
 
-    def __init__(self, path: Path, file: IO[bytes], clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, file: IO[bytes], clock: Callable[[], float], num_bytes: int) -> None:
         self.path = path
         self._file = file
+        self._num_bytes = num_bytes  # asking the file would be one more call that a storage may not answer
         self._clock = clock
         self._lost: StorageAwayError | None = None
 
@@ -138,7 +139,7 @@ class Journal:
             except (InputError, OSError):
                 file.close()
                 raise
-            return cls(path, file, clock)
+            return cls(path, file, clock, file.seek(0, os.SEEK_END))
 
     def append(self, event: Event, **fields: Any) -> Record:
         """Writes one record and returns it as a reader will see it.
@@ -163,9 +164,9 @@ class Journal:
         try:
             # What of an earlier attempt is there, whole or not, goes with the next one: a disk that once failed to take
             # what was written to it does not say so twice.
-            size = os.fstat(self._file.fileno()).st_size
-            is_forced = event != "epoch"
-            patiently(partial(_write_at, self._file, size, line.encode() + b"\n", is_forced), str(self.path))
+            content, is_forced = line.encode() + b"\n", event != "epoch"
+            patiently(partial(_write_at, self._file, self._num_bytes, content, is_forced), str(self.path))
+            self._num_bytes += len(content)
         except StorageAwayError as error:
             self._lost = error
             raise
@@ -364,5 +365,5 @@ def _lock(file: IO[bytes], path: Path) -> None:
             f"{path}: this sweep is running in another process; wait for it or use another name"
         ) from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
+        if error.errno not in UNSUPPORTED:
             raise
