@@ -41,6 +41,16 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _idle_head_init(spec)
     yield from _nothing_to_keep(spec)
     yield from _two_precisions(spec)
+    yield from _nothing_to_store(spec)
+
+
+def _nothing_to_store(spec: SweepSpec) -> Iterator[str]:
+    augments = set(listed(spec.search.augmentation)) - {"none"}
+    if spec.features == "required" and augments and "unlimited" in listed(spec.search.num_views):
+        yield (
+            "features: required, but views without end (search.num_views: unlimited) are never seen twice and so never "
+            "stored; give num_views a number, or set features: auto"
+        )
 
 
 def _unknown_costs(spec: SweepSpec) -> Iterator[str]:
@@ -161,9 +171,14 @@ def _sizes(spec: SweepSpec) -> Iterator[str]:
 
 
 def _idle_bounds(spec: SweepSpec, why: str) -> Iterator[str]:
+    bounds = type(spec.model).model_fields
     for name in ("max_parameters", "max_gflops", "max_latency_ms"):
-        if getattr(spec.model, name) != type(spec.model).model_fields[name].default:
-            yield f"model.{name}: only backbones: auto keeps to it, and {why}; leave it out, or write backbones: auto"
+        if getattr(spec.model, name) != bounds[name].default:
+            default = "null" if bounds[name].default is None else bounds[name].default
+            yield (
+                f"model.{name}: only backbones: auto keeps to it, and {why}; leave it out (--set model.{name}="
+                f"{default}), or write backbones: auto"
+            )
 
 
 def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
@@ -176,7 +191,7 @@ def _idle_magnitude(spec: SweepSpec) -> Iterator[str]:
 
 
 def _idle_ratio(spec: SweepSpec) -> Iterator[str]:
-    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and _is_head_only(spec):
+    if _is_searched_on_purpose(spec, "backbone_lr_ratio") and spec.is_head_only:
         yield (
             "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
             "lower freeze_depth, or leave backbone_lr_ratio out"
@@ -195,7 +210,7 @@ def _unlisted_values(spec: SweepSpec) -> Iterator[str]:
     search = spec.search
     if search.sampler not in LISTING_SAMPLERS:
         return
-    idle = {"backbone_lr_ratio", "layer_decay"} if listed(search.freeze_depth) == ("all",) else set()
+    idle = {"backbone_lr_ratio", "layer_decay"} if spec.is_head_only else set()
     ranges = [name for name in type(search).model_fields if _is_unlisted(getattr(search, name)) and name not in idle]
     if ranges:
         yield (
@@ -271,7 +286,7 @@ def _nothing_to_keep(spec: SweepSpec) -> Iterator[str]:
             "search.bn_mode: 'keep' keeps pretrained statistics, and model.weights is none; name weights, or leave "
             "bn_mode out"
         )
-    elif _is_head_only(spec):
+    elif spec.is_head_only:
         yield (
             "search.bn_mode: search.freeze_depth is 'all', and the frozen part keeps its statistics anyway; lower "
             "freeze_depth, or leave bn_mode out"
@@ -291,11 +306,6 @@ def _two_precisions(spec: SweepSpec) -> Iterator[str]:
                 f"{place}.precision: {compute.precision}, but search.precision says what trials have; leave one of "
                 "the two out"
             )
-
-
-def _is_head_only(spec: SweepSpec) -> bool:
-    has_own_depths = any(entry.freeze_depth is not None for entry in spec.model.entries)
-    return listed(spec.search.freeze_depth) == ("all",) and not has_own_depths
 
 
 def _smallest(field: Any) -> Any:

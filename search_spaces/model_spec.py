@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from search_spaces.compute_spec import ComputeSpec
 from search_spaces.data_spec import DataSpec
@@ -62,12 +62,20 @@ class PretrainRecipe(SpecPart):
     augmentation: PolicyName = Field("flip_crop", description="Views of a picture to learn from.")
     magnitude: Magnitude = Field(9, description="Strength of the policies that have one, of 30.")
     num_views: CountOrUnlimited = Field("unlimited", description="Epoch e trains on view e modulo this number.")
-    seed: Int = Field(0, ge=0, description="Seed of initial weights and order.")
+    seed: Int = Field(0, ge=0, le=2**32 - 1, description="Seed of initial weights and order.")
     compute: ComputeConfig | None = Field(
         None, description="Choices of speed and rounding; none: the sweep's, and the defaults for what it measures."
     )
 
     check_its_name = field_validator("name")(check_name)
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _ends(cls, warmup_epochs: float, info: ValidationInfo) -> float:
+        epochs = info.data.get("epochs")
+        if epochs is not None and warmup_epochs > epochs:
+            raise ValueError(f"{warmup_epochs:g} is more than the {epochs} of epochs; lower it, or train longer")
+        return warmup_epochs
 
     @field_validator("data")
     @classmethod

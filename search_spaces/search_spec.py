@@ -38,6 +38,7 @@ from search_spaces.ranges import (
     SpecPart,
     StartSize,
     StartSizeRange,
+    listed,
 )
 from trainables.config import MOST_HIDDEN, BatchNormMode, ClassBalance, HeadKind, PolicyName, Precision, Schedule
 
@@ -200,3 +201,9 @@ class SearchSpec(SpecPart):
         if isinstance(value, tuple) and "auto" in value:
             raise ValueError("'auto' in a list says nothing; write auto alone, or list probe and random")
         return value
+
+    @property
+    def smallest_start_size(self) -> float:
+        """The smallest share of the side that a trial may begin with."""
+        start = self.start_size
+        return float(start.low if isinstance(start, StartSizeRange) else min(listed(start)))

@@ -83,7 +83,7 @@ def _searched_in_search(spec: SweepSpec) -> list[str]:
     if "magnitude" in open_fields and not set(listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
         open_fields.remove("magnitude")
     idle: set[str] = set()
-    if listed(search.freeze_depth) == ("all",):
+    if spec.is_head_only:
         idle |= {"backbone_lr_ratio", "layer_decay", "bn_mode"}
     if listed(search.schedule) == ("one_cycle",):
         idle.add("warmup_epochs")

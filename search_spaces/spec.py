@@ -27,6 +27,7 @@ from search_spaces.ranges import (
     SpecPart,
     are_distinct,
     check_name,
+    listed,
 )
 from search_spaces.search_spec import LISTING_SAMPLERS, USUAL_NUM_TRIALS, SearchSpec
 from trainables.config import ComputeConfig
@@ -198,6 +199,13 @@ class CacheSpec(SpecPart):
     directory: str | None = Field(None, description="Folder for them; none: in Thaw's home, on a cluster on each node.")
     shared_uri: str | None = Field(None, description="Storage behind the local folders, such as s3://bucket/features.")
 
+    @field_validator("directory")
+    @classmethod
+    def _is_a_folder(cls, directory: str | None) -> str | None:
+        if directory is not None and ("://" in directory or not directory.strip() or "\0" in directory):
+            raise ValueError(f"{directory!r} is no folder; name one, and a storage behind it by shared_uri")
+        return directory
+
 
 class SweepSpec(SpecPart):
     """One sweep: what `thaw sweep` takes."""
@@ -262,6 +270,12 @@ class SweepSpec(SpecPart):
     def mode(self) -> Literal["min", "max"]:
         """Whether a good trial has a small or a large metric."""
         return "min" if self.metric in _SMALL_IS_GOOD else "max"
+
+    @property
+    def is_head_only(self) -> bool:
+        """Whether every trial trains the head alone, on whichever network."""
+        own = [entry.freeze_depth for entry in self.model.entries] or [None]
+        return all(listed(self.search.freeze_depth if each is None else each) == ("all",) for each in own)
 
     @property
     def can_probe(self) -> bool:

@@ -74,7 +74,7 @@ def _population(spec: SweepSpec) -> Iterator[str]:
             f"{spec.budget.trial_epochs} of budget.epochs, so nothing would ever be taken over; lower it, or train "
             "longer"
         )
-    idle = {"backbone_lr_ratio", "layer_decay"} if listed(search.freeze_depth) == ("all",) else set()
+    idle = {"backbone_lr_ratio", "layer_decay"} if spec.is_head_only else set()
     if not set(listed(search.augmentation)) & set(POLICIES_WITH_MAGNITUDE):
         idle.add("magnitude")
     if not any(_is_open(getattr(search, name)) for name in PERTURBED if name not in idle):

@@ -56,10 +56,32 @@ class Loop:
     space: SearchSpace = SPACE
     options: dict = field(default_factory=dict)
     records: dict[int, TrialRecord] = field(default_factory=dict)
+    order: list = field(default_factory=list)
     ids: itertools.count = field(default_factory=itertools.count)
     space: SearchSpace = SPACE
 
+    def journal(self):
+        """As a driver writes it: which trial, each epoch in its turn, and how a trial ended."""
+        begun = [{"event": "trial", "number": n, "params": record.params} for n, record in self.records.items()]
+        epochs = [
+            {
+                "event": "epoch",
+                "number": n,
+                "epoch": epoch,
+                "metrics": {METRIC: self.records[n].epochs[epoch - 1][METRIC]},
+            }
+            for n, epoch in self.order
+            if n in self.records and epoch <= len(self.records[n].epochs)
+        ]
+        ends = [
+            {"event": "end", "number": n, "outcome": record.outcome}
+            for n, record in self.records.items()
+            if record.outcome
+        ]
+        return begun + epochs + ends
+
     def start(self):
+        self.order = self.order if self.records else []
         history = [self.records[number] for number in sorted(self.records)]
         self.searcher = StudySearcher(
             self.space,
@@ -73,7 +95,7 @@ class Loop:
             **self.options,
         )
         self.asha = ResumableASHA(
-            metric=METRIC, mode=self.mode, max_epochs=EPOCHS, grace_period=1, reduction_factor=3, history=history
+            metric=METRIC, mode=self.mode, max_epochs=EPOCHS, grace_period=1, reduction_factor=3, records=self.journal()
         )
         self.running = []
         return self
@@ -114,6 +136,7 @@ class Loop:
         if self.scheduled and not outcome:
             decision = self.asha.on_trial_result(None, trial, result)
         record = replace(record, epochs=(*record.epochs, {"epoch": epoch, METRIC: value}))
+        self.order.append((number, epoch))
         if decision == TrialScheduler.CONTINUE:
             self.searcher.on_trial_result(trial.trial_id, result)
             self.running.append(trial)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
 from trainables.lanes.trial import EPOCH
-from tuner.records.journal import TrialRecord
+from tuner.records.journal import Record
 from tuner.search.asha import ResumableASHA
 from tuner.search.searching import NUMBER
 
@@ -16,14 +17,14 @@ METRIC = "val/accuracy"
 HEAD_ONLY = 6
 
 
-def asha(history: tuple[TrialRecord, ...] = ()) -> ResumableASHA:
+def asha(records: Sequence[Record] = ()) -> ResumableASHA:
     return ResumableASHA(
         metric=METRIC,
         mode="max",
         max_epochs=8,
         grace_period=2,
         reduction_factor=3,
-        history=history,
+        records=records,
         is_exempt=lambda params: params["freeze_depth"] == HEAD_ONLY,
     )
 
@@ -64,10 +65,10 @@ def test_the_best_third_and_one_more_go_on(mode: Literal["max", "min"]) -> None:
 
 
 def test_what_the_journal_knows_of_heads_fills_no_rung() -> None:
-    def record(number: int, depth: int, value: float) -> TrialRecord:
-        epochs = tuple({METRIC: value, "epoch": epoch} for epoch in (1, 2))
-        return TrialRecord(number, {"freeze_depth": depth}, epochs)
+    def records(number: int, depth: int, value: float) -> list[Record]:
+        epochs = [{"event": "epoch", "number": number, "epoch": each, "metrics": {METRIC: value}} for each in (1, 2)]
+        return [{"event": "trial", "number": number, "params": {"freeze_depth": depth}}, *epochs]
 
-    scheduler = asha((record(0, HEAD_ONLY, 0.95), record(1, 3, 0.8), record(2, HEAD_ONLY, 0.1)))
+    scheduler = asha([*records(0, HEAD_ONLY, 0.95), *records(1, 3, 0.8), *records(2, HEAD_ONLY, 0.1)])
     assert scheduler.overdue == ()
     assert scheduler.rungs()[2] == {1: 0.8}

@@ -108,9 +108,11 @@ def test_a_stop_that_was_decided_but_not_recorded_is_made_good(undisturbed):
         assert loop.asha.rungs() == undisturbed.asha.rungs()
 
 
-def test_a_trial_that_passed_its_rung_is_not_overdue():
-    loop = Loop().start()
-    for _ in range(40):
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_trial_that_passed_its_rung_is_not_overdue(concurrency):
+    """Nor is one that others, which came to the rung after it, have left behind."""
+    loop = Loop(concurrency=concurrency).start()
+    for _ in range(60):
         loop.step()
         assert loop.running == [] or replace(loop).start().asha.overdue == ()
 

@@ -50,8 +50,26 @@ def refusal(*overrides, spec="digits"):
         ("search.lr=-0.1", "search.lr: -0.1 is not allowed: it should be greater than 0"),
         ("search.lr=[0.1, 0.0]", "search.lr[1]: 0.0 is not allowed: it should be greater than 0"),
         ("search.lr.high=.inf", "search.lr.high: inf is not allowed: it should be a finite number"),
+        (
+            "cache.directory=s3://bucket/features",
+            "cache.directory: 's3://bucket/features' is no folder; name one, and a storage behind it by shared_uri",
+        ),
+        ("cache.directory=''", "cache.directory: '' is no folder; name one, and a storage behind it by shared_uri"),
         ("search.lr=[]", "search.lr: the list is empty; give at least one value"),
         ("search.lr=[0.1, 0.1]", "search.lr: 0.1 is listed twice; list each value once"),
+        (
+            "data.group_pattern='a{99999999999}'",
+            "data.group_pattern: 'a{99999999999}' is no regular expression (the repetition number is too large); write "
+            "\\ before . ( [ * + ?",
+        ),
+        (
+            "model.weights.pretrain.seed=20261127163000",
+            "model.weights.pretrain.seed: 20261127163000 is not allowed: it should be less than or equal to 4294967295",
+        ),
+        (
+            "model.weights.pretrain.warmup_epochs=50",
+            "model.weights.pretrain.warmup_epochs: 50 is more than the 12 of epochs; lower it, or train longer",
+        ),
         ("search.lr=fast", "search.lr: 'fast' is not allowed: it should be a valid number"),
         ("search.batch_size=12.5", "search.batch_size: 12.5 is not allowed: it should be a valid integer"),
         ("search.magnitude=31", "search.magnitude: 31 is not allowed: it should be less than or equal to 30"),
@@ -111,6 +129,11 @@ def test_a_wrong_field_is_refused_with_its_path_its_value_and_a_remedy(override,
             ["search.freeze_depth=all"],
             "search.backbone_lr_ratio: searched, but search.freeze_depth is 'all' and nothing of the backbone learns; "
             "lower freeze_depth, or leave backbone_lr_ratio out",
+        ),
+        (
+            ["features=required", "search.augmentation=[none, flip]", "search.num_views=unlimited"],
+            "features: required, but views without end (search.num_views: unlimited) are never seen twice and so never "
+            "stored; give num_views a number, or set features: auto",
         ),
         (
             ["search.warmup_epochs=[0, 11]"],

@@ -147,6 +147,17 @@ def test_every_network_but_lenet_has_published_facts() -> None:
     assert published("resnet18").gflops_at(112) == pytest.approx(published("resnet18").flops / 4e9)
 
 
+def test_what_takes_no_pictures_as_small_as_training_begins_with_is_left_out(settle: Any) -> None:
+    chosen, _, _ = settle(spec_with(96))
+    small = spec_with(96)
+    small = small.model_copy(update={"search": small.search.model_copy(update={"start_size": (0.25, 1.0)})})
+    spec, told, _ = settle(small)
+    assert spec.search.smallest_start_size == 0.25
+    left = {each.backbone for each in chosen.model.entries} - {each.backbone for each in spec.model.entries}
+    assert left
+    assert all(any(f"{name} is left out" in line for line in told) for name in left)
+
+
 def test_sizes_for_all_are_given_to_each_network_that_has_none_of_its_own(settle: Any) -> None:
     raw = {
         "name": "bees", "data": {"source": "x", "image_size_px": 128}, "search": {"image_size_px": [96, 128]},

@@ -128,8 +128,11 @@ def _reason(network: Published, spec: SweepSpec, home: HomePaths) -> str:
 
 def _unfit(network: Published, spec: SweepSpec, home: HomePaths) -> str | None:
     """Why a network will not do for these pictures or on this machine."""
+    from trainables.training.sizes import size_at
+
     size_px, most_ms = spec.data.image_size_px, spec.model.max_latency_ms
-    if too_small := _too_small(network, min(listed(spec.search.image_size_px or size_px))):
+    least_px = size_at(spec.search.smallest_start_size, min(listed(spec.search.image_size_px or size_px)))
+    if too_small := _too_small(network, least_px):
         return too_small
     if most_ms is None or (taken := _latency_ms(network, size_px, home)) <= most_ms:
         return None

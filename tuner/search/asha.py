@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler, async_hyperband
 
 from trainables.lanes.trial import EPOCH
-from tuner.search.searching import NUMBER, Mode, finite, finite_values
+from tuner.search.searching import NUMBER, Mode, finite
 
 if TYPE_CHECKING:
-    from tuner.records.journal import TrialRecord
+    from tuner.records.journal import Record
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class ResumableASHA(ASHAScheduler):
         max_epochs: Epochs of a whole trial.
         grace_period: Epochs before which no trial is stopped.
         reduction_factor: At each rung about one trial in this many goes on.
-        history: The trials that the journal knows.
+        records: The journal: its epochs are judged again in their order.
         is_exempt: Whether a trial, by its parameters, runs to its end whatever the others do, and says nothing about
             them. Made for those that train the head alone: from stored features they cost next to nothing, and they
             are near their end after one epoch, when deeper trials have hardly begun.
 
     Attributes:
-        overdue: Numbers of trials of the history that have no outcome and whose last epoch ASHA stops: the sweep ended
-            before anybody acted on it. They want an outcome in the journal, not more epochs.
+        overdue: Numbers of open trials whose last epoch ASHA stops: the sweep ended before anybody acted on it. They
+            want an outcome in the journal, not more epochs.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ResumableASHA(ASHAScheduler):
         max_epochs: int,
         grace_period: int,
         reduction_factor: float,
-        history: Sequence[TrialRecord] = (),
+        records: Sequence[Record] = (),
         is_exempt: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         super().__init__(
@@ -89,9 +89,7 @@ class ResumableASHA(ASHAScheduler):
         self._brackets = [_Bracket(grace_period, max_epochs, reduction_factor, 0)]
         self._judged: dict[str, int] = {}
         self._is_exempt = is_exempt or (lambda _: False)
-        # Ended trials first: an open one was judged last, against them.
-        ordered = sorted(history, key=lambda record: (record.outcome is None, record.number))
-        self.overdue = tuple(record.number for record in ordered if self._replay(record) and record.outcome is None)
+        self.overdue = overdue_after(records, self._is_exempt, self._judge_again)
 
     def rungs(self) -> dict[float, dict[int, float]]:
         """For each rung, by its epoch, the metric of each trial that reached it, by number."""
@@ -126,18 +124,46 @@ class ResumableASHA(ASHAScheduler):
         """Forgets a trial that never ran."""
         super().on_trial_remove(tune_controller, by_number(trial))
 
-    def _replay(self, record: TrialRecord) -> bool:
-        """Judges a trial's epochs anew; whether the last of them stops it."""
-        if self._is_exempt(record.params):
-            return False
-        trial, action = Numbered(str(record.number)), TrialScheduler.CONTINUE
-        for epoch, value in finite_values(record, self._metric).items():
-            action = self._brackets[0].on_result(trial, epoch, self._metric_op * value)
-            self._judged[trial.trial_id] = epoch
-        return bool(action == TrialScheduler.STOP)
+    def _judge_again(self, trial: Numbered, result: Mapping[str, Any]) -> str | None:
+        if not self._is_news(trial, result):
+            return None
+        self._judged[trial.trial_id] = result[EPOCH]
+        return str(self._brackets[0].on_result(trial, result[EPOCH], self._metric_op * result[self._metric]))
 
     def _is_news(self, trial: Numbered, result: Mapping[str, Any]) -> bool:
         return has_value(result, self._metric) and result[EPOCH] > self._judged.get(trial.trial_id, 0)
+
+
+def overdue_after(
+    records: Sequence[Record],
+    is_exempt: Callable[[Mapping[str, Any]], bool],
+    judge: Callable[[Numbered, Mapping[str, Any]], str | None],
+) -> tuple[int, ...]:
+    """Has every epoch of the journal judged again, in the order in which they came.
+
+    Args:
+        records: The journal.
+        is_exempt: Which trials, by their parameters, are not judged.
+        judge: From a trial and the result of an epoch to the decision; None where the epoch decides nothing.
+
+    Returns:
+        Numbers of open trials whose last decision was to stop.
+    """
+    exempt: dict[int, bool] = {}
+    decisions: dict[int, str] = {}
+    for record in records:
+        number = record.get("number")
+        if record["event"] == "trial":
+            exempt[record["number"]] = is_exempt(record["params"])
+        elif number not in exempt or exempt[number]:
+            continue
+        elif record["event"] == "epoch":
+            decision = judge(Numbered(str(number)), {**record["metrics"], EPOCH: record["epoch"]})
+            if decision is not None:
+                decisions[number] = decision
+        elif record["event"] == "end" and record["outcome"] != "interrupted":
+            decisions.pop(number, None)
+    return tuple(sorted(number for number, decision in decisions.items() if decision == TrialScheduler.STOP))
 
 
 def by_number(trial: Any) -> Numbered:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 
 from trainables.lanes.trial import EPOCH
 from tuner.records.journal import Record
-from tuner.search.asha import Numbered, by_number, has_value
+from tuner.search.asha import Numbered, by_number, has_value, overdue_after
 from tuner.search.searching import Mode
 
 
@@ -46,7 +46,7 @@ class ResumableMedian(MedianStoppingRule):
         super().__init__(time_attr=EPOCH, metric=metric, mode=mode, grace_period=grace_period, min_time_slice=math.inf)
         self._judged: dict[str, int] = {}
         self._is_exempt = is_exempt or (lambda _: False)
-        self.overdue = self._replay(records)
+        self.overdue = overdue_after(records, self._is_exempt, self._judge_again)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """Decides whether the trial goes on; an epoch without a finite metric, or judged before, decides nothing."""
@@ -68,19 +68,5 @@ class ResumableMedian(MedianStoppingRule):
     def _is_news(self, trial: Numbered, result: Mapping[str, Any]) -> bool:
         return has_value(result, self._metric) and result[EPOCH] > self._judged.get(trial.trial_id, 0)
 
-    def _replay(self, records: Sequence[Record]) -> tuple[int, ...]:
-        exempt: dict[int, bool] = {}
-        decisions: dict[int, str] = {}
-        for record in records:
-            number = record.get("number")
-            if record["event"] == "trial":
-                exempt[record["number"]] = self._is_exempt(record["params"])
-            elif number not in exempt or exempt[number]:
-                continue
-            elif record["event"] == "epoch":
-                result = {**record["metrics"], EPOCH: record["epoch"]}
-                if self._is_news(Numbered(str(number)), result):
-                    decisions[number] = self._judge(None, Numbered(str(number)), result)
-            elif record["event"] == "end" and record["outcome"] != "interrupted":
-                decisions.pop(number, None)
-        return tuple(sorted(number for number, decision in decisions.items() if decision == TrialScheduler.STOP))
+    def _judge_again(self, trial: Numbered, result: Mapping[str, Any]) -> str | None:
+        return self._judge(None, trial, result) if self._is_news(trial, result) else None

@@ -14,7 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from search_spaces.perturbing import perturbed_dimensions, trains_heads_alone
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SweepSpec
-from tuner.records.journal import Record, trials_of
+from tuner.records.journal import Record
 from tuner.search.asha import ResumableASHA
 from tuner.search.hyperband import HYPERBAND_STOPPED, ResumableHyperBand
 from tuner.search.median import ResumableMedian
@@ -94,7 +94,7 @@ def build_scheduler(
         max_epochs=spec.budget.epochs,
         grace_period=spec.grace_period,
         reduction_factor=early.reduction_factor,
-        history=trials_of(list(records)),
+        records=records,
         is_exempt=is_exempt,
     )
 

@@ -84,7 +84,11 @@ class SearchPhase:
         self._show_what_was(records, switch.spending, num_trials)
         self._close_overdue(switch.spending.reason)
         history = self._history()
-        if switch or _num_ended(history) >= (num_trials or math.inf):
+        num_left = (num_trials or math.inf) - _num_ended(history)
+        if switch.spending.reason is not None and 0 < num_left < math.inf:
+            text = f"{num_left} trials are not begun: {switch.spending.reason}; raise it by --set to have them"
+            self._progress.note(text, style="yellow")
+        if switch or num_left <= 0:
             return None
         first_points = self._begin(records)
         make_config = self._config_maker(pool, history)
