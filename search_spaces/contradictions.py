@@ -22,15 +22,22 @@ if TYPE_CHECKING:
 _OF_ONE_LABEL = ("val/accuracy", "val/balanced_accuracy", "val/cost")
 
 
-def contradictions(spec: SweepSpec) -> Iterator[str]:
-    """One line per contradiction: the field, why, and what to change."""
+def contradictions(spec: SweepSpec, *, begins: bool = True) -> Iterator[str]:
+    """One line per contradiction: the field, why, and what to change.
+
+    Args:
+        spec: The spec.
+        begins: Whether a sweep is to begin with it; one that has is not refused what it was allowed then.
+    """
     yield from _backbones(spec)
     yield from _price_of_several(spec)
     yield from _sizes(spec)
     yield from _idle_magnitude(spec)
-    yield from _idle_ratio(spec)
+    yield from _idle_ratio(spec) if begins else ()
     yield from _idle_price(spec)
-    yield from _unlisted_values(spec)
+    if begins:
+        yield from _unlisted_values(spec)
+        yield from _nothing_to_store(spec)
     yield from _unknown_costs(spec)
     yield from _not_for_these_labels(spec)
     yield from _beyond_the_epochs(spec)
@@ -41,7 +48,6 @@ def contradictions(spec: SweepSpec) -> Iterator[str]:
     yield from _idle_head_init(spec)
     yield from _nothing_to_keep(spec)
     yield from _two_precisions(spec)
-    yield from _nothing_to_store(spec)
 
 
 def _nothing_to_store(spec: SweepSpec) -> Iterator[str]:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from search_spaces.mistakes import fields_at, format_errors, nearest
+from search_spaces.ranges import KEPT
 from search_spaces.spec import PretrainSpec, SweepSpec
 from search_spaces.wording import shorten
 from trainables.errors import InputError
@@ -87,7 +88,7 @@ def load_kept_spec(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     raw = _read(path)
     if isinstance(raw.get("data"), dict):
         raw["data"].setdefault("fit", "crop")  # kept specs have every field: one without it began without any other fit
-    return parse_spec(raw, SweepSpec, str(path), overrides)
+    return parse_spec(raw, SweepSpec, str(path), overrides, is_kept=True)
 
 
 def read_spec(text: str, overrides: Sequence[str], place: str) -> SweepSpec:
@@ -132,7 +133,9 @@ def overridden(overrides: Sequence[str], field: str) -> Any:
     return value
 
 
-def parse_spec(raw: Any, model: type[Spec], place: str, overrides: Sequence[str] = ()) -> Spec:
+def parse_spec(
+    raw: Any, model: type[Spec], place: str, overrides: Sequence[str] = (), *, is_kept: bool = False
+) -> Spec:
     """Checks a mapping.
 
     Args:
@@ -140,6 +143,7 @@ def parse_spec(raw: Any, model: type[Spec], place: str, overrides: Sequence[str]
         model: `SweepSpec`, `PretrainSpec`, or a part of one.
         place: Where it came from, for messages.
         overrides: ``field.path=VALUE`` each, within ``raw``.
+        is_kept: A sweep began with it: it is not refused what it was allowed then.
 
     Raises:
         InputError: One line per mistake.
@@ -147,7 +151,7 @@ def parse_spec(raw: Any, model: type[Spec], place: str, overrides: Sequence[str]
     for override in overrides:
         _override(raw, override, model)
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context={KEPT: is_kept})
     except ValidationError as error:
         raise InputError("\n".join(f"{place}: {line}" for line in format_errors(error, model))) from error
 

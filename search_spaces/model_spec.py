@@ -34,6 +34,7 @@ from search_spaces.ranges import (
     SpecPart,
     are_distinct,
     check_name,
+    is_kept,
     listed,
 )
 from search_spaces.search_spec import OptimizerName
@@ -73,7 +74,7 @@ class PretrainRecipe(SpecPart):
     @classmethod
     def _ends(cls, warmup_epochs: float, info: ValidationInfo) -> float:
         epochs = info.data.get("epochs")
-        if epochs is not None and warmup_epochs > epochs:
+        if not is_kept(info) and epochs is not None and warmup_epochs > epochs:
             raise ValueError(f"{warmup_epochs:g} is more than the {epochs} of epochs; lower it, or train longer")
         return warmup_epochs
 

@@ -18,6 +18,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -109,6 +110,15 @@ class CountRange(Range[Count]):
 
 class MagnitudeRange(Range[Magnitude]):
     """Whole numbers from 0 to 30."""
+
+
+KEPT = "kept"
+"""In the context of a validation: whether a sweep has begun with the spec already."""
+
+
+def is_kept(info: ValidationInfo) -> bool:
+    """Whether what is checked is kept, and not to be refused for what was once allowed."""
+    return bool(info.context and info.context.get(KEPT))
 
 
 def check_name(name: str) -> str:

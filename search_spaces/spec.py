@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from search_spaces.compute_spec import ComputeSpec
 from search_spaces.contradictions import contradictions, resource_contradictions
@@ -27,6 +27,7 @@ from search_spaces.ranges import (
     SpecPart,
     are_distinct,
     check_name,
+    is_kept,
     listed,
 )
 from search_spaces.search_spec import LISTING_SAMPLERS, USUAL_NUM_TRIALS, SearchSpec
@@ -201,8 +202,10 @@ class CacheSpec(SpecPart):
 
     @field_validator("directory")
     @classmethod
-    def _is_a_folder(cls, directory: str | None) -> str | None:
-        if directory is not None and ("://" in directory or not directory.strip() or "\0" in directory):
+    def _is_a_folder(cls, directory: str | None, info: ValidationInfo) -> str | None:
+        if directory is None or is_kept(info):
+            return directory
+        if "://" in directory or not directory.strip() or "\0" in directory:
             raise ValueError(f"{directory!r} is no folder; name one, and a storage behind it by shared_uri")
         return directory
 
@@ -262,8 +265,8 @@ class SweepSpec(SpecPart):
         return {**raw, "metric": "val/map"} if labels == "multi" and "metric" not in raw else raw
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> SweepSpec:
-        _raise_any(list(contradictions(self)))
+    def _is_consistent(self, info: ValidationInfo) -> SweepSpec:
+        _raise_any(list(contradictions(self, begins=not is_kept(info))))
         return self
 
     @property

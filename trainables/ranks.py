@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import StochasticDepth
 
+_NCCL_LOST = ("remote process exited", "closed by remote peer", "Connection reset by peer", "ncclRemoteError")
 _IDLE_LIMIT = datetime.timedelta(days=30)
 """How long the control group may wait for rank 0: a warm lane may idle for a night between two trials."""
 
@@ -132,8 +133,13 @@ class Ranks:
 
 def is_lost_peer(error: Exception) -> bool:
     """Whether an error says no more than that another rank's process is gone, or the wire to it."""
-    # gloo has no class of errors of its own; all that its transport says names the file that it stands in.
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport/" in str(error))
+    text = str(error)
+    if isinstance(error, dist.DistBackendError):  # NCCL's, which also says so of what is wrong on this very machine
+        return any(sign in text for sign in _NCCL_LOST)
+    # gloo has no class of errors of its own; all that its transport says names the file that it stands in. Who waited
+    # in vain for a rank that still is there has found a hang.
+    is_gloo = isinstance(error, RuntimeError) and "gloo/transport/" in text and "timed out" not in text.lower()
+    return isinstance(error, dist.DistNetworkError) or is_gloo
 
 
 def share_bounds(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:

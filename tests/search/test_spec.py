@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces.loading import dump_spec, load_pretrain_spec, load_spec, parse_spec
+from search_spaces.loading import dump_spec, load_kept_spec, load_pretrain_spec, load_spec, parse_spec
 from search_spaces.mistakes import field_paths, fields_at
 from search_spaces.search_spec import SearchSpec
 from search_spaces.spec import PretrainSpec, SweepSpec
@@ -272,6 +273,22 @@ def test_a_pretraining_has_a_file_of_its_own_or_a_sweeps(tmp_path):
         load_pretrain_spec(path, ["resources.gpus_per_worker=1.5"])
     with pytest.raises(InputError, match=r"model\.weights: nothing is pretrained here"):
         load_pretrain_spec("quick", ["data.source=folder:x"])
+
+
+def test_a_sweep_that_has_begun_is_not_refused_what_it_was_allowed_then(tmp_path):
+    raw = {
+        **MINIMAL,
+        "features": "required",
+        "search": {"augmentation": "flip", "num_views": "unlimited"},
+        "cache": {"directory": "odd://name"},
+    }
+    with pytest.raises(InputError, match="no folder; name one"):
+        parse_spec(raw, SweepSpec, "bees.yaml")
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    assert load_kept_spec(path).cache.directory == "odd://name"
+    with pytest.raises(InputError, match=r"budget.concurrency"):
+        load_kept_spec(path, ["budget.concurrency=0"])
 
 
 @pytest.mark.parametrize("model", [SweepSpec, PretrainSpec])

@@ -39,8 +39,7 @@ def measure(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> Measure:
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
             backbone="lenet",
-            data_fingerprint=data.config.fingerprint,
-            **{"split": data.config.split, **changes},
+            **{"data_fingerprint": data.config.fingerprint, "split": data.config.split, **changes},
         )
 
         def probabilities(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -74,3 +73,10 @@ def test_a_model_that_may_have_learnt_from_them_is_not(measure: Measure, changes
 def test_nor_is_one_of_which_that_is_not_known(measure: Measure, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it does not say which pictures it has learnt from"):
         measure(split=None)
+
+
+def test_nor_is_one_whose_source_dealt_pictures_that_are_others_now(measure: Measure) -> None:
+    assert measure(is_dealt_by_source=True) == measure(), "the very same pictures are on the same sides"
+    assert measure(data_fingerprint="0" * 64) == measure(), "more pictures move none, where their content decides"
+    with pytest.raises(ValueError, match="the sides that the source gave them are not known"):
+        measure(is_dealt_by_source=True, data_fingerprint="0" * 64)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from trainables.training.auroc import class_areas
 from tuner.report.clusters import Answers, effective_number
 from tuner.report.intervals import (
+    _independent,
     auroc_interval,
     mean_cost_interval,
     mean_recall_interval,
@@ -60,18 +62,20 @@ def standard_error(area: float, num_positive: int, num_negative: int) -> float:
 @pytest.mark.parametrize("area", [0.5, 0.8932, 1.0])
 def test_the_ends_of_an_area_are_where_its_own_spread_just_reaches_it(area: float) -> None:
     """With as many positive pictures as negative ones, Newcombe's spread is Hanley and McNeil's."""
-    low, high = auroc_interval([area], (40, 40))
+    low, high = auroc_interval([area], [40], [40])
     assert area - low == pytest.approx(1.959964 * standard_error(low, 40, 40), abs=1e-6)
     assert high - area == pytest.approx(1.959964 * standard_error(high, 40, 40), abs=1e-6)
     assert 0 < low < area <= high <= 1
 
 
 def test_an_area_of_one_of_few_pictures_is_not_sure() -> None:
-    assert auroc_interval([1.0], (10, 10))[0] < 0.9
-    assert auroc_interval([1.0], (1000, 1000))[0] > 0.99
-    assert auroc_interval([0.9], (30, 20))[::-1] == pytest.approx([1 - end for end in auroc_interval([0.1], (30, 20))])
+    assert auroc_interval([1.0], [10], [10])[0] < 0.9
+    assert auroc_interval([1.0], [1000], [1000])[0] > 0.99
+    mirrored = [1 - end for end in auroc_interval([0.1], [30], [20])]
+    assert auroc_interval([0.9], [30], [20])[::-1] == pytest.approx(mirrored)
     three = [0.9, 0.8, 0.7]
-    assert auroc_interval([*three, math.nan], (20, 20, 20, 0)) == auroc_interval(three, (20, 20, 20))
+    with_none = auroc_interval([*three, math.nan], [20, 20, 20, 0], [40, 40, 40, 60])
+    assert with_none == auroc_interval(three, [20] * 3, [40] * 3)
 
 
 def test_nineteen_intervals_of_twenty_hold_the_true_area() -> None:
@@ -85,7 +89,8 @@ def test_nineteen_intervals_of_twenty_hold_the_true_area() -> None:
         return class_areas(scores, torch.from_numpy(labels)).tolist()
 
     def coverage(sizes: tuple[int, ...], means: np.ndarray, true_area: float) -> float:
-        intervals = [auroc_interval(sample(sizes, means), sizes) for _ in range(400)]
+        rest = [sum(sizes) - size for size in sizes]
+        intervals = [auroc_interval(sample(sizes, means), sizes, rest) for _ in range(400)]
         return float(np.mean([low <= true_area <= high for low, high in intervals]))
 
     two = np.array([[0.0, 0.0], [-math.sqrt(2), math.sqrt(2)]])  # the margin's deviation is the root of two
@@ -102,28 +107,48 @@ def test_a_rare_class_that_is_hard_among_easy_ones_is_as_unsure_as_it_is() -> No
     for _ in range(400):
         rare, rest = rng.normal(distance, size=(5, 1)), rng.normal(size=(1, 900))
         area = float((rare > rest).mean())
-        low, high = auroc_interval([area, 1.0, 1.0], (5, 450, 450))
+        low, high = auroc_interval([area, 1.0, 1.0], [5, 450, 450], [900, 455, 455])
         held.append(low <= (0.65 + 2) / 3 <= high)
     assert np.mean(held) >= 0.93
 
 
-@pytest.mark.parametrize(("num_groups", "size", "likeness"), [(20, 5, 0.9), (40, 5, 0.3), (12, 8, 0.6), (100, 1, 0.0)])
+def shots_of_parts(
+    rng: np.random.Generator, sizes: list[int], likeness: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Which shots are right: as their part is with a probability of ``likeness``, else each by itself; 0.8 of both."""
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    parts, shots = rng.random(len(sizes)) < 0.8, rng.random(len(clusters)) < 0.8
+    return np.where(rng.random(len(clusters)) < likeness, parts[clusters], shots).astype(float), clusters
+
+
+@pytest.mark.parametrize(
+    ("sizes", "likeness", "least"),
+    [
+        ([5] * 20, 0.9, 0.94),
+        ([5] * 40, 0.3, 0.94),
+        ([8] * 12, 0.6, 0.94),
+        ([1] * 100, 0.0, 0.93),
+        ([50, *[1] * 20], 0.5, 0.94),
+        ([100, *[1] * 200], 0.9, 0.94),
+        ([40, *[3] * 20], 0.5, 0.94),
+        ([max(1, 60 // k) for k in range(1, 31)], 0.5, 0.92),
+    ],
+    ids=str,
+)
 def test_nineteen_intervals_of_twenty_hold_the_true_share_where_shots_of_a_part_fail_together(
-    num_groups: int, size: int, likeness: float
+    sizes: list[int], likeness: float, least: float
 ) -> None:
-    """A shot is right as its part is with this probability, else by itself; Wilson's own interval is far too narrow."""
+    """Wilson's own interval is far too narrow for them."""
     rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(num_groups), size)
     held, naive = [], []
     for _ in range(600):
-        parts, shots = rng.random(num_groups) < 0.8, rng.random(num_groups * size) < 0.8
-        values = np.where(rng.random(num_groups * size) < likeness, parts[clusters], shots).astype(float)
+        values, clusters = shots_of_parts(rng, sizes, likeness)
         number, share = effective_number(values, clusters), float(values.mean())
         low, high = wilson_interval(share * number, number)
         held.append(low <= 0.8 <= high)
         low, high = wilson_interval(share * len(values), len(values))
         naive.append(low <= 0.8 <= high)
-    assert np.mean(held) >= 0.94
+    assert np.mean(held) >= least
     if likeness >= 0.6:
         assert np.mean(naive) < 0.8
 
@@ -135,7 +160,7 @@ def test_the_effective_number_lies_between_that_of_groups_and_that_of_pictures()
     assert 20 < effective_number(alternating, clusters) <= 40, "groups that are all alike hide little"
     by_group = np.repeat(np.arange(10) % 2, 4).astype(float)
     assert effective_number(by_group, clusters) == pytest.approx(10, abs=1.5)
-    assert effective_number(np.ones(40), clusters) == 10, "without a mistake nobody knows"
+    assert effective_number(np.ones(40), clusters) == pytest.approx(10), "without a mistake nobody knows"
     assert effective_number(by_group, np.zeros(40, int)) == 1
     assert effective_number(np.ones(10), np.array([0] * 6 + [1, 2, 3, 4])) == 100 / 40
 
@@ -181,3 +206,29 @@ def test_every_interval_is_wider_where_pictures_are_shots_of_few_parts() -> None
     for name in ("accuracy", "balanced_accuracy", "auroc", "cost"):
         assert in_fives[f"{name}_low"] < alone[f"{name}_low"]
         assert in_fives[f"{name}_high"] > alone[f"{name}_high"]
+
+
+@pytest.mark.parametrize(("num_scenes", "num_classes", "likeness"), [(30, 5, 0.7), (40, 2, 0.9), (20, 10, 0.5)])
+def test_groups_that_span_classes_make_balanced_accuracy_as_unsure_as_accuracy(
+    num_scenes: int, num_classes: int, likeness: float
+) -> None:
+    """Scenes with one picture of each class: within a class no two belong together, and yet all err together."""
+    rng = np.random.default_rng(0)
+    true = np.tile(np.arange(num_classes), num_scenes)
+    held = []
+    for _ in range(300):
+        values, clusters = shots_of_parts(rng, [num_classes] * num_scenes, likeness)
+        decided = np.where(values > 0, true, (true + 1) % num_classes)
+        found = metric_intervals({}, Answers.of(true, decided, clusters), [math.nan] * num_classes)
+        held.append(found["balanced_accuracy_low"] <= 0.8 <= found["balanced_accuracy_high"])
+        assert found["balanced_accuracy_low"] <= found["accuracy_low"] + 5e-3
+        assert found["balanced_accuracy_high"] >= found["accuracy_high"] - 5e-3
+    assert np.mean(held) >= 0.94
+
+
+def test_pictures_of_a_class_and_of_the_others_are_counted_by_groups() -> None:
+    """Two groups of class 0, of 4 and 2; one of both classes, of 1 and 3; a lone picture of class 2."""
+    true, clusters = [0] * 7 + [1] * 3 + [2], [0] * 4 + [1] * 2 + [2] + [2] * 3 + [3]
+    positive, negative = _independent(Answers.of(true, true, clusters), 4)
+    assert positive == pytest.approx([7**2 / (16 + 4 + 1), 1, 1, 0])
+    assert negative == pytest.approx([4**2 / (9 + 1), 8**2 / (16 + 4 + 1 + 1), 10**2 / (16 + 4 + 16), 0])

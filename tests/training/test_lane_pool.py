@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainables.config import TrialConfig
-from trainables.jobs import ScoreJob
+from trainables.jobs import ScoreJob, TrainJob
 from tuner.cluster.lanes import LaneError, LanePool, LaneShape, LanesLostError
 
 pytestmark = pytest.mark.ray
@@ -43,6 +43,52 @@ class StumblingPool(LanePool):
         if order is not None:
             ray.get(board.report.remote(lane, order.number, {"kind": "failed", "reason": f"fit {self.num_fits}"}))
             raise TrainingFailedError("broken")
+
+
+class HomelessPool(LanePool):
+    """The first lane's machine goes after an epoch, and there is no other for it; the second lane has one."""
+
+    num_fits = 0
+
+    def _fit(self, lane: int, board: Any) -> None:
+        import ray
+        from ray.train import ControllerError
+        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+        self.num_fits += lane == 0
+        if lane == 1:
+            time.sleep(1)  # not the first to be lent
+        if lane == 0 and self.num_fits > 1:
+            time.sleep(0.2)
+            raise ControllerError(WorkerGroupStartupTimeoutError(1))
+        last = -1
+        while (order := ray.get(board.next_job.remote(lane, last))) is not None:
+            last = order.number
+            for epoch in range(order.reported_epochs + 1, 4):
+                message = {"kind": "epoch", "epoch": epoch, "metrics": {"lane": lane}, "outcome": None}
+                message |= {"outcome": "completed"} if epoch == 3 else {}
+                ray.get(board.wants_more.remote(lane, order.number))
+                ray.get(board.report.remote(lane, order.number, message))
+                if lane == 0:
+                    raise ControllerError(WorkerGroupStartupTimeoutError(1))
+
+
+@pytest.fixture
+def homeless(ray_cluster: None) -> Iterator[HomelessPool]:
+    yield from closing(HomelessPool(SHAPE, 2, "nowhere"))  # type: ignore[misc]
+
+
+def test_a_job_goes_on_elsewhere_when_its_lane_has_no_place(
+    homeless: HomelessPool, config: Callable[..., TrialConfig]
+) -> None:
+    job = TrainJob(config=config(), directory="nowhere")
+    messages = list(homeless.run(job))
+    assert [message["epoch"] for message in messages] == [1, 2, 3]
+    assert [message["metrics"]["lane"] for message in messages] == [0, 1, 1]
+    again = list(homeless.run(job))
+    assert [message["metrics"]["lane"] for message in again] == [1, 1, 1], "a lane without workers is lent to nobody"
+    assert homeless.lost is None
+    assert homeless.num_fits > 3, "waiting for a place is nobody's failure"
 
 
 @pytest.fixture

@@ -43,7 +43,8 @@ def test_rates_are_those_of_scikit_learn_even_for_classes_without_pictures(
     labels, predicted = (np.array(values) for values in zip(*pairs, strict=True))
     logits = torch.nn.functional.one_hot(torch.from_numpy(predicted), 5).float()
     parts = [
-        count_confusion(logits[part], torch.from_numpy(labels[part])) for part in (slice(middle), slice(middle, None))
+        count_confusion(decide(logits[part]), torch.from_numpy(labels[part]), 5)
+        for part in (slice(middle), slice(middle, None))
     ]
     confusion = sum(parts).numpy()
     assert np.array_equal(confusion, sk.confusion_matrix(labels, predicted, labels=range(5)))
@@ -55,7 +56,7 @@ def test_rates_are_those_of_torchmetrics(num_classes: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(200, num_classes, generator=generator)
     labels = torch.randint(num_classes, (200,), generator=generator)
-    confusion = count_confusion(logits, labels)
+    confusion = count_confusion(decide(logits), labels, num_classes)
     assert torch.equal(confusion, tm.multiclass_confusion_matrix(logits, labels, num_classes))
     assert rates(confusion.numpy()) == pytest.approx(
         {
@@ -124,7 +125,7 @@ def test_decisions_are_expected_to_cost_least() -> None:
     costs = torch.tensor([[0.0, 1.0], [9.0, 0.0]])
     assert decide(logits, costs).tolist() == [1, 0, 1]
     labels = torch.tensor([0, 1, 1])
-    confusion = count_confusion(logits, labels, costs)
+    confusion = count_confusion(decide(logits, costs), labels, len(costs))
     assert confusion.tolist() == [[0, 1], [1, 1]]
     assert mean_cost(confusion.numpy(), costs.numpy()) == pytest.approx(10 / 3)
     assert mean_cost(np.zeros((2, 2), np.int64), costs.numpy()) == 0.0
@@ -134,7 +135,7 @@ def test_equal_costs_decide_as_no_costs_do() -> None:
     logits = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
     equal = 1 - torch.eye(6)
     assert torch.equal(decide(logits, equal), decide(logits))
-    confusion = count_confusion(logits, torch.arange(500) % 6, equal).numpy()
+    confusion = count_confusion(decide(logits, equal), torch.arange(500) % 6, 6).numpy()
     assert mean_cost(confusion, equal.numpy()) == pytest.approx(1 - rates(confusion)["accuracy"])
 
 

@@ -52,6 +52,12 @@ def labelled_rows(table: ImageTable, config: DataConfig) -> tuple[NDArray[np.int
     return table.rows_of(config.class_names if config.label_separator is None else table.class_names)
 
 
+def is_dealt_by_source(table: ImageTable, config: DataConfig) -> bool:
+    """Whether sides follow from what the source says of them, or of groups, and not from the pictures alone."""
+    stated = config.split.source == "auto" and any(side is not None for side in table.sides.tolist())
+    return stated or (config.group_pattern is None and any(table.source_groups))
+
+
 def clusters_of(side: Side, config: DataConfig) -> list[int]:
     """For each picture of a side the number, from 0, of what was dealt as one with it: a group, or copies [N]."""
     table, rows = side.table, side.rows

@@ -25,6 +25,7 @@ _BISECTIONS = 40
 _CONSTANT = 1e-9  # A standard deviation below this share of the largest value is rounding.
 _LEAST_NOISE = 1e-9  # Variance of LogME's noise: without a bound, an exact fit has infinite evidence.
 _FIXED_POINT_STEPS = 100
+_MOST_LEFT_OUT = 200  # A larger group is left out in pieces: leaving it out takes the cube of its size.
 _LEAST_FREE = 1e-10  # Of a group that the others say nothing of, rounding would leave a singular matrix.
 
 
@@ -76,7 +77,7 @@ def fit_probe(
         num_classes: Rows of the result; a class without pictures gets zero weights.
         validation: Features and labels of other pictures, to take the accuracy on.
         clusters_N: The number of what each picture belongs to, a part or a patient, whose pictures are then left out
-            together: of one shot the others would tell. None: each is left out alone.
+            together (of more than 200 in pieces): of one shot the others would tell. None: each is left out alone.
         alphas: Strengths to choose from, on standardised features; by default a grid over nine decades.
         least_std: Features whose standard deviation is below this share of their root mean square are not scaled up to
             one unit of variance: a weight on what hardly ever stirs is large, and noise elsewhere.
@@ -248,10 +249,17 @@ def _several_by_size(clusters_N: torch.Tensor) -> list[torch.Tensor]:
     if len(sizes_g) == 1:
         return []
     rows_N = places_N.argsort(stable=True)
+    sizes_g = torch.cat([_pieces(size) for size in sizes_g.tolist()])
     starts_g = sizes_g.cumsum(0) - sizes_g
     return [
         rows_N[starts_g[sizes_g == size][:, None] + torch.arange(int(size))] for size in sizes_g.unique() if size > 1
     ]
+
+
+def _pieces(size: int) -> torch.Tensor:
+    """Nearly equal parts of a group, none larger than may be left out at once."""
+    number = -(-size // _MOST_LEFT_OUT)
+    return torch.full((number,), size // number) + (torch.arange(number) < size % number)
 
 
 def _choose(ridge: _Ridge, alphas: Sequence[float]) -> tuple[float, torch.Tensor]:

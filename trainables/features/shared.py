@@ -20,8 +20,10 @@ import pyarrow.fs
 from trainables.errors import InputError
 from trainables.features.layout import MANIFEST_NAME, Manifest, ShardFile
 from trainables.features.switch import Switch
+from trainables.files.locks import mutex
 from trainables.files.storage import is_local, join, open_filesystem, publish_files, read_bytes
 
+_PUBLISHING_NAME = "publishing.lock"
 _CHUNK_BYTES = 4 << 20
 # What pyarrow raises for a host that is away, a bucket that is closed, a disk that is full.
 _TROUBLE = (OSError, pa.ArrowException)
@@ -99,9 +101,11 @@ class SharedStore:
 
         def copy() -> None:
             try:
-                if self.switch.is_on:
-                    names = [*(shard.name for shard in manifest.shards), MANIFEST_NAME]
-                    publish_files(folder, names, join(self._uri, folder.name))
+                # One process of a machine is enough; who comes meanwhile leaves it to that one.
+                with mutex(folder / _PUBLISHING_NAME, 0.0) as is_alone:
+                    if is_alone and self.switch.is_on:
+                        names = [*(shard.name for shard in manifest.shards), MANIFEST_NAME]
+                        publish_files(folder, names, join(self._uri, folder.name))
             except _TROUBLE as error:
                 self.switch.turn_off(error)
             finally:

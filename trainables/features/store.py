@@ -97,6 +97,7 @@ class FeatureStore:
         if found is not None:
             self._share(key.digest())
         elif self._fetch(key, self._shared):
+            self._seen.add(key.digest())
             found = open_entry(self.directory, key, check)
         return found
 
@@ -210,11 +211,11 @@ class FeatureStore:
         folder = self.directory / digest
         if digest in self._seen:
             return
-        self._seen.add(digest)
         with suppress(OSError, DamagedError):
             self._publish(folder, Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8")))
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
+        self._seen.add(folder.name)
         if self._shared and self._shared.switch.is_on:
             use = mark_use(folder / IN_USE_NAME)
             if use is not None:

@@ -58,7 +58,7 @@ AnyRun = TrialRun | ReplicatedRun
 
 
 _COPIES_S = 15.0
-"""How long a lane that is told to end waits for its copies; the pool waits twenty."""
+"""How long a lane that is told to end waits for its copies; the pool waits longer where there are such."""
 
 
 class _NodeDrainedError(RuntimeError):

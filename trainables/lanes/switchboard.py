@@ -40,6 +40,7 @@ class _Mailbox:
         self.messages: deque[Message] = deque()
         self.is_closed = False
         self.is_aside = False
+        self.aside_reason = ""
         self.closing_reason = "the sweep ended"
 
 
@@ -78,6 +79,7 @@ class Switchboard:
                 box.is_aside = False
                 if lane not in self._lent.values():
                     self._free.append(lane)
+            self._move_on()
             box.node, box.group = node, group
             box.num_askings += 1
             asking = box.num_askings
@@ -189,6 +191,7 @@ class Switchboard:
             box.messages.clear()
             if box.is_closed:
                 self._finish(box, {"kind": "dropped", "reason": box.closing_reason})
+            self._move_on()
             self._changed.notify_all()
             return box.number
 
@@ -246,11 +249,10 @@ class Switchboard:
             box = self._lanes.get(lane)
             if box is None or box.is_closed:
                 return
-            box.is_aside = True
+            box.is_aside, box.aside_reason = True, reason
             if lane in self._free:
                 self._free.remove(lane)
-            if box.job is not None and any(not each.is_closed and not each.is_aside for each in self._lanes.values()):
-                self._finish(box, {"kind": "dropped", "reason": reason})
+            self._move_on()
             self._changed.notify_all()
 
     async def close_lane(self, lane: int, reason: str | None = None) -> None:
@@ -276,6 +278,13 @@ class Switchboard:
         served = self._served.get(affinity, []) if affinity is not None else []
         nodes = {self._lanes[lane].node for lane in served if self._lanes[lane].node}
         return max(self._free, key=lambda lane: (lane in served, self._lanes[lane].node in nodes))
+
+    def _move_on(self) -> None:
+        """Drops the jobs of lanes that are aside, where there is another lane to take them."""
+        if any(not box.is_closed and not box.is_aside for box in self._lanes.values()):
+            for box in self._lanes.values():
+                if box.is_aside and box.job is not None:
+                    self._finish(box, {"kind": "dropped", "reason": box.aside_reason})
 
     def _finish(self, box: _Mailbox, message: Message) -> None:
         box.job = None

@@ -147,7 +147,7 @@ class LanePool:
         import ray
 
         client = f"driver-{uuid.uuid4().hex[:8]}"
-        values = job.model_dump(mode="json")
+        values, num_lost = job.model_dump(mode="json"), 0
         try:
             while True:
                 ray.get(self._board.borrow.remote(client))
@@ -161,9 +161,10 @@ class LanePool:
                     yield message
                     if message["kind"] in LAST_WORDS or message.get("outcome"):
                         return
-                    values = {**values, "reported_epochs": message["epoch"]}
+                    values, num_lost = {**values, "reported_epochs": message["epoch"]}, 0
                 self.check()
-                if "reason" not in message or self._is_closing.is_set():
+                num_lost += 1
+                if "reason" not in message or num_lost == _STARTS or self._is_closing.is_set():
                     raise LaneError(message.get("reason", "the lane was taken away"))
                 ray.get(self._board.give_back.remote(client))  # its lane is gone: on another one, while there is one
         except ray.exceptions.RayTaskError as error:
@@ -240,7 +241,7 @@ class LanePool:
             try:
                 self._fit(lane, board)
             except ControllerError as error:
-                reason = first_line(error.controller_failure)
+                reason = _gist(error.controller_failure)
                 logger.warning("lane %d did not come up: %s", lane, reason)
                 if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
                     # A machine is gone, or busy, and may come back: waited for, while others take over what it had.
@@ -287,6 +288,12 @@ class LanePool:
                 failure_config=FailureConfig(max_failures=_WORKER_FAILURES, controller_failure_limit=0),
             ),
         ).fit()
+
+
+def _gist(error: Exception) -> str:
+    """Ray Train's own first line says that something failed, the last one what."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else first_line(error)
 
 
 def _remove_placement_group(group: str) -> None:

@@ -142,7 +142,8 @@ def open_lanes(
             yield pool
         finally:
             # A cluster that ends with the sweep takes what is left with it; in one that stays, lanes end in good order.
-            pool.close(timeout_s=5.0 if is_ours else 60.0)
+            has_copies = features is not None and features.shared_uri is not None
+            pool.close(timeout_s=(20.0 if has_copies else 5.0) if is_ours else 60.0)
     finally:
         if is_ours:
             ray.shutdown()

@@ -227,6 +227,9 @@ def _without_group(metrics: Mapping[str, float], group: str) -> dict[str, float]
 
 def write_champion(closing: Closing, champion: Champion, model: Model) -> None:
     """Writes the champion's whole model into the sweep's folder."""
+    from trainables.data.sharing import open_table
+    from trainables.data.splits import is_dealt_by_source
+
     config = model.config
     network, mean, std = whole_network(config, model.checkpoint)
     card = ModelCard(
@@ -242,6 +245,7 @@ def write_champion(closing: Closing, champion: Champion, model: Model) -> None:
         costs=config.costs,
         split=config.data.split,
         group_pattern=config.data.group_pattern,
+        is_dealt_by_source=is_dealt_by_source(open_table(config.data), config.data),
         test_digest=closing.data.test_digest if closing.data.size("test") else None,
         sweep=closing.spec.name,
         trial=champion.number,
@@ -330,7 +334,7 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, side_px: int, met
 
     from trainables.data.label_sets import members_of
     from trainables.data.sharing import open_table
-    from trainables.data.splits import labelled_rows, sides_of
+    from trainables.data.splits import is_dealt_by_source, labelled_rows, sides_of
     from trainables.training.label_scores import judge_labels
     from trainables.training.scores import judge
     from tuner.models.classifier import Classifier
@@ -345,6 +349,9 @@ def _measure(uri: str, tracking_uri: str, config: TrialConfig, side_px: int, met
     tested = sides_of(table, rows, data) == "test"
     if card.split is None:
         raise ValueError("it does not say which pictures it has learnt from")
+    is_other = card.data_fingerprint != data.fingerprint
+    if is_other and (card.is_dealt_by_source or is_dealt_by_source(table, data)):
+        raise ValueError("it has learnt from other pictures, and the sides that the source gave them are not known")
     as_then = data.model_copy(update={"split": card.split, "group_pattern": card.group_pattern, "folds": 0})
     if (sides_of(table, rows, as_then)[tested] != "test").any():
         raise ValueError("it may have learnt from some of them, which were dealt to sides otherwise then")

@@ -70,6 +70,7 @@ class ModelCard(Settings):
     )
     split: SplitConfig | None = Field(None, description="How pictures were dealt to sides; none: not known.")
     group_pattern: str | None = Field(None, description="By which names pictures stayed together; see `data`.")
+    is_dealt_by_source: bool = Field(False, description="Whether the source's own sides or groups were kept.")
     test_digest: str | None = Field(None, description="Of the test pictures and their labels; none: not tested.")
     sweep: str | None = Field(None, description="Where it comes from.")
     trial: int | None = Field(None, description="The trial's number in the sweep.")

@@ -184,7 +184,7 @@ def feature_settings(spec: SweepSpec, home: HomePaths) -> FeatureSettings | None
     cache = spec.cache
     return FeatureSettings(
         mode=spec.features,
-        directory=str(expand(cache.directory).resolve()) if cache.directory else home.features,
+        directory=str(expand(cache.directory).absolute()) if cache.directory else home.features,
         budget_bytes=round(cache.budget_gb * 1e9),
         shared_uri=cache.shared_uri,
     )

@@ -62,7 +62,7 @@ def settle_places(spec: SweepSpec) -> SweepSpec:
         )
     cache = spec.cache
     if cache.directory:
-        cache = cache.model_copy(update={"directory": str(expand(cache.directory).resolve())})
+        cache = cache.model_copy(update={"directory": str(expand(cache.directory).absolute())})
     update = {"data": _placed(spec.data), "model": model.model_copy(update=settled), "cache": cache}
     return spec.model_copy(update=update)
 

@@ -56,7 +56,9 @@ def mean_recall_interval(recalls: Sequence[float], numbers: Sequence[float]) -> 
     return max(0.0, mean - math.sqrt(below) / len(recalls)), min(1.0, mean + math.sqrt(above) / len(recalls))
 
 
-def auroc_interval(areas: Sequence[float], class_sizes: Sequence[float], z: float = Z_95) -> Interval:
+def auroc_interval(
+    areas: Sequence[float], positive: Sequence[float], negative: Sequence[float], z: float = Z_95
+) -> Interval:
     """Interval of an area under the ROC curve, as `trainables.training.auroc.auroc` defines it.
 
     More than two classes: the mean of their lower and that of their upper ends, which is as wide as the interval of
@@ -64,13 +66,13 @@ def auroc_interval(areas: Sequence[float], class_sizes: Sequence[float], z: floa
 
     Args:
         areas: As `class_areas` has them: one of two classes, else one for each; NaN where there is none.
-        class_sizes: Independent pictures by class.
+        positive: Independent pictures of each class.
+        negative: Those of all others.
         z: Quantile of the standard normal distribution.
     """
-    total = sum(class_sizes)
     found = [
-        _area_interval(area, size, total - size, z)
-        for area, size in zip(areas, class_sizes, strict=len(areas) > 1)
+        _area_interval(area, num_positive, num_negative, z)
+        for area, num_positive, num_negative in zip(areas, positive, negative, strict=len(areas) > 1)
         if not math.isnan(area)
     ]
     low, high = np.mean(found, axis=0).tolist()
@@ -134,11 +136,9 @@ def metric_intervals(
     number = effective_number(are_right, clusters)
     found = {"accuracy": wilson_interval(float(are_right.mean()) * number, number)}
     if areas:
-        of_class = [answers.true == true for true in np.unique(answers.true)]
-        numbers = [effective_number(are_right[own], clusters[own]) for own in of_class]
-        found["balanced_accuracy"] = mean_recall_interval([float(are_right[own].mean()) for own in of_class], numbers)
+        found["balanced_accuracy"] = _balanced_interval(answers)
     if areas and "auroc" in metrics:
-        found["auroc"] = auroc_interval(areas, _independent(answers, max(2, len(areas))))
+        found["auroc"] = auroc_interval(areas, *_independent(answers, max(2, len(areas))))
     if costs is not None and "cost" in metrics:
         paid = np.asarray(costs)[answers.true, answers.decided]
         least, most = min(map(min, costs)), max(map(max, costs))
@@ -150,9 +150,38 @@ def metric_intervals(
     }
 
 
-def _independent(answers: Answers, num_classes: int) -> list[float]:
-    """Pictures by class as if those of one group were copies: how their ranks hang together is not known."""
-    return [
-        effective_number(np.ones(int(own.sum())), answers.clusters[own]) if own.any() else 0.0
-        for own in (answers.true == true for true in range(num_classes))
-    ]
+def _balanced_interval(answers: Answers) -> Interval:
+    """By classes; where groups span these, which then err together, no narrower than that of the mean over groups."""
+    are_right, rows = answers.are_right, answers.rows_by_class()
+    recalls = [float(are_right[own].mean()) for own in rows]
+    low, high = mean_recall_interval(recalls, [effective_number(are_right[own], answers.clusters[own]) for own in rows])
+    if not answers.do_clusters_span_classes:
+        return low, high
+    weights, centres = np.empty(len(are_right)), np.empty(len(are_right))
+    for own, recall in zip(rows, recalls, strict=True):
+        weights[own], centres[own] = 1 / len(own), recall
+    number = effective_number(are_right, answers.clusters, weights, centres)
+    lower, higher = wilson_interval(sum(recalls) / len(recalls) * number, number)
+    return min(low, lower), max(high, higher)
+
+
+def _independent(answers: Answers, num_classes: int) -> tuple[list[float], list[float]]:
+    """Pictures of each class, and of all others, as if those of one group were copies.
+
+    How their ranks hang together is not known.
+    """
+    classes, codes = np.unique(answers.true, return_inverse=True)
+    _, places = np.unique(answers.clusters, return_inverse=True)
+    # Pictures by group and class, in order; sums of squares of them say how many each class is worth.
+    keys, counts = np.unique(places * len(classes) + codes, return_counts=True)
+    of_group, of_class = np.divmod(keys, len(classes))
+    in_group, in_class = np.bincount(places), np.bincount(codes)
+    squares = np.bincount(of_class, weights=counts.astype(float) ** 2)
+    # (all - own)^2 of the groups that have some of the class; of the others it is all^2.
+    others = float((in_group.astype(float) ** 2).sum()) + np.bincount(
+        of_class, weights=(in_group[of_group] - counts) ** 2.0 - in_group[of_group] ** 2.0
+    )
+    positive, negative = np.zeros(num_classes), np.zeros(num_classes)
+    positive[classes] = in_class**2 / squares
+    negative[classes] = np.divide((len(codes) - in_class) ** 2, others, out=np.zeros(len(classes)), where=others > 0)
+    return positive.tolist(), negative.tolist()
