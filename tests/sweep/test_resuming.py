@@ -178,6 +178,27 @@ def test_weights_may_have_moved_where_they_can_be_compared(home: HomePaths, tiny
             assert list(find_left(home, "tiny", [f"model.weights={override}"]).changes) == ["model.weights"]
 
 
+def test_weights_of_several_networks_may_have_moved_and_no_network_may_be_another(
+    home: HomePaths, tiny_spec: Path
+) -> None:
+    lay_out(home, tiny_spec, [BEGUN])
+    paths = home.sweep("tiny")
+    networks = "[{backbone: lenet, weights: %s, image_size_px: %d}, {backbone: vgg11, weights: none}]"
+    alone = ["model.backbone=null", "model.weights=default"]
+    kept = load_spec(tiny_spec, [*alone, f"model.backbones={networks % ('/there/w.pth', 16)}"])
+    paths.spec.write_text(dump_spec(kept))
+    for known, weights, size_px, is_taken in [
+        ({"lenet": {"uri": "w", "sha256": "0"}}, "/here/w.pth", 16, True),
+        ({"lenet": {"uri": "w", "sha256": "0"}}, "/here/w.pth", 12, False),
+        ({"lenet": {"uri": "w", "sha256": "0"}}, "none", 16, False),
+        ({}, "/here/w.pth", 16, False),
+    ]:
+        paths.data.write_text(json.dumps({"weights": known}))
+        with nullcontext() if is_taken else pytest.raises(InputError, match=r"model\.backbones: "):
+            left = find_left(home, "tiny", [f"model.backbones={networks % (weights, size_px)}"])
+            assert list(left.changes) == ["model.backbones"]
+
+
 def test_a_sweep_cannot_have_fewer_trials_than_it_has(home: HomePaths, tiny_spec: Path) -> None:
     lay_out(home, tiny_spec, [BEGUN, trial(0), trial(1), trial(2)])
     with pytest.raises(InputError, match=r"search.num_trials: 2, but 'tiny' has 3 trials already"):

@@ -147,7 +147,18 @@ def _may_change(path: str, change: tuple[Any, Any], paths: SweepPaths) -> bool:
         return bool(first_weights(paths))  # the same ones at another place: they are compared
     if path.endswith(".pretrain.data.source"):
         return bool(pretrained_weights(paths))
+    if path == "model.backbones" and _differ_in_places(*change):
+        return bool(first_weights(paths) or pretrained_weights(paths))
     return any(path == allowed or path.startswith(allowed + ".") for allowed in _MAY_CHANGE)
+
+
+def _differ_in_places(before: Any, after: Any, name: str = "") -> bool:
+    """Whether networks are the same but for where their weights, or the pictures of their pretraining, lie."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return before.keys() == after.keys() and all(_differ_in_places(before[key], after[key], key) for key in before)
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_differ_in_places, before, after))
+    return before == after or name == "source" or (name == "weights" and all(map(is_weights_file, (before, after))))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
