@@ -91,7 +91,7 @@ def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def told(database: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every validation loss of every run that MLflow has, by step; step 0 is what the registered model is worth."""
+    """Every validation loss of every run that MLflow has, by step; step 0 is a sweep's own, its champion's."""
     query = "SELECT name, step, value FROM metrics JOIN runs USING (run_uuid)"
     query += " WHERE key = 'val/loss' AND step > 0 ORDER BY step"
     found: dict[str, list[tuple[int, float]]] = {}

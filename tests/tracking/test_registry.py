@@ -18,6 +18,7 @@ from tuner.models.classifier import Classifier
 from tuner.models.model_file import load_card, save_model
 from tuner.models.promotion import Decision, Score, decide, promote
 from tuner.models.registry import (
+    Moment,
     RegisteredVersion,
     backbone_tags,
     fetched_model,
@@ -151,9 +152,17 @@ def test_metrics_that_the_run_has_already_are_not_repeated(
     from mlflow.entities import Metric
 
     run = client.create_run(ensure_experiment(client, "registry-repeat", tmp_path.as_uri())).info.run_id
-    client.log_batch(run, [Metric("test/accuracy", 0.9, 1_700_000_000_123, 0)])
-    register_model(folder, name, tracking_uri, run_id=run, time_s=1_700_000_000.123, metrics={"test/accuracy": 0.9})
+    epochs = [Metric("val/accuracy", value, 1_700_000_000_000 + step, step) for step, value in ((1, 0.7), (2, 0.8))]
+    client.log_batch(run, [Metric("test/accuracy", 0.9, 1_700_000_000_123, 0), *epochs])
+    metrics = {"test/accuracy": 0.9, "val/accuracy": 0.8}
+    best = Moment(2, 1_700_000_000.002)
+    register_model(folder, name, tracking_uri, run_id=run, time_s=1_700_000_000.123, metrics=metrics, epoch=best)
     assert len(client.get_metric_history(run, "test/accuracy")) == 1
+    curve = client.get_metric_history(run, "val/accuracy")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.7), (2, 0.8)]
+    models = client.search_logged_models([client.get_run(run).info.experiment_id], filter_string=f"name = '{name}'")
+    (logged,) = (model for model in models if model.source_run_id == run)
+    assert {metric.key: metric.value for metric in logged.metrics} == metrics
 
 
 def test_plain_mlflow_loads_by_alias(folder: Path, name: str, run_id: str, tracking_uri: str, client: Any) -> None:

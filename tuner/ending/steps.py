@@ -27,7 +27,7 @@ from tuner.models.whole_network import whole_network
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData, stored_side_px
 from tuner.records.champion import baseline_config, best_epoch, seconds_of, totals_of
-from tuner.records.journal import Record, TrialRecord
+from tuner.records.journal import Record, TrialRecord, read_records
 from tuner.report.clusters import NUM_CLUSTERS, Answers
 from tuner.report.confusion import Confusion, write_confusion
 from tuner.report.intervals import metric_intervals
@@ -39,6 +39,8 @@ from tuner.report.sweep_picture import compose, draw
 
 if TYPE_CHECKING:
     import torch
+
+    from tuner.models.registry import Moment
 
 Mistakes: TypeAlias = Confusion | LabelTable
 """Of a side: one class taken for another, or labels given and not given."""
@@ -306,7 +308,7 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         run_id=run_id,
         time_s=time_s,
         metrics=metrics,
-        step=champion.epoch,
+        epoch=_moment_of(closing, champion),
         tags={"thaw.sweep": spec.name, "thaw.trial": str(champion.number), **lineage_tags(champion)},
     )
     metric = bare(spec.metric)
@@ -322,6 +324,16 @@ def register_champion(closing: Closing, champion: Champion, tracking_uri: str, r
         version, score, tracking_uri, lambda uri: _measure(uri, tracking_uri, champion.config, side_px, metric)
     )
     return replace(champion, model_uri=version.uri, alias=decision.alias, reason=decision.reason)
+
+
+def _moment_of(closing: Closing, champion: Champion) -> Moment | None:
+    """When the champion's best epoch was journaled; None where it is another trial's, which it went on from."""
+    from tuner.models.registry import Moment
+
+    for record in reversed(read_records(closing.home.sweep(closing.spec.name).journal)):
+        if record["event"] == "epoch" and (record["number"], record["epoch"]) == (champion.number, champion.epoch):
+            return Moment(champion.epoch, record["time"])
+    return None
 
 
 def _measure(uri: str, tracking_uri: str, config: TrialConfig, side_px: int, metric: str) -> float:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from trainables.errors import InputError
@@ -48,6 +48,13 @@ class RegisteredVersion:
         return f"models:/{self.name}/{self.version}"
 
 
+class Moment(NamedTuple):
+    """A step of a run, and when it was, in seconds."""
+
+    step: int
+    time_s: float
+
+
 def register_model(
     folder: Path,
     name: str,
@@ -56,7 +63,7 @@ def register_model(
     run_id: str,
     time_s: float,
     metrics: Mapping[str, float] | None = None,
-    step: int = 0,
+    epoch: Moment | None = None,
     tags: Mapping[str, str] | None = None,
     description: str | None = None,
 ) -> RegisteredVersion:
@@ -69,7 +76,7 @@ def register_model(
         run_id: The run that it comes from.
         time_s: When the metrics were measured. Metrics that the run has from that moment already are not repeated.
         metrics: Kept with the logged model, by which MLflow ranks models; MLflow counts them as the run's too.
-        step: The epoch that they are of.
+        epoch: When the run itself was told those of the validation side: they are the same points then, and no more.
         tags: For the version.
         description: For the version.
     """
@@ -87,8 +94,10 @@ def register_model(
     client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    now = Moment(0, time_s)
+    moments = {key: epoch if epoch is not None and key.startswith("val/") else now for key in metrics or {}}
     points = [
-        Metric(key, value, round(time_s * 1000), step, model_id=logged.model_id)
+        Metric(key, value, round(moments[key].time_s * 1000), moments[key].step, model_id=logged.model_id)
         for key, value in (metrics or {}).items()
     ]
     client.log_batch(run_id, metrics=points)
@@ -117,7 +126,7 @@ def register_once(
     run_id: str,
     time_s: float,
     metrics: Mapping[str, float] | None = None,
-    step: int = 0,
+    epoch: Moment | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> RegisteredVersion:
     """`register_model`, or the version that the run's model has already: whoever was killed after it comes again."""
@@ -125,7 +134,7 @@ def register_once(
     if known is not None:
         return known
     return register_model(
-        folder, name, tracking_uri, run_id=run_id, time_s=time_s, metrics=metrics, step=step, tags=tags
+        folder, name, tracking_uri, run_id=run_id, time_s=time_s, metrics=metrics, epoch=epoch, tags=tags
     )
 
 
