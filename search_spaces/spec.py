@@ -206,7 +206,7 @@ class CacheSpec(SpecPart):
         if directory is None or is_kept(info):
             return directory
         if "://" in directory or not directory.strip() or "\0" in directory:
-            raise ValueError(f"{directory!r} is no folder; name one, and a storage behind it by shared_uri")
+            raise ValueError(f"{directory!r} is no folder; give one, and a storage behind it by shared_uri")
         return directory
 
 

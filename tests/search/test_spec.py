@@ -53,9 +53,9 @@ def refusal(*overrides, spec="digits"):
         ("search.lr.high=.inf", "search.lr.high: inf is not allowed: it should be a finite number"),
         (
             "cache.directory=s3://bucket/features",
-            "cache.directory: 's3://bucket/features' is no folder; name one, and a storage behind it by shared_uri",
+            "cache.directory: 's3://bucket/features' is no folder; give one, and a storage behind it by shared_uri",
         ),
-        ("cache.directory=''", "cache.directory: '' is no folder; name one, and a storage behind it by shared_uri"),
+        ("cache.directory=''", "cache.directory: '' is no folder; give one, and a storage behind it by shared_uri"),
         ("search.lr=[]", "search.lr: the list is empty; give at least one value"),
         ("search.lr=[0.1, 0.1]", "search.lr: 0.1 is listed twice; list each value once"),
         (
@@ -282,7 +282,7 @@ def test_a_sweep_that_has_begun_is_not_refused_what_it_was_allowed_then(tmp_path
         "search": {"augmentation": "flip", "num_views": "unlimited"},
         "cache": {"directory": "odd://name"},
     }
-    with pytest.raises(InputError, match="no folder; name one"):
+    with pytest.raises(InputError, match="no folder; give one"):
         parse_spec(raw, SweepSpec, "bees.yaml")
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(raw))
