@@ -33,11 +33,12 @@ def contradictions(spec: SweepSpec, *, begins: bool = True) -> Iterator[str]:
     yield from _price_of_several(spec)
     yield from _sizes(spec)
     yield from _idle_magnitude(spec)
-    yield from _idle_ratio(spec) if begins else ()
-    yield from _idle_price(spec)
     if begins:
+        yield from _idle_ratio(spec)
         yield from _unlisted_values(spec)
         yield from _nothing_to_store(spec)
+        yield from _nothing_to_keep(spec)
+    yield from _idle_price(spec)
     yield from _unknown_costs(spec)
     yield from _not_for_these_labels(spec)
     yield from _beyond_the_epochs(spec)
@@ -46,7 +47,6 @@ def contradictions(spec: SweepSpec, *, begins: bool = True) -> Iterator[str]:
     yield from _batches_too_small(spec)
     yield from _nothing_to_mix(spec)
     yield from _idle_head_init(spec)
-    yield from _nothing_to_keep(spec)
     yield from _two_precisions(spec)
 
 

@@ -269,11 +269,11 @@ class _Sweep:
         try:
             found = find_pretrained(pretraining, self.home, self.tracking_uri)
         except MLflowAwayError as error:
-            if here is None and self.left is not None and trials_of(list(self.left.records)):
-                raise  # they may stand on weights that only the registry has
-            if here is None:
-                self.progress.note(f"{error}. {name} is trained here, whether or not it was before", style="yellow")
             found = None
+            if here is None:
+                if self.left is not None and trials_of(list(self.left.records)):
+                    raise  # they may stand on weights that only the registry has
+                self.progress.note(f"{error}. {name} is trained here, whether or not it was before", style="yellow")
         if here is not None and (found is None or found.weights.key != here.key):
             self.progress.note(f"pretraining {name}: trials go on with the weights that it gave this sweep at first")
             return here
@@ -321,9 +321,8 @@ class _Sweep:
 
     def _interrupted(self, reason: str) -> SweepResult:
         self.progress.note(reason, style="yellow")
-        with suppress(
-            StorageAwayError, OSError
-        ):  # a journal that ends without it is a killed sweep's, which goes on just so
+        # A journal that ends without it is a killed sweep's, which goes on just so.
+        with suppress(StorageAwayError, OSError):
             self.record("interrupted", reason=reason)
         untold = self.tracking.close(PATIENCE_S)
         return self._result(None, [], self._reuse(), is_finished=False, untold=untold)

@@ -37,12 +37,17 @@ def console() -> tuple[Console, io.StringIO]:
     return Console(file=out, width=200), out
 
 
+def begin_two(state: SearchState, journal: Journal) -> None:
+    """Two trials that have reached 0.5 and 0.7 in their first epoch."""
+    for number, accuracy in enumerate([0.5, 0.7]):
+        state.see(journal.append("trial", number=number, params={}))
+        state.see(journal.append("epoch", number=number, epoch=1, metrics={"val/accuracy": accuracy}))
+
+
 def test_search_state_counts_and_estimates(tmp_path: Path) -> None:
     state = SearchState(num_trials=4, max_epochs=2)
     with Journal.open(tmp_path / "journal.jsonl") as journal:
-        for number, accuracy in enumerate([0.5, 0.7]):
-            state.see(journal.append("trial", number=number, params={}))
-            state.see(journal.append("epoch", number=number, epoch=1, metrics={"val/accuracy": accuracy}))
+        begin_two(state, journal)
         assert state.running == {0: 1, 1: 1}
         assert state.seconds_left(1) is None
         state.see(journal.append("end", number=0, outcome="stopped_early", metrics={"time/trial_s": 10.0}))
@@ -56,9 +61,7 @@ def test_search_state_counts_and_estimates(tmp_path: Path) -> None:
 def test_who_cannot_win_is_not_the_best(tmp_path: Path) -> None:
     state = SearchState(num_trials=4, max_epochs=2)
     with Journal.open(tmp_path / "journal.jsonl") as journal:
-        for number, accuracy in enumerate([0.5, 0.7]):
-            state.see(journal.append("trial", number=number, params={}))
-            state.see(journal.append("epoch", number=number, epoch=1, metrics={"val/accuracy": accuracy}))
+        begin_two(state, journal)
         state.see(journal.append("end", number=1, outcome="diverged", reason="loss is nan"))
     assert state.best == (0.5, 0)
 

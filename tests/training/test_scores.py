@@ -17,7 +17,7 @@ from training_support import DEVICE
 from trainables.config import SplitConfig, TrialConfig
 from trainables.ranks import Ranks
 from trainables.training import auroc as auroc_module
-from trainables.training.auroc import auroc
+from trainables.training.auroc import class_areas, mean_defined
 from trainables.training.loop import TrialRun
 from trainables.training.scores import count_confusion, decide, mean_cost, rates
 from trainables.training.workbench import Workbench
@@ -95,7 +95,9 @@ def test_auroc_is_that_of_scikit_learn_with_ties_and_for_absent_classes(
 ) -> None:
     labels = np.array([label % num_classes for label, _ in rows], np.int64)
     logits = torch.tensor([values for _, values in rows], dtype=torch.float32).view(-1, 4)[:, :num_classes]
-    assert auroc(logits, torch.from_numpy(labels)) == pytest.approx(sklearn_auroc(logits, labels), abs=1e-12)
+    assert mean_defined(class_areas(logits, torch.from_numpy(labels))) == pytest.approx(
+        sklearn_auroc(logits, labels), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("num_classes", [2, 7])
@@ -105,17 +107,17 @@ def test_auroc_is_that_of_torchmetrics_and_of_any_number_of_classes_at_once(
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(300, num_classes, generator=generator)
     labels = torch.randint(num_classes, (300,), generator=generator)
-    whole = auroc(logits, labels)
+    whole = mean_defined(class_areas(logits, labels))
     assert whole == pytest.approx(tm.multiclass_auroc(logits.softmax(1), labels, num_classes).item(), abs=1e-6)
     monkeypatch.setattr(auroc_module, "_SCORES_AT_ONCE", 900)
     monkeypatch.setattr(auroc_module, "_ROWS_AT_ONCE", 64)
-    assert auroc(logits, labels) == whole
+    assert mean_defined(class_areas(logits, labels)) == whole
 
 
 def test_auroc_tells_apart_what_probabilities_no_longer_do() -> None:
     """Both probabilities round to 1."""
     logits = torch.tensor([[0.0, 50.0], [0.0, 51.0]])
-    assert auroc(logits, torch.tensor([0, 1])) == 1.0
+    assert mean_defined(class_areas(logits, torch.tensor([0, 1]))) == 1.0
 
 
 def test_decisions_are_expected_to_cost_least() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _POLL_S = 0.005
 
@@ -50,7 +50,7 @@ def try_lock(descriptor: int, kind: int, *, if_unsupported: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno in UNSUPPORTED:
+        if error.errno in _UNSUPPORTED:
             return if_unsupported
         raise
     return True

@@ -7,16 +7,15 @@ sweep runs.
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trainables.errors import InputError
 from trainables.files.half_written import remove_whole
-from trainables.files.locks import UNSUPPORTED
+from trainables.files.locks import mutex
 from trainables.files.typed_path import expand
 
 
@@ -70,7 +69,7 @@ def fetch_once(
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f".{place.name}.partial")
-    with _locked(place.with_name(f".{place.name}.lock")):
+    with mutex(place.with_name(f".{place.name}.lock"), math.inf):
         if is_usable(place):
             return place
         remove_whole(partial)  # left by a process that died
@@ -81,14 +80,3 @@ def fetch_once(
         finally:
             remove_whole(partial)
     return place
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-        yield

@@ -14,25 +14,16 @@ _SCORES_AT_ONCE = 1 << 22
 _ROWS_AT_ONCE = 4096
 
 
-def auroc(logits_NK: torch.Tensor, labels_N: torch.Tensor) -> float | None:
-    """How often a picture of a class scores above one of another class, in [0, 1]; 0.5 is chance.
-
-    The mean of `class_areas` (Provost & Domingos 2001, unweighted) without the classes that have none.
-
-    Returns:
-        None where no class has a value.
-    """
-    return mean_defined(class_areas(logits_NK, labels_N))
-
-
 def mean_defined(areas: torch.Tensor) -> float | None:
-    """The mean of those that are not NaN; None where all are."""
+    """The mean of those that are not NaN (of classes: Provost & Domingos 2001, unweighted); None where all are."""
     defined = areas[~areas.isnan()]
     return defined.mean().item() if len(defined) else None
 
 
 def class_areas(logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """Of two classes one area, of the second against the first; of more each against the rest, by its probability.
+    """How often a picture of a class scores above one of another class, in [0, 1]; 0.5 is chance.
+
+    Of two classes one area, of the second against the first; of more each against the rest, by its probability.
 
     Returns:
         float64 [1] or [K]; NaN for a class without pictures on this side, or with all of them.

@@ -24,7 +24,7 @@ from trainables.files.storage import join
 from trainables.files.typed_path import expand
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData
-from tuner.records.kept_places import is_weights_file
+from tuner.records.kept_places import feature_folder, is_weights_file
 from tuner.records.shared_home import check_local
 from tuner.tracking.access import check_access, holds_password, without_password
 
@@ -177,14 +177,14 @@ def feature_settings(spec: SweepSpec, home: HomePaths) -> FeatureSettings | None
     """Where the sweep's lanes keep features; None when they are to compute them each time.
 
     Raises:
-        InputError: `cache.directory` begins with the home of a user whom this machine does not know.
+        InputError: See `feature_folder`.
     """
     if spec.features == "off":
         return None
     cache = spec.cache
     return FeatureSettings(
         mode=spec.features,
-        directory=str(expand(cache.directory).absolute()) if cache.directory else home.features,
+        directory=feature_folder(cache) or home.features,
         budget_bytes=round(cache.budget_gb * 1e9),
         shared_uri=cache.shared_uri,
     )

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from trainables.errors import InputError
-from trainables.files.locks import UNSUPPORTED
+from trainables.files.locks import try_lock
 from trainables.files.outages import StorageAwayError, patiently
 
 Event = Literal[
@@ -358,12 +358,5 @@ def _open_to_lock(path: Path) -> IO[bytes]:
 
 def _lock(file: IO[bytes], path: Path) -> None:
     """Keeps a second driver out; file systems that know no locks are trusted."""
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"{path}: this sweep is running in another process; wait for it or use another name"
-        ) from error
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
+    if not try_lock(file.fileno(), fcntl.LOCK_EX, if_unsupported=True):
+        raise InputError(f"{path}: this sweep is running in another process; wait for it or use another name")

@@ -10,7 +10,7 @@ from typing import Any
 
 from search_spaces.data_spec import DataSpec
 from search_spaces.model_spec import BackboneChoice, PretrainWeights, Weights
-from search_spaces.spec import SweepSpec
+from search_spaces.spec import CacheSpec, SweepSpec
 from trainables.config import WEIGHTS_ENDINGS, WeightsFile
 from trainables.data.sources import from_anywhere
 from trainables.files.storage import make_durable, write_bytes
@@ -45,6 +45,15 @@ def keep_pretrained(paths: SweepPaths, name: str, weights: WeightsFile) -> None:
     make_durable(str(paths.pretrained))
 
 
+def feature_folder(cache: CacheSpec) -> str | None:
+    """Where a spec wants features, named from the root; None: where Thaw keeps them.
+
+    Raises:
+        InputError: The path begins with the home of a user whom this machine does not know.
+    """
+    return str(expand(cache.directory).absolute()) if cache.directory else None
+
+
 def settle_places(spec: SweepSpec) -> SweepSpec:
     """The spec with its local folders and files named from the root.
 
@@ -60,9 +69,7 @@ def settle_places(spec: SweepSpec) -> SweepSpec:
             else entry
             for entry in model.backbones
         )
-    cache = spec.cache
-    if cache.directory:
-        cache = cache.model_copy(update={"directory": str(expand(cache.directory).absolute())})
+    cache = spec.cache.model_copy(update={"directory": feature_folder(spec.cache)})
     update = {"data": _placed(spec.data), "model": model.model_copy(update=settled), "cache": cache}
     return spec.model_copy(update=update)
 

@@ -59,7 +59,7 @@ def mean_recall_interval(recalls: Sequence[float], numbers: Sequence[float]) -> 
 def auroc_interval(
     areas: Sequence[float], positive: Sequence[float], negative: Sequence[float], z: float = Z_95
 ) -> Interval:
-    """Interval of an area under the ROC curve, as `trainables.training.auroc.auroc` defines it.
+    """Interval of an area under the ROC curve, as `trainables.training.auroc` defines it.
 
     More than two classes: the mean of their lower and that of their upper ends, which is as wide as the interval of
     their mean can be, however they hang together.
