@@ -82,7 +82,6 @@ def _not_for_these_labels(spec: SweepSpec) -> Iterator[str]:
             "use val/map, val/auroc, val/macro_f1 or val/loss",
         ),
         "costs": (spec.costs is not None, "they are", "leave costs out"),
-        "data.folds": (spec.data.folds > 0, "folds are dealt by class, which is", "use 0"),
         "search.class_balance": (bool(balances), f"{' and '.join(sorted(balances))} is", "use none"),
         "search.mixup_alpha": (_largest(search.mixup_alpha) > 0, "mixup is", "set it to 0"),
         "search.cutmix_alpha": (_largest(search.cutmix_alpha) > 0, "CutMix is", "set it to 0"),

@@ -49,6 +49,24 @@ def test_uneven_groups_of_a_rare_class_are_spread() -> None:
         assert np.bincount(folds[labels == label], minlength=4).tolist() == [expected] * 4
 
 
+@given(KEYS, st.integers(2, 5))
+def test_one_label_of_several_is_dealt_as_a_class(pictures: list[tuple[int, int]], num_folds: int) -> None:
+    keys, labels = [str(key) for key, _ in pictures], np.array([label for _, label in pictures])
+    several = labels[:, None] == np.arange(4)
+    np.testing.assert_array_equal(assign_folds(keys, several, num_folds, 0), assign_folds(keys, labels, num_folds, 0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_several_labels_are_each_spread_evenly(seed: int) -> None:
+    """300 pictures, labels from frequent to rare that come together by chance, a fifth of the pictures with none."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random((300, 5)) < (0.5, 0.2, 0.1, 0.05, 0.03)
+    folds = assign_folds([f"picture {number}" for number in range(300)], labels, 5, seed)
+    counts = np.array([labels[folds == fold].sum(0) for fold in range(5)])
+    assert (np.ptp(counts, 0) <= (6, 4, 3, 2, 2)).all(), counts
+    assert np.ptp(np.bincount(folds, minlength=5)) <= 6
+
+
 def test_another_seed_deals_differently() -> None:
     keys, labels = [str(number) for number in range(60)], np.arange(60) % 2
     first, again, other = (assign_folds(keys, labels, 5, seed) for seed in (0, 0, 1))
@@ -66,3 +84,7 @@ def test_what_cannot_be_dealt_is_refused() -> None:
         check_folds(keys, labels, ("a", "b"), 3, has_val=True)
     with pytest.raises(InputError, match=r"class 'c' has 0 pictures.*beside the test side: add pictures"):
         check_folds(keys, labels, ("a", "b", "c"), 3, has_val=False)
+    several = np.column_stack([labels == 0, labels == 1, np.ones(15, dtype=bool)])
+    check_folds(keys, several, ("a", "b", "any"), 3, has_val=False)
+    with pytest.raises(InputError, match=r"data\.folds: 4, but class 'b' has 3 pictures, or groups"):
+        check_folds(keys, several, ("a", "b", "any"), 4, has_val=False)

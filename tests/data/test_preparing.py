@@ -22,7 +22,7 @@ from tuner.networks.network import Network, prepare_networks
 from tuner.networks.preparing import check_metric, kept_weights
 from tuner.networks.pretraining import Pretrained, check_same
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import prepare_data
+from tuner.pictures.dealing import Judged, prepare_data
 from tuner.records.kept_places import keep_pretrained, pretrained_weights
 
 Folder = Callable[..., Path]
@@ -75,10 +75,11 @@ def test_the_area_under_the_curve_is_judged_fold_by_fold(folder: Folder, home: H
     raw = {"name": "x", "data": section, "model": {"backbone": "lenet"}, "metric": "val/auroc"}
     spec = parse_spec(raw, SweepSpec, "test")
     data = prepare_data(spec.data, home, lambda *_: None)
-    assert sum(sum(counts.values()) for counts in data.judged) == data.size("train")
+    assert sum(side.size for side in data.judged) == data.size("train")
+    assert all(sum(side.counts.values()) == side.size for side in data.judged)
     assert len(data.judged) == 3
     check_metric(spec, data)
-    lone = replace(data, judged=(*data.judged[:2], {"ants": 8, "bees": 0}))
+    lone = replace(data, judged=(*data.judged[:2], Judged(8, {"ants": 8, "bees": 0})))
     with pytest.raises(InputError, match="all of one fold show 'ants': give fewer folds, or choose another metric"):
         check_metric(spec, lone)
 

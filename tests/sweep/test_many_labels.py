@@ -21,7 +21,7 @@ from trainables.errors import InputError
 from tuner.networks.network import Network, space_over
 from tuner.networks.preparing import build_cuts, check_metric
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData
+from tuner.pictures.dealing import Judged, PreparedData
 from tuner.records.journal import champion_record, read_records, read_trials
 
 SPEC = """
@@ -95,7 +95,8 @@ def test_a_metric_that_the_validation_side_cannot_have_is_refused(tmp_path: Path
     def prepared(**val: int) -> PreparedData:
         config = DataConfig(table="t", fingerprint="f", class_names=("big", "even"), image_size_px=16)
         report = PackReport(tmp_path, "f", 40, ("big", "even"), (), reused=False, seconds=0.0)
-        return PreparedData(config, report, {"val": val}, "digest", {"val": 9}, FitChoice("crop", "square"), (val,))
+        fit = FitChoice("crop", "square")
+        return PreparedData(config, report, {"val": val}, "digest", {"val": 9}, fit, (Judged(9, val),))
 
     for metric in ("val/map", "val/auroc", "val/macro_f1", "val/loss"):
         check_metric(load_spec(path, [f"metric={metric}"]), prepared(big=9, even=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch.nn import functional as F
-from training_support import DEVICE, DoubleRun, RankGroup, assert_same_bits, build_config, in_fresh_process, train
+from training_support import (
+    DEVICE,
+    DoubleRun,
+    RankGroup,
+    assert_same_bits,
+    build_config,
+    finish,
+    in_fresh_process,
+    train,
+)
 
 from trainables.config import SplitConfig, TrialConfig
 from trainables.data.label_sets import members_of, names_in, set_name
@@ -23,6 +33,7 @@ from trainables.data.sources import Source, open_source
 from trainables.ranks import Ranks
 from trainables.training.label_scores import average_precisions, judge_labels, label_losses
 from trainables.training.loop import TrialRun, Workbench
+from trainables.training.replicas import ReplicatedRun
 
 NAMES = ("big", "even", "round")
 
@@ -118,6 +129,18 @@ def test_a_trial_learns_every_label(trial: TrialConfig) -> None:
     assert evaluation.metrics["map"] > has.mean() + 0.2
     assert reported[-1]["val/map"] == evaluation.metrics["map"]
     assert names_in(run.side("val").table.class_names, "|") == NAMES
+
+
+def test_over_folds_a_trial_is_the_mean_of_its_trainings(trial: TrialConfig) -> None:
+    folded = trial.model_copy(update={"data": trial.data.model_copy(update={"folds": 3}), "epochs": 2})
+    epochs, _ = finish(ReplicatedRun(folded, Workbench(), Ranks(DEVICE)))
+    alone = [TrialRun(each, Workbench(), Ranks(DEVICE)) for each in folded.replicas()]
+    own = [[run.run_epoch() for run in alone] for _ in range(2)]
+    for name in ("train/loss", "val/loss", "val/map", "val/auroc", "val/macro_f1"):
+        assert [each[name] for each in epochs] == pytest.approx([fmean(run[name] for run in each) for each in own])
+    has = [labels_of(run, "val") for run in alone]
+    assert np.ptp([len(each) for each in has]) <= len(NAMES)
+    assert (np.ptp([each.sum(0) for each in has], axis=0) <= 2).all()
 
 
 def evaluated(ranks: Ranks, config: TrialConfig) -> tuple[dict[str, float], list[dict[str, float]]]:

@@ -3,6 +3,8 @@
 In: content ids or groups, labels, a number of folds. Out: the fold of each picture. Classes are spread evenly, what
 belongs together stays together, and only the pictures themselves and a seed decide. Pure functions; no torch.
 
+Labels are positions of classes [N] or, where pictures have several, which of them each has: bool [N, K].
+
 Axes: N pictures, K classes.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +26,18 @@ def position_of(seed: int, image_id: str) -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
 
 
-def assign_folds(keys: Sequence[str], labels: NDArray[np.int64], num_folds: int, seed: int) -> NDArray[np.int64]:
-    """Deals pictures to folds, each class as evenly as its groups allow.
+def assign_folds(keys: Sequence[str], labels: NDArray[Any], num_folds: int, seed: int) -> NDArray[np.int64]:
+    """Deals pictures to folds, each class as evenly as its groups, and what else its pictures show, allow.
 
     The large groups first, then in the order of a hash: each goes to the fold that has least of its classes, of equal
     ones to that with the fewest pictures. Pictures without a group are groups of one, and then no class's numbers
     differ by more than one between folds (as in scikit-learn's `StratifiedKFold`; with groups it is the greedy rule of
-    its `StratifiedGroupKFold`). Unlike the sides, folds move when pictures are added.
+    its `StratifiedGroupKFold`). Of several labels a rare one weighs more, as it is dealt first in iterative
+    stratification (Sechidis et al. 2011). Unlike the sides, folds move when pictures are added.
 
     Args:
         keys: What each picture is dealt as [N]: equal ones stay together.
-        labels: Classes [N].
+        labels: Classes [N], or [N, K].
         num_folds: At least 2.
         seed: Another one deals differently.
 
@@ -41,9 +45,13 @@ def assign_folds(keys: Sequence[str], labels: NDArray[np.int64], num_folds: int,
         Fold of each picture [N], from 0.
     """
     names, of_key_N = np.unique(np.asarray(keys, dtype=object).astype(str), return_inverse=True)
-    counts_GK = np.zeros((len(names), int(labels.max(initial=0)) + 1))
-    np.add.at(counts_GK, (of_key_N, labels), 1)
-    sizes_G = counts_GK.sum(1)
+    if labels.ndim > 1:
+        counts_GK = np.zeros((len(names), labels.shape[1]))
+        np.add.at(counts_GK, of_key_N, labels)
+    else:
+        counts_GK = np.zeros((len(names), int(labels.max(initial=0)) + 1))
+        np.add.at(counts_GK, (of_key_N, labels), 1)
+    sizes_G = np.bincount(of_key_N, minlength=len(names))
     order = sorted(range(len(names)), key=lambda group: (-sizes_G[group], position_of(seed, str(names[group]))))
     # A class's share counts, not its size: else rare ones would not be spread.
     shares_GK = counts_GK / np.maximum(counts_GK.sum(0), 1)
@@ -60,13 +68,13 @@ def assign_folds(keys: Sequence[str], labels: NDArray[np.int64], num_folds: int,
 
 
 def check_folds(
-    keys: Sequence[str], labels: NDArray[np.int64], class_names: Sequence[str], num_folds: int, *, has_val: bool
+    keys: Sequence[str], labels: NDArray[Any], class_names: Sequence[str], num_folds: int, *, has_val: bool
 ) -> None:
     """Refuses folds that cannot be learnt from or judged on, before any training.
 
     Args:
         keys: As for `assign_folds`, of the pictures that are not tested.
-        labels: Positions in ``class_names`` [N].
+        labels: Positions in ``class_names`` [N], or which of them each picture has [N, K].
         class_names: The classes to tell apart.
         num_folds: As for `assign_folds`.
         has_val: Whether the source has a validation side of its own.
@@ -78,7 +86,8 @@ def check_folds(
         raise InputError(beside_a_val_side(num_folds))
     if len(class_names) < 2:  # noqa: PLR2004
         return  # whoever checks the sides says so
-    pairs = {(key, int(label)) for key, label in zip(keys, labels, strict=True)}
+    owners, shown = np.nonzero(labels) if labels.ndim > 1 else (np.arange(len(labels)), labels)
+    pairs = {(keys[owner], label) for owner, label in zip(owners.tolist(), shown.tolist(), strict=True)}
     numbers = np.bincount([label for _, label in pairs], minlength=len(class_names))
     rarest = int(numbers.argmin())
     if numbers[rarest] < num_folds:

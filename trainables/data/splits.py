@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trainables.config import SPLIT_NAMES, DataConfig, SplitConfig, SplitName
 from trainables.data.folds import assign_folds, position_of
+from trainables.data.label_sets import members_of
 from trainables.data.side import Side
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
@@ -36,7 +37,10 @@ def sides_of(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> 
     if isinstance(config.fold, int):
         pool = np.flatnonzero(sides == "train")
         keys = dealt_as(table.ids[rows], groups)
-        folds = assign_folds([keys[row] for row in pool], table.labels[rows[pool]], config.folds, config.split.seed)
+        labels: NDArray[Any] = table.labels[rows[pool]]
+        if config.label_separator is not None:
+            labels = members_of(table.class_names, config.class_names, config.label_separator)[labels]
+        folds = assign_folds([keys[row] for row in pool], labels, config.folds, config.split.seed)
         sides[pool[folds == config.fold]] = "val"
     return sides
 

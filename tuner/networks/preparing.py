@@ -211,20 +211,19 @@ def check_metric(spec: SweepSpec, data: PreparedData) -> None:
         InputError: The costs do not fit the classes, or the validation side shows too little for the metric.
     """
     cost_matrix(spec.costs, data.config.class_names)
-    if spec.metric == "val/map" and not any(data.counts["val"].values()):
+    folds = spec.data.folds
+    what = "one fold" if folds else "the validation side"
+    remedy = "give fewer folds" if folds else "give data.split.val a larger share"
+    if spec.metric == "val/map" and not all(any(side.counts.values()) for side in data.judged):
         raise InputError(
-            "metric: val/map is the mean over labels, and no picture of the validation side has any: "
-            "give data.split.val a larger share, or try another data.split.seed"
+            f"metric: val/map is the mean over labels, and no picture of {what} has any: {remedy}, or try another "
+            "data.split.seed"
         )
     if spec.metric != "val/auroc":
         return
-    folds = spec.data.folds
-    for counts in data.judged:
-        size = sum(counts.values()) if folds else data.size("val")
-        if not any(0 < count < size for count in counts.values()):
-            present = ", ".join(repr(name) for name, count in counts.items() if count) or "nothing"
-            what = "one fold" if folds else "the validation side"
-            remedy = "give fewer folds" if folds else "give data.split.val a larger share"
+    for side in data.judged:
+        if not any(0 < count < side.size for count in side.counts.values()):
+            present = ", ".join(repr(name) for name, count in side.counts.items() if count) or "nothing"
             raise InputError(
                 f"metric: val/auroc compares pictures, and all of {what} show {present}: {remedy}, or choose another "
                 "metric"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,18 @@ _STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
 
 
+class Judged(NamedTuple):
+    """Pictures that a trial is judged by.
+
+    Attributes:
+        size: How many.
+        counts: How many of each class; one with several labels counts for each.
+    """
+
+    size: int
+    counts: dict[str, int]
+
+
 @dataclass(frozen=True)
 class PreparedData:
     """Pictures ready to train on.
@@ -50,7 +62,7 @@ class PreparedData:
         test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
         sizes: Pictures by side.
         fit: How they are brought to a square, and why so.
-        judged: Pictures by class of what a trial is judged by, the validation side or each fold.
+        judged: What a trial is judged by: the validation side, or each fold.
         joined: See `DealtData.joined`.
         sides_digest: Names the side of each picture, by its content.
     """
@@ -61,7 +73,7 @@ class PreparedData:
     test_digest: str
     sizes: dict[SplitName, int]
     fit: FitChoice
-    judged: tuple[dict[str, int], ...]
+    judged: tuple[Judged, ...]
     joined: str = ""
     sides_digest: str = ""
 
@@ -117,11 +129,10 @@ class DealtData:
         has_N: NDArray[np.bool_] = labels == label if labels.ndim == 1 else labels[:, label]
         return has_N
 
-    def judged(self) -> list[dict[str, int]]:
-        """Pictures by class of what a trial is judged by: the validation side, or each fold."""
-        if not self.config.folds:
-            return [self._count(self.sides == "val")]
-        return [self._count(sides == "val") for sides in self._sides_by_fold]
+    def judged(self) -> list[Judged]:
+        """What a trial is judged by: the validation side, or each fold."""
+        every = self._sides_by_fold if self.config.folds else [self.sides]
+        return [Judged(int((sides == "val").sum()), self._count(sides == "val")) for sides in every]
 
     @cached_property
     def _sides_by_fold(self) -> list[NDArray[np.str_]]:
@@ -182,9 +193,10 @@ class DealtData:
         untested = np.flatnonzero(self.sides != "test")
         has_val = config.split.source == "auto" and "val" in given
         own_keys = [keys[row] for row in untested]
-        check_folds(own_keys, self.labels[untested], config.class_names, config.folds, has_val=has_val)
+        labels = self._labels_to_count
+        check_folds(own_keys, labels[untested], config.class_names, config.folds, has_val=has_val)
         for sides in self._sides_by_fold:
-            check_sides(sides, self.labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
+            check_sides(sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
 def stored_side_px(spec: DataSpec) -> int:
