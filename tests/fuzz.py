@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import yaml
@@ -54,17 +54,39 @@ _REMEDY = re.compile(
 )
 
 
-def tiny_pictures(root: Path) -> str:
-    """Sixty pictures of three classes as a source."""
+class Sources(NamedTuple):
+    """The same pictures three ways.
+
+    Attributes:
+        folder: Of class folders.
+        listed: Named in a list, with their groups.
+        several: Named in a list, each with several labels, with one, or with none.
+    """
+
+    folder: str
+    listed: str
+    several: str
+
+
+def tiny_pictures(root: Path) -> Sources:
+    """Sixty pictures of three classes."""
+    listed, several = ["file,label,group"], ["file,label"]
     for number in range(60):
-        path = root / "abc"[number % 3] / f"part{number // 4}_{number}.png"
+        kind = "abc"[number % 3]
+        path = root / "pictures" / kind / f"part{number // 4}_{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (12, 12), (4 * number, 255 - 4 * number, number % 3 * 100)).save(path)
-    return f"folder:{root}"
+        listed.append(f"{path},{kind},{number // 2}")
+        several.append(
+            f"{path},{'|'.join(name for name, of in zip('abc', (2, 3, 7), strict=True) if number % of == 0)}"
+        )
+    for name, lines in (("listed", listed), ("several", several)):
+        (root / f"{name}.csv").write_text("\n".join(lines))
+    return Sources(f"folder:{root / 'pictures'}", f"csv:{root / 'listed.csv'}", f"csv:{root / 'several.csv'}")
 
 
-def spec_values(source: str) -> SpecValues:
-    """Strategies for specs on a source."""
+def spec_values(sources: Sources) -> SpecValues:
+    """Strategies for specs on some sources."""
     shares = {"train": 0.6, "val": 0.2, "test": 0.2}
     splits = st.sampled_from(
         [shares, {**shares, "seed": 7}, {**shares, "source": "ignore"}, {"train": 0.7, "val": 0.3}]
@@ -77,8 +99,8 @@ def spec_values(source: str) -> SpecValues:
         usual={
             ("version",): st.just(1) | st.integers(-1, 3),
             ("name",): st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
-            ("data",): st.just({"source": source, "image_size_px": 32}),
-            ("data", "source"): st.just(source) | st.just("digits"),
+            ("data",): st.sampled_from(sources[:2]).map(lambda source: {"source": source, "image_size_px": 32}),
+            ("data", "source"): st.sampled_from(["digits", *sources]),
             ("data", "image_size_px"): st.sampled_from([8, 16, 28, 32, 64, 1024]),
             ("data", "exclude_classes"): st.lists(st.sampled_from("abcd"), max_size=3),
             ("data", "group_pattern"): st.sampled_from([r"part(\d+)", r"_\d+", "nowhere", "", r"^(.)"]),
@@ -91,9 +113,9 @@ def spec_values(source: str) -> SpecValues:
     )
 
 
-def bases(source: str) -> st.SearchStrategy[dict[str, Any]]:
+def bases(sources: Sources) -> st.SearchStrategy[dict[str, Any]]:
     """Specs that run, on which changes are made."""
-    data = {"source": source, "image_size_px": 32, "split": {"train": 0.6, "val": 0.2, "test": 0.2}}
+    data = {"source": sources.folder, "image_size_px": 32, "split": {"train": 0.6, "val": 0.2, "test": 0.2}}
     lenet = {"backbone": "lenet", "weights": "none"}
     two = {"backbones": [lenet, {"backbone": "squeezenet1_1", "weights": "none", "image_size_px": 32}]}
     recipe = {"name": "first", "data": data, "epochs": 1}
@@ -103,6 +125,8 @@ def bases(source: str) -> st.SearchStrategy[dict[str, Any]]:
             {"name": "fuzz", "data": data, "model": lenet, "search": {"sampler": "random", "num_trials": 5}},
             {"name": "fuzz", "data": data, "model": two},
             {"name": "fuzz", "data": data, "model": {"backbone": "lenet", "weights": {"pretrain": recipe}}},
+            {"name": "fuzz", "data": {**data, "source": sources.listed}, "model": lenet},
+            {"name": "fuzz", "data": {**data, "source": sources.several, "labels": "multi"}, "model": lenet},
         ]
     )
 
@@ -208,7 +232,8 @@ def first_trials(spec: SweepSpec, home: HomePaths) -> list[TrialConfig]:
 def is_ours(spec: SweepSpec) -> bool:
     """Whether all pictures are those of the fuzz: a spec may well name the whole disk."""
     sources = [spec.data.source, *(recipe.data.source for recipe in spec.pretrain_specs().values())]
-    return all(source == "digits" or source.startswith(f"folder:{tempfile.gettempdir()}/") for source in sources)
+    temporary = tuple(f"{kind}:{tempfile.gettempdir()}/" for kind in ("folder", "csv"))
+    return all(source == "digits" or source.startswith(temporary) for source in sources)
 
 
 def _ignore(*_: object, **__: object) -> None:
@@ -225,7 +250,9 @@ def offline() -> Iterator[None]:
         yield
 
 
-def run_examples(trying: Trying, num_specs: int, source: str, *, most_changes: int, seed: int | None = None) -> None:
+def run_examples(
+    trying: Trying, num_specs: int, sources: Sources, *, most_changes: int, seed: int | None = None
+) -> None:
     """Tries so many specs, by default the same ones each time."""
 
     @settings(
@@ -236,7 +263,7 @@ def run_examples(trying: Trying, num_specs: int, source: str, *, most_changes: i
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],  # to explain takes longer than to find
     )
-    @given(spec_values(source).specs(bases(source), most_changes=most_changes))
+    @given(spec_values(sources).specs(bases(sources), most_changes=most_changes))
     def any_spec_runs_or_is_refused(raw: Any) -> None:
         trying.tell(raw)
 
@@ -257,8 +284,7 @@ def _main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trying = Trying(Path(folder) / "home")
         print(f"seed {chosen.seed}")
-        source = tiny_pictures(Path(folder) / "pictures")
-        run_examples(trying, chosen.specs, source, most_changes=6, seed=chosen.seed)
+        run_examples(trying, chosen.specs, tiny_pictures(Path(folder)), most_changes=6, seed=chosen.seed)
         print(trying)
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from fuzz import PLACE, Trying, bases, check_refusal, offline, run_examples, spec_values, tiny_pictures
+from fuzz import PLACE, Sources, Trying, bases, check_refusal, offline, run_examples, spec_values, tiny_pictures
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from spec_values import odd_texts, scalars
@@ -27,7 +27,7 @@ REPEATABLE = settings(
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return tiny_pictures(tmp_path_factory.mktemp("pictures"))
 
 
@@ -37,16 +37,16 @@ def trying(tmp_path_factory: pytest.TempPathFactory) -> Trying:
 
 
 @pytest.mark.fuzz
-def test_any_spec_runs_or_is_refused_in_clear_lines(trying: Trying, source: str) -> None:
-    run_examples(trying, FEW, source, most_changes=4)
+def test_any_spec_runs_or_is_refused_in_clear_lines(trying: Trying, sources: Sources) -> None:
+    run_examples(trying, FEW, sources, most_changes=4)
     print(trying)
     assert trying.outcomes.total() >= FEW
     # Else it is the generator that says little: of each fate there must be a good part.
     assert min(trying.outcomes[fate] for fate in ("ran", "refused as read")) > FEW / 10
 
 
-def test_every_field_of_a_spec_is_drawn(source: str) -> None:
-    values = spec_values(source)
+def test_every_field_of_a_spec_is_drawn(sources: Sources) -> None:
+    values = spec_values(sources)
     top = {path[0] for path in values.paths}
     assert top == set(SweepSpec.model_fields)
     for section in ("data", "search", "budget", "model", "tracking", "compute", "cache", "early_stopping"):
@@ -99,7 +99,7 @@ def test_a_newer_format_is_one_line_whatever_else_is_in_it() -> None:
 
 
 @pytest.mark.fuzz
-def test_what_is_accepted_trains(trying: Trying, source: str) -> None:
+def test_what_is_accepted_trains(trying: Trying, sources: Sources) -> None:
     """One epoch of the first trial of specs that were accepted; a step that diverges is an outcome, not a fault."""
     trained: list[TrialConfig] = []
 
@@ -111,7 +111,7 @@ def test_what_is_accepted_trains(trying: Trying, source: str) -> None:
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )
-    @given(spec_values(source).specs(bases(source), most_changes=3))
+    @given(spec_values(sources).specs(bases(sources), most_changes=3))
     def accepted_specs_train(raw: object) -> None:
         for config in trying.try_spec(raw)[:1]:
             if config.backbone.name != "lenet" or config.data.image_size_px > 64:
