@@ -187,6 +187,7 @@ def check_refusal(error: InputError) -> None:
         field = re.match(r"data source |[^:\s]+(?=[:.\[, ])", words)
         assert field, line
         is_known = re.split(r"[.\[:, ]", field[0])[0] in {*SweepSpec.model_fields, "data", "spec"}
+        is_known = is_known or re.match(r"csv:[^:]*, line \d+: ", words) is not None  # of a list the line says where
         assert is_known or "no such field" in line or "YAML" in line or line.startswith(PLACE), line
         assert _REMEDY.search(words), line
 

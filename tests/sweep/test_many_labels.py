@@ -111,7 +111,8 @@ def test_a_metric_that_the_validation_side_cannot_have_is_refused(tmp_path: Path
 @pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.slow
-def test_labels_are_learnt_reported_and_predicted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folds", [0, 3])
+def test_labels_are_learnt_reported_and_predicted(tmp_path: Path, folds: int) -> None:
     digits, lines = load_digits(), ["file,label"]
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -125,10 +126,11 @@ def test_labels_are_learnt_reported_and_predicted(tmp_path: Path) -> None:
     spec = tmp_path / "labels.yaml"
     spec.write_text(SPEC.replace("LIST", str(pictures / "list.csv")))
     home = tmp_path / "home"
-    process = start_thaw(home, "sweep", str(spec))
+    process = start_thaw(home, "sweep", str(spec), "--set", f"data.folds={folds}")
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert "test mAP" in out
+    assert ("means over 3 folds" in out) == bool(folds)
 
     paths = HomePaths.at(home).sweep("labels")
     record = champion_record(read_records(paths.journal))

@@ -215,7 +215,8 @@ def _facts(row: Mapping[Column, str], where: str, separator: str | None) -> _Fac
         label = set_name(label.split(separator), separator)
     elif not label:
         raise InputError(
-            f"{where}: no label: fill it in, or remove the row; if pictures may have none or several, labels are multi"
+            f"{where}: no label: fill it in, or remove the row; if pictures may have none or several, "
+            "set data.labels to multi"
         )
     stated = row.get("split", "")
     if stated and stated.lower() not in SIDE_OF_FOLDER:
