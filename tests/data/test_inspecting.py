@@ -127,7 +127,7 @@ def test_groups_that_share_a_picture_are_said_to_be_one(photo: Photo, tmp_path: 
     refusals = [inspected(place, home, group_pattern=r"part(\d+)_", split={"seed": seed}).refusal for seed in range(20)]
     assert any(refusals)
     assert all(said in refusal for refusal in refusals if refusal)
-    assert inspected(place, home).joined == ""
+    assert inspected(place, home).notes == ()
 
 
 def test_a_pattern_looks_at_file_names_and_with_a_slash_at_folders(

@@ -11,8 +11,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from search_spaces.loading import parse_spec
 from search_spaces.spec import DataSpec
-from trainables.data.label_sets import members_of, names_in, set_name
+from trainables.data.label_sets import may_be_a_set, members_of, names_in, set_name
 from trainables.data.sources import open_source
 from trainables.errors import InputError
 from tuner.paths import HomePaths
@@ -45,6 +46,37 @@ def test_a_set_is_what_is_in_it() -> None:
     assert names_in(["", "crack|rust", "rust|scratch"], "|") == ("crack", "rust", "scratch")
     found = members_of(["", "crack|rust"], ("rust", "scratch", "crack"), "|")
     assert found.tolist() == [[False] * 3, [True, False, True]]
+
+
+def test_folds_are_dealt_by_label(listed: Path, tmp_path: Path) -> None:
+    split = {"train": 0.5, "val": 0.25, "test": 0.25}
+    raw = {"source": f"csv:{listed}", "labels": "multi", "image_size_px": 8, "split": split}
+    home = HomePaths.at(tmp_path / "home")
+    data = prepare_data(parse_spec({**raw, "folds": 3}, DataSpec, "test"), home, lambda *_: None)
+    assert data.counts["val"] == {"crack": 0, "rust": 0, "scratch": 0}
+    assert sum(side.size for side in data.judged) == data.size("train") == 48 - data.size("test")
+    for name, total in data.counts["train"].items():
+        assert sorted(side.counts[name] for side in data.judged) == pytest.approx([total / 3] * 3, abs=1)
+    rarest = min(data.counts["train"].values())
+    with pytest.raises(InputError, match=f"but class 'scratch' has {rarest} pictures, .*at most {rarest} folds"):
+        prepare_data(parse_spec({**raw, "folds": rarest + 1}, DataSpec, "test"), home, lambda *_: None)
+
+
+def test_classes_that_read_as_sets_of_labels_are_told_of(tmp_path: Path) -> None:
+    assert may_be_a_set(("crack", "crack | rust", "dirt"), "|") == "crack | rust"
+    assert may_be_a_set(("crack|rust", "dirt|rust"), "|") == "crack|rust"
+    assert may_be_a_set(("a|b", "c", "", "d|d"), "|") is None
+    assert may_be_a_set(("crack", "crack|rust"), ";") is None
+    lines = ["file,label"]
+    for number in range(36):
+        (tmp_path / f"{number:02d}.png").write_bytes(png(number))
+        lines.append(f"{number:02d}.png,{('crack', 'rust', 'crack|rust')[number % 3]}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    spec = DataSpec(source=f"csv:{tmp_path / 'list.csv'}", image_size_px=8)
+    data = deal_data(spec, HomePaths.at(tmp_path / "home"), lambda *_: None)
+    assert [*data.notes("|")] == [
+        "the class 'crack|rust' reads as several labels of one picture: if it is, set data.labels to multi"
+    ]
 
 
 def test_a_list_gives_sets_and_pictures_are_counted_for_each_label(listed: Path, tmp_path: Path) -> None:

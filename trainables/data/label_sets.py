@@ -9,6 +9,7 @@ Axes: S sets, K classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -23,6 +24,14 @@ def set_name(labels: Iterable[str], separator: str) -> str:
 def names_in(set_names: Iterable[str], separator: str) -> tuple[str, ...]:
     """The labels that occur in some sets, sorted."""
     return tuple(sorted({label for name in set_names for label in name.split(separator)} - {""}))
+
+
+def may_be_a_set(class_names: Sequence[str], separator: str) -> str | None:
+    """A class whose name reads as a set of labels, one of which another class has too; None where none does."""
+    sets = {name: {label.strip() for label in name.split(separator)} - {""} for name in class_names}
+    uses = Counter(label for labels in sets.values() for label in labels)
+    several = (name for name, labels in sets.items() if len(labels) > 1)
+    return next((name for name in several if any(uses[label] > 1 for label in sets[name])), None)
 
 
 def members_of(set_names: Sequence[str], class_names: Sequence[str], separator: str) -> NDArray[np.bool_]:

@@ -57,8 +57,8 @@ def plan_sweep(
         InputError: Something will not do.
     """
     data = prepare_data(spec.data, home, progress.counted)
-    if data.joined:
-        progress.note(f"data: {data.joined}", style="yellow")
+    for note in data.notes:
+        progress.note(f"data: {note}", style="yellow")
     check_metric(spec, data)
     if not goes_on:
         check_batches(spec, data.size("train"))

@@ -21,7 +21,7 @@ from trainables.config import SPLIT_NAMES, DataConfig, SplitName
 from trainables.data.alike import alike_names
 from trainables.data.fit import FitChoice, choose_fit
 from trainables.data.folds import beside_a_val_side, check_folds
-from trainables.data.label_sets import members_of, names_in
+from trainables.data.label_sets import may_be_a_set, members_of, names_in
 from trainables.data.limited_source import LimitedSource
 from trainables.data.packing import PackReport, pack
 from trainables.data.picture import Picture
@@ -63,7 +63,7 @@ class PreparedData:
         sizes: Pictures by side.
         fit: How they are brought to a square, and why so.
         judged: What a trial is judged by: the validation side, or each fold.
-        joined: See `DealtData.joined`.
+        notes: See `DealtData.notes`.
         sides_digest: Names the side of each picture, by its content.
     """
 
@@ -74,7 +74,7 @@ class PreparedData:
     sizes: dict[SplitName, int]
     fit: FitChoice
     judged: tuple[Judged, ...]
-    joined: str = ""
+    notes: tuple[str, ...] = ()
     sides_digest: str = ""
 
     def size(self, side: SplitName) -> int:
@@ -156,6 +156,14 @@ class DealtData:
                 digest.update(sides[some].astype("S5").tobytes())
         return digest.hexdigest()
 
+    def notes(self, separator: str) -> Iterator[str]:
+        """What nobody may have meant, in clauses; the separator is the one that labels would have between them."""
+        if joined := self.joined():
+            yield joined
+        has_many = self.config.label_separator is not None
+        if not has_many and (name := may_be_a_set(self.config.class_names, separator)) is not None:
+            yield f"the class {name!r} reads as several labels of one picture: if it is, set data.labels to multi"
+
     def joined(self) -> str:
         """That groups are one because they share pictures, which nobody may have meant; empty where none are."""
         groups = self.table.groups_of(self.rows, self.config.group_pattern)
@@ -229,7 +237,7 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
         sizes,
         dealt.fit,
         tuple(dealt.judged()),
-        dealt.joined(),
+        tuple(dealt.notes(spec.label_separator)),
         dealt.sides_digest(),
     )
 

@@ -92,7 +92,7 @@ class Inspection:
         classes: In label order; a picture with several labels counts for each.
         num_groups: Groups of pictures that stay together; 0 without any.
         copies: Names of pictures whose files are the same, byte for byte; they always share a side.
-        joined: See `DealtData.joined`.
+        notes: See `DealtData.notes`.
         sizes_px: Width and height of each file as it is, [M, 2].
         with_frames: Names of files that hold several pictures, of which the first is read.
         misnamed: Names of files that end as those of another kind do, and are read as what they are.
@@ -112,7 +112,7 @@ class Inspection:
     classes: tuple[ClassFacts, ...]
     num_groups: int
     copies: tuple[tuple[str, ...], ...]
-    joined: str
+    notes: tuple[str, ...]
     sizes_px: NDArray[np.int64]
     with_frames: tuple[str, ...]
     misnamed: tuple[str, ...]
@@ -206,7 +206,7 @@ def inspect_data(spec: DataSpec, dealt: DealtData, counted: Callable[[str, int, 
         classes=classes,
         num_groups=len({*groups} - {""}),
         copies=_together(table.ids[rows].tolist(), names),
-        joined=dealt.joined(),
+        notes=tuple(dealt.notes(spec.label_separator)),
         on_two_sides=_together(dealt_as(table.ids[rows], groups), names, stated),
         sizes_px=np.array([header.size for header in headers.values()], dtype=np.int64).reshape(-1, 2),
         with_frames=tuple(name for name, header in headers.items() if header.num_frames > 1),
@@ -374,8 +374,7 @@ def _remarks_on_copies(found: Inspection) -> Iterator[str]:
             f"{found.num_copies} files are copies of others, byte for byte, such as {_listed(found.copies[0])}; copies "
             "always share a side."
         )
-    if found.joined:
-        yield f"{found.joined}."
+    yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes)
     if found.on_two_sides:
         what = "groups of pictures" if found.num_groups else "pictures"
         yield (
