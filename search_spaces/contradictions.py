@@ -14,6 +14,7 @@ from search_spaces.ranges import Range, listed
 from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.stopping import stopping_contradictions
 from trainables.config import POLICIES_WITH_MAGNITUDE
+from trainables.wording import shorten
 
 if TYPE_CHECKING:
     from search_spaces.spec import ResourceSpec, SweepSpec
@@ -129,8 +130,8 @@ def _backbones(spec: SweepSpec) -> Iterator[str]:
         return
     if model.backbone is not None:
         yield (
-            f"model.backbones: given beside model.backbone, which is {model.backbone}; leave one of the two out "
-            "(--set model.backbone=null)"
+            f"model.backbones: given beside model.backbone, which is {shorten(model.backbone)}; leave one of the two "
+            "out (--set model.backbone=null)"
         )
         return
     if model.weights != "default":
@@ -148,7 +149,7 @@ def _backbones(spec: SweepSpec) -> Iterator[str]:
     }
     names = list(recipes.values())
     if twice := {name for name in names if names.count(name) > 1}:
-        yield f"model.backbones: two networks are pretrained as {min(twice)!r}; give each recipe another name"
+        yield f"model.backbones: two networks are pretrained as {shorten(min(twice))}; give each recipe another name"
 
 
 def _price_of_several(spec: SweepSpec) -> Iterator[str]:

@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Discriminator, Tag
 
 from search_spaces.mistakes import nearest
 from search_spaces.ranges import CHOICES, RANGE, ClassName, NonNegative
-from search_spaces.wording import shorten
 from trainables.errors import InputError
+from trainables.wording import shorten
 
 CostTable: TypeAlias = dict[ClassName, dict[ClassName, NonNegative]]
 CostRows: TypeAlias = tuple[tuple[NonNegative, ...], ...]
@@ -74,9 +74,9 @@ def cost_matrix(costs: CostTable | CostRows | None, class_names: Sequence[str]) 
 
 def _named(costs: CostTable, class_names: Sequence[str]) -> CostRows:
     for true, row in costs.items():
-        _check_known(true, f"costs: no class {true!r}", class_names)
+        _check_known(true, f"costs: no class {shorten(true)}", class_names)
         for decided in row:
-            _check_known(decided, f"costs.{true}: no class {decided!r}", class_names)
+            _check_known(decided, f"costs.{true}: no class {shorten(decided)}", class_names)
     return tuple(
         tuple(costs.get(true, {}).get(decided, float(decided != true)) for decided in class_names)
         for true in class_names

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from search_spaces.contradictions import split_contradiction
 from search_spaces.ranges import ClassNames, Count, Float, Int, SpecPart
 from trainables.config import FitOrAuto, SplitConfig
+from trainables.wording import shorten
 
 MOST_FOLDS = 20
 """Of cross-validation: all are trained side by side, and what more of them tell is little."""
@@ -77,7 +78,9 @@ class DataSpec(SpecPart):
         try:
             re.compile(pattern or "")
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{pattern!r} is no regular expression ({error}); write \\ before . ( [ * + ?") from error
+            raise ValueError(
+                f"{shorten(pattern)} is no regular expression ({error}); write \\ before . ( [ * + ?"
+            ) from error
         return pattern
 
     @field_validator("folds")

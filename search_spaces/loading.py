@@ -20,9 +20,9 @@ from pydantic import BaseModel, ValidationError
 from search_spaces.mistakes import fields_at, format_errors, nearest
 from search_spaces.ranges import KEPT
 from search_spaces.spec import PretrainSpec, SweepSpec
-from search_spaces.wording import shorten
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
+from trainables.wording import shorten
 
 _PRESETS = "search_spaces.presets"
 _SWEEP_ONLY = frozenset({"model", "search", "budget", "early_stopping", "metric", "baselines"})

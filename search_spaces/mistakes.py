@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from search_spaces.ranges import FORM_TAGS
-from search_spaces.wording import LONGEST_VALUE, shorten
+from trainables.wording import LONGEST_VALUE, shorten
 
 _NOT_A_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _WORDS_BESIDE_NUMBERS = frozenset({"all", "auto", "unlimited"})
@@ -78,6 +78,8 @@ def _problem(details: ErrorDetails, parts: Sequence[int | str], path: str, model
         problem = str(context["error"])
     elif kind in _NOT_A_MAPPING:
         problem = f"{value} is not a mapping; {_fields_of(fields_at(model, _names(parts)))}"
+    elif kind == "int_parsing_size":
+        problem = f"{value} has too many digits; give a smaller number"
     elif kind == "union_tag_invalid":
         problem = f"{value} is a range, and this field has none; give one value, or a list"
     else:

@@ -24,6 +24,7 @@ from search_spaces.ranges import (
     CountOrUnlimited,
     Depth,
     DepthRange,
+    Epochs,
     Int,
     Magnitude,
     NonNegative,
@@ -38,8 +39,8 @@ from search_spaces.ranges import (
     listed,
 )
 from search_spaces.search_spec import OptimizerName
-from search_spaces.wording import shorten
 from trainables.config import ComputeConfig, PolicyName
+from trainables.wording import shorten
 
 MOST_CHOSEN = 4
 """Networks that `backbones: auto` takes."""
@@ -52,7 +53,7 @@ class PretrainRecipe(SpecPart):
     name: str = Field(description=f"Name under which the weights are registered. {NAME_RULE}")
     data: DataSpec = Field(description="The source data set.")
     weights: str = Field("none", description="What it starts from, as a sweep's `model.weights`.")
-    epochs: Count = Field(20, description="Epochs; the best on validation is kept.")
+    epochs: Epochs = Field(20, description="Epochs; the best on validation is kept.")
     optimizer: OptimizerName = Field("adamw", description="Optimiser.")
     lr: Positive = Field(3e-3, description="Peak learning rate.")
     weight_decay: NonNegative = Field(1e-4, description="Weight decay.")

@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from search_spaces.wording import shorten
 from trainables.config import LEAST_START_SIZE, MOST_ALPHA, Settings
+from trainables.wording import shorten
 
 # Pydantic puts these into an error's location. None can be a field's name, so messages can leave them out.
 VALUE, CHOICES, RANGE, WORD = "one value", "a list", "a range", "a word"
@@ -58,6 +58,7 @@ StartSize = Annotated[float, Field(strict=True, ge=LEAST_START_SIZE, le=1)]
 Decay = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Alpha = Annotated[float, Field(strict=True, ge=0, le=MOST_ALPHA)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Epochs = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 Magnitude = Annotated[int, Field(strict=True, ge=0, le=30)]
 
 
@@ -128,7 +129,9 @@ def check_name(name: str) -> str:
         ValueError: It cannot.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a folder everywhere; use letters, digits, '.', '_' and '-', at most 64")
+        raise ValueError(
+            f"{shorten(name)} cannot name a folder everywhere; use letters, digits, '.', '_' and '-', at most 64"
+        )
     return name
 
 

@@ -20,6 +20,7 @@ from search_spaces.ranges import (
     NAME_RULE,
     Count,
     CountOrAuto,
+    Epochs,
     Float,
     Int,
     Positive,
@@ -32,6 +33,8 @@ from search_spaces.ranges import (
 )
 from search_spaces.search_spec import LISTING_SAMPLERS, USUAL_NUM_TRIALS, SearchSpec
 from trainables.config import ComputeConfig
+from trainables.files.typed_path import path_problem
+from trainables.wording import shorten, shorten_place
 
 SPEC_VERSION = 1
 MetricName = Literal[
@@ -73,8 +76,8 @@ class ResourceSpec(SpecPart):
 class BudgetSpec(ResourceSpec):
     """What the sweep may spend."""
 
-    epochs: Count = Field(8, description="Most epochs of one trial.")
-    last_epoch: Count | None = Field(
+    epochs: Epochs = Field(8, description="Most epochs of one trial.")
+    last_epoch: Epochs | None = Field(
         None,
         description="The epoch at which trials end, along the schedule of all `epochs`: as the trial went that "
         "`thaw best --spec` wrote down; none: the last one.",
@@ -128,7 +131,7 @@ class TrackingSpec(SpecPart):
     @classmethod
     def _is_model_name(cls, name: str | None) -> str | None:
         if name is not None and (name.strip() in ("", ".", "..") or set(name) & set("/:")):
-            raise ValueError(f"{name!r} cannot name a model in MLflow; use a name without '/' and ':'")
+            raise ValueError(f"{shorten(name)} cannot name a model in MLflow; use a name without '/' and ':'")
         return name
 
 
@@ -196,7 +199,9 @@ class EarlyStoppingSpec(SpecPart):
 class CacheSpec(SpecPart):
     """Where features of frozen layers are kept, for every trial, sweep and night after."""
 
-    budget_gb: Positive = Field(20.0, description="What they may take on disk; the least recently used go first.")
+    budget_gb: Positive = Field(
+        20.0, le=1e9, description="What they may take on disk; the least recently used go first."
+    )
     directory: str | None = Field(None, description="Folder for them; none: in Thaw's home, on a cluster on each node.")
     shared_uri: str | None = Field(None, description="Storage behind the local folders, such as s3://bucket/features.")
 
@@ -205,8 +210,12 @@ class CacheSpec(SpecPart):
     def _is_a_folder(cls, directory: str | None, info: ValidationInfo) -> str | None:
         if directory is None or is_kept(info):
             return directory
-        if "://" in directory or not directory.strip() or "\0" in directory:
-            raise ValueError(f"{directory!r} is no folder; give one, and a storage behind it by shared_uri")
+        if "://" in directory or not directory.strip():
+            raise ValueError(
+                f"{shorten_place(directory)} is no folder; give one, and a storage behind it by shared_uri"
+            )
+        if problem := path_problem(directory):
+            raise ValueError(f"{shorten_place(directory)}: {problem}")
         return directory
 
 

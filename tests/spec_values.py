@@ -17,19 +17,20 @@ Path = tuple[str, ...]
 Json = Any
 
 _FAR: Final = 10**6
-_ODD_TEXTS: Final = (
+ODD_TEXTS: Final = (
     "", " ", "\n", "a\nb", "\x00", "\x1b[31m", "null", "~", "auto", "all", "none", "default", "unlimited", "nan",
     "1e-3", "Größe", "部品", "\u202e", "😀" * 40, "x" * 5000, "../..", "/", "a/b", "folder:", "folder:/no/such",
+    "x" * 300, "folder:" + "x" * 300, "csv:a\x00b.csv", "~nobody-here/a.pth",
     "csv:none.csv", "digits", "digits:x", "lenet", "resnet81", "sqlite:///x", "http://", "models:/", "a.pth", "(", "[",
     "(?P<a>b)",
 )  # fmt: skip
 """What people leave in a field, and what breaks programs; nothing here that a network would be asked for."""
-_ODD_NUMBERS: Final = (
+ODD_NUMBERS: Final = (
     0, 1, -1, 2, 1e-300, 1e300, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, float("inf"), float("-inf"), float("nan"),
 )  # fmt: skip
 
-odd_texts = st.sampled_from(_ODD_TEXTS) | st.text(st.characters(codec="utf-8"), max_size=30)
-scalars = st.none() | st.booleans() | st.sampled_from(_ODD_NUMBERS) | odd_texts
+odd_texts = st.sampled_from(ODD_TEXTS) | st.text(st.characters(codec="utf-8"), max_size=30)
+scalars = st.none() | st.booleans() | st.sampled_from(ODD_NUMBERS) | odd_texts
 anything: st.SearchStrategy[Json] = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(odd_texts | st.just("low"), inner, max_size=3),

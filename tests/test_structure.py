@@ -24,7 +24,7 @@ FLOORS = {
 }
 """The rooms of a folder, and files that stand as one: each stands on those before it alone, and on what all share."""
 SHARED = {
-    "trainables": ("errors", "config", "jobs", "frozen_prefix", "memory", "ranks"),
+    "trainables": ("errors", "wording", "config", "jobs", "frozen_prefix", "memory", "ranks"),
     "tuner": ("paths", "metric_names", "outcomes", "notebook"),
 }
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from trainables.errors import InputError
 from trainables.files.storage import is_local, join
 from trainables.files.typed_path import expand
+from trainables.wording import shorten, shorten_place
 
 ARTIFACTS = "mlartifacts"
 """The folder of MLflow's files, beside its database."""
@@ -198,7 +199,7 @@ class HomePaths:
         """
         if not _NAME_RULE.fullmatch(name):
             raise InputError(
-                f"name: {name!r} cannot name a sweep; use letters, digits, '.', '_' and '-', up to 100, "
+                f"name: {shorten(name)} cannot name a sweep; use letters, digits, '.', '_' and '-', up to 100, "
                 "beginning with a letter or digit"
             )
         return SweepPaths(self.sweeps / name)
@@ -254,7 +255,7 @@ class HomePaths:
         scheme = uri.split(":", 1)[0].split("+", 1)[0]
         if scheme not in _TRACKING_SCHEMES:
             raise InputError(
-                f"{place}: {uri!r} is not an address that MLflow takes; "
+                f"{place}: {shorten_place(uri)} is not an address that MLflow takes; "
                 "give http(s)://HOST:PORT of a server, or sqlite:////PATH/mlflow.db"
             )
         return uri

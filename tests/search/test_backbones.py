@@ -272,7 +272,11 @@ def test_a_list_of_names_and_mappings_survives_the_way_through_a_file() -> None:
         ({"backbones": ["a", {"backbone": "a"}]}, {}, "model.backbones: 'a' is listed twice; list it once, or give"),
         ({"backbones": [18]}, {}, "model.backbones[0]: 18 is not allowed: it should be a valid string"),
         ({"backbones": [{"backbone": "a", "size": 3}]}, {}, "model.backbones[0].size: there is no such field; "),
-        ({"backbone": "a", "backbones": ["b"]}, {}, "model.backbones: given beside model.backbone, which is a; leave"),
+        (
+            {"backbone": "a", "backbones": ["b"]},
+            {},
+            "model.backbones: given beside model.backbone, which is 'a'",
+        ),
         ({"backbones": ["a"], "weights": "none"}, {}, "model.weights: they are those of model.backbone, and"),
         ({"backbones": ["a"], "max_gflops": 1.0}, {}, "model.max_gflops: only backbones: auto keeps to it, and model."),
         ({"backbone": "a", "max_parameters": 1}, {}, "model.max_parameters: only backbones: auto keeps to it, and one"),

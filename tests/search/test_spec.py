@@ -56,6 +56,15 @@ def refusal(*overrides, spec="digits"):
             "cache.directory: 's3://bucket/features' is no folder; give one, and a storage behind it by shared_uri",
         ),
         ("cache.directory=''", "cache.directory: '' is no folder; give one, and a storage behind it by shared_uri"),
+        (
+            "cache.budget_gb=1.0e300",
+            "cache.budget_gb: 1e+300 is not allowed: it should be less than or equal to 1000000000",
+        ),
+        (
+            "budget.epochs=2147483648",
+            "budget.epochs: 2147483648 is not allowed: it should be less than or equal to 100000",
+        ),
+        ("data.split.seed=1.0e300", "data.split.seed: 1e+300 has too many digits; give a smaller number"),
         ("search.lr=[]", "search.lr: the list is empty; give at least one value"),
         ("search.lr=[0.1, 0.1]", "search.lr: 0.1 is listed twice; list each value once"),
         (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainables.errors import InputError
+from trainables.files.typed_path import expand
 from tuner.paths import HomePaths, sqlite_file
 
 
@@ -14,6 +15,20 @@ def test_home_comes_from_the_environment_or_the_user(tmp_path: Path) -> None:
     assert HomePaths.from_env({"THAW_HOME": str(tmp_path)}).local == tmp_path
     assert HomePaths.from_env({"THAW_HOME": ""}).local == Path("~/.thaw").expanduser()
     assert HomePaths.at((tmp_path / "a b").as_uri()).local == tmp_path / "a b"
+
+
+def test_what_no_file_can_be_called_is_refused_with_its_place() -> None:
+    assert expand("a/~b") == Path("a/~b")
+    assert expand("ä" * 127) == Path("ä" * 127)
+    with pytest.raises(InputError, match=r"^predict: 'a\\x00b': no path holds a NUL character; take it out$"):
+        expand("a\0b", "predict")
+    with pytest.raises(InputError, match=r"^'ä+': no path is so long, 256 bytes; give that of a file or folder$"):
+        expand("ä" * 128)
+    with pytest.raises(InputError, match=r"^'(a/)+[^ ]*\.\.\.[^ ]*': no path is so long, 4096 bytes") as refused:
+        expand("a/" * 2048)
+    assert len(str(refused.value)) < 500
+    with pytest.raises(InputError, match=r"^model.weights: ~nobody-here/a.pth: ~nobody-here would be the home of"):
+        expand("~nobody-here/a.pth", "model.weights")
 
 
 def test_everything_lies_under_the_home(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from trainables.backbones.inputs import Channels
 from trainables.backbones.lenet import LeNet
 from trainables.backbones.tracing import Trace, trace
 from trainables.errors import InputError
+from trainables.wording import shorten
 
 # Transformers: their tokens pass a class token or shifted windows along, and "stage" and "view size" mean other things.
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
@@ -56,7 +57,7 @@ def check_name(name: str) -> None:
         remedy = "transformers have no stages to freeze here; take a CNN such as convnext_tiny"
     else:
         remedy = f"did you mean {' or '.join(near)}?" if near else "take one such as resnet18 or mobilenet_v2"
-    raise InputError(f"model.backbone: there is no backbone {name!r}; {remedy}")
+    raise InputError(f"model.backbone: there is no backbone {shorten(name)}; {remedy}")
 
 
 def build_model(name: str) -> nn.Module:

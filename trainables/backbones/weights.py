@@ -29,6 +29,7 @@ from trainables.errors import InputError
 from trainables.files.node_cache import fetch_once
 from trainables.files.storage import fetch_file, is_local, join, read_bytes, write_bytes
 from trainables.files.typed_path import expand
+from trainables.wording import shorten_place
 
 _PLACE = "model.weights"
 # Heads that torchvision trains beside the real one and that are left out here.
@@ -65,7 +66,7 @@ def resolve_weights(
     if spec.startswith("models:"):
         raise InputError(f"{_PLACE}: {spec} is a registered model; its state dict goes through `store_weights`")
     if "/" in spec or Path(spec).suffix:
-        path = expand(spec)
+        path = expand(spec, _PLACE)
         stored = store_weights(_read_file(path), backbone, root, place=f"{_PLACE}: {path}", note=note)
         if stored.mean is None or stored.std is None:
             return stored
@@ -281,7 +282,7 @@ def _download(name: str, backbone: str) -> object:
     wanted = published.DEFAULT.name if name == "default" else name
     if wanted not in published.__members__:
         raise InputError(
-            f"{_PLACE}: {backbone} has no weights {name!r}; take one of none, default, "
+            f"{_PLACE}: {backbone} has no weights {shorten_place(name)}; take one of none, default, "
             f"{', '.join(published.__members__)}, or a file ending in {', '.join(WEIGHTS_ENDINGS)}"
         )
     try:

@@ -40,7 +40,7 @@ class FolderSource:
     """
 
     def __init__(self, place: str) -> None:
-        self._root = expand(place).resolve()
+        self._root = expand(place, "data source").resolve()
         if not place or not self._root.is_dir():
             if self._root.is_file() and (scheme := _SCHEME_OF_ENDING.get(self._root.suffix.lower())):
                 raise InputError(f"data source 'folder:{place}': is a file, not a folder: write '{scheme}:{place}'")

@@ -45,7 +45,7 @@ class CsvSource:
 
     def __init__(self, place: str, separator: str | None = None) -> None:
         self._separator = separator
-        self._path = expand(place).resolve()
+        self._path = expand(place, "data source").resolve()
         if not place or not self._path.is_file():
             raise InputError(
                 f"data source 'csv:{place}': no such file: give a CSV file with the columns file and label"
@@ -119,7 +119,7 @@ class ParquetSource:
 
     def __init__(self, place: str, separator: str | None = None) -> None:
         self._separator = separator
-        self._place = place if not is_local(place) else str(expand(place).resolve())
+        self._place = place if not is_local(place) else str(expand(place, "data source").resolve())
         try:
             self._filesystem, self._root = open_filesystem(self._place)
             self._infos = sorted(_parquet_files(self._filesystem, self._root), key=lambda info: info.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
@@ -18,6 +19,7 @@ from trainables.data.folder_source import FolderSource
 from trainables.data.picture import Picture
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
+from trainables.wording import shorten, shorten_place
 
 
 class Source(Protocol):
@@ -62,7 +64,7 @@ def open_source(uri: str, label_separator: str | None = None) -> Source:
         return source
     if not isinstance(source, ManyLabelsSource):
         raise InputError(
-            f"data.labels: multi, and {uri!r} gives each picture one class: "
+            f"data.labels: multi, and {shorten_place(uri)} gives each picture one class: "
             "list the pictures in a csv: or parquet: source, or set data.labels to single"
         )
     return source.with_many_labels(label_separator)
@@ -72,20 +74,20 @@ def _open_source(uri: str) -> Source:
     scheme, colon, place = uri.partition(":")
     if scheme in SCHEMES:
         return SCHEMES[scheme](place)
-    if expand(uri).is_dir():
+    if _local(uri).is_dir():
         return FolderSource(uri)
     known = ", ".join(SCHEMES)
     nearest = difflib.get_close_matches(scheme, SCHEMES, n=1)
     hint = f"did you mean `{nearest[0]}{colon}{place}`?" if nearest else f"give a folder's path or one of {known}"
     if _names_a_scheme(uri):
-        raise InputError(f"data source {uri!r}: no source is called {scheme!r}: {hint}")
-    raise InputError(f"data source {uri!r}: no such folder: {hint}")
+        raise InputError(f"data source {shorten_place(uri)}: no source is called {shorten(scheme)}: {hint}")
+    raise InputError(f"data source {shorten_place(uri)}: no such folder: {hint}")
 
 
 def _names_a_scheme(uri: str) -> bool:
     """Whether what stands before a colon is meant for a scheme, though there is none of that name."""
     scheme, colon, _ = uri.partition(":")
-    return bool(colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)) and not expand(uri).is_dir()
+    return bool(colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)) and not _local(uri).is_dir()
 
 
 def as_source(text: str) -> str:
@@ -107,11 +109,15 @@ def from_anywhere(uri: str) -> str:
     """
     scheme, _, place = uri.partition(":")
     if scheme not in SCHEMES:
-        return uri if _names_a_scheme(uri) else f"folder:{expand(uri).resolve()}"
+        return uri if _names_a_scheme(uri) else f"folder:{_local(uri).resolve()}"
     if scheme == "torchvision":
         name, colon, folder = place.partition(":")
-        return f"torchvision:{name}:{expand(folder).resolve()}" if colon else uri
-    return uri if scheme == "digits" or is_storage_uri(place) else f"{scheme}:{expand(place).resolve()}"
+        return f"torchvision:{name}:{_local(folder).resolve()}" if colon else uri
+    return uri if scheme == "digits" or is_storage_uri(place) else f"{scheme}:{_local(place).resolve()}"
+
+
+def _local(path: str) -> Path:
+    return expand(path, "data source")
 
 
 def _csv(place: str) -> Source:

@@ -28,6 +28,7 @@ from trainables.data.picture import Picture, pgm
 from trainables.errors import InputError, first_line
 from trainables.files.node_cache import cache_root
 from trainables.files.typed_path import expand
+from trainables.wording import shorten, shorten_place
 
 _Parts = tuple[tuple[Mapping[str, Any], SplitName | None], ...]
 
@@ -85,16 +86,15 @@ class TorchvisionSource:
 
     def __init__(self, place: str) -> None:
         name, colon, folder = place.partition(":")
+        where = f"data source {shorten_place(f'torchvision:{place}')}"
         if name in _NOT_READ:
-            raise InputError(
-                f"data source 'torchvision:{place}': {name} is not read from torchvision: {_NOT_READ[name]}"
-            )
+            raise InputError(f"{where}: {name} is not read from torchvision: {_NOT_READ[name]}")
         if name not in SETS:
             nearest = difflib.get_close_matches(name, SETS, n=1, cutoff=0.4)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(sorted(SETS))}"
-            raise InputError(f"data source 'torchvision:{place}': no classification set is called {name!r}: {hint}")
+            raise InputError(f"{where}: no classification set is called {shorten(name)}: {hint}")
         self._name = name
-        self._folder = expand(folder).resolve() if colon else Path(cache_root()) / "torchvision"
+        self._folder = expand(folder, "data source").resolve() if colon else Path(cache_root()) / "torchvision"
         if colon and not self._folder.is_dir():
             raise InputError(f"data source 'torchvision:{place}': no such folder: give the one that holds the set")
 

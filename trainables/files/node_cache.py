@@ -27,7 +27,7 @@ def cache_root(environ: Mapping[str, str] | None = None) -> Path:
     """
     environ = os.environ if environ is None else environ
     if named := environ.get("THAW_CACHE"):
-        root = expand(named).absolute()
+        root = expand(named, "THAW_CACHE").absolute()
         root.mkdir(parents=True, exist_ok=True)
         return root
     root = Path(tempfile.gettempdir()) / f"thaw-cache-{os.getuid()}"

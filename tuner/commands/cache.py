@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainables.errors import InputError
+
 if TYPE_CHECKING:
     from trainables.features.inventory import PruneReport
     from trainables.features.store import FeatureStore
 
 cache_app = typer.Typer(help="Features of frozen layers that sweeps have stored on this machine.", no_args_is_help=True)
 _GB = 1e9
+_MOST_GB = 1e9
 Directory = Annotated[
     Path | None, typer.Option(file_okay=False, exists=True, help="`cache.directory` of a spec; by default Thaw's own.")
 ]
@@ -61,10 +64,12 @@ def verify(directory: Directory = None) -> None:
 
 @cache_app.command()
 def prune(
-    budget_gb: Annotated[float | None, typer.Option(min=0, help="What may stay; by default the usual budget.")] = None,
+    budget_gb: Annotated[float | None, typer.Option(help="What may stay; by default the usual budget.")] = None,
     directory: Directory = None,
 ) -> None:
     """Removes the least recently used until the budget is kept; nothing that a running trial reads."""
+    if budget_gb is not None and not 0 <= budget_gb <= _MOST_GB:
+        raise InputError(f"--budget-gb: {budget_gb} is no size of a disk; give a number from 0 to {_MOST_GB:.0e}")
     _say(_store(directory).prune(None if budget_gb is None else round(budget_gb * _GB)))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainables.data.candidates import shown
 from trainables.data.decoding import UnreadablePictureError, decode_picture
 from trainables.errors import InputError
+from trainables.files.typed_path import expand
 
 if TYPE_CHECKING:
     from tuner.models.classifier import Classifier
@@ -58,6 +59,7 @@ def find_pictures(place: Path) -> list[Path]:
     Raises:
         InputError: There is no such place, or nothing in it.
     """
+    place = expand(place, "predict")
     if place.is_file():
         return [place]
     if not place.is_dir():

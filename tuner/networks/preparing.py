@@ -22,6 +22,7 @@ from trainables.data.sources import open_source
 from trainables.errors import InputError
 from trainables.files.storage import join
 from trainables.files.typed_path import expand
+from trainables.wording import shorten_place
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import PreparedData
 from tuner.records.kept_places import feature_folder, is_weights_file
@@ -277,5 +278,7 @@ def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) ->
         raise InputError(f"{error}; if the pictures have moved, --set data.source=... says where to") from error
     for choice in spec.model.entries:
         weights, place = choice.weights, spec.model.place_of(choice.backbone)
-        if is_weights_file(weights) and not goes_on and not expand(str(weights)).is_file():
-            raise InputError(f"{place}: there is no file {weights!r}; give the path of an existing file")
+        if is_weights_file(weights) and not goes_on and not expand(str(weights), place).is_file():
+            raise InputError(
+                f"{place}: there is no file {shorten_place(str(weights))}; give the path of an existing file"
+            )

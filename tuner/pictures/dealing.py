@@ -30,6 +30,7 @@ from trainables.data.sources import open_source
 from trainables.data.splits import check_classes, check_sides, count_classes, dealt_as, labelled_rows, sides_of
 from trainables.data.table import ImageTable, group_in, searched_in
 from trainables.errors import InputError
+from trainables.wording import shorten
 from tuner.paths import HomePaths
 from tuner.records.shared_home import check_home, check_local
 
@@ -336,7 +337,7 @@ def _check_listed(spec: DataSpec, pictures: Sequence[Picture]) -> None:
 def _classes_in_use(spec: DataSpec, known: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in spec.exclude_classes if name not in known]
     if unknown:
-        raise InputError(f"data.exclude_classes: no class {unknown[0]!r}; {_known_classes(unknown[0], known)}")
+        raise InputError(f"data.exclude_classes: no class {shorten(unknown[0])}; {_known_classes(unknown[0], known)}")
     return tuple(name for name in known if name not in spec.exclude_classes)
 
 
@@ -360,7 +361,7 @@ def _check_pattern(pattern: str, names: Sequence[str]) -> None:
     if not any(group_in(name, pattern) for name in names):
         kind = "names" if "/" in pattern else "file names"
         raise InputError(
-            f"data.group_pattern: {pattern!r} is found in none of {len(names)} {kind}, such as "
+            f"data.group_pattern: {shorten(pattern)} is found in none of {len(names)} {kind}, such as "
             f"{searched_in(names[0], pattern)!r}; write one that finds what pictures of one group share, with a / in "
             "it to look at folders too"
         )

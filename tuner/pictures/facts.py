@@ -15,6 +15,7 @@ from trainables.data.limited_source import LimitedSource
 from trainables.data.picture import Picture
 from trainables.data.sources import open_source
 from trainables.errors import InputError
+from trainables.wording import shorten_place
 
 _SAMPLE = 100
 _DECODED_SAMPLE, _SMALL_PX = 24, 32
@@ -78,8 +79,8 @@ def _short_side(pictures: Sequence[Picture], source: str) -> int:
             reason = reason or f"{picture.name}: {error}"
     if not found:
         raise InputError(
-            f"data source {source!r}: none of {len(chosen)} files is a picture that can be opened ({reason}); "
-            "`thaw data inspect` lists them: mend them, or give another folder"
+            f"data source {shorten_place(source)}: none of {len(chosen)} files is a picture that can be opened "
+            f"({reason}); `thaw data inspect` lists them: mend them, or give another folder"
         )
     return int(np.median(found))
 

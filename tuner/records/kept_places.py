@@ -51,7 +51,7 @@ def feature_folder(cache: CacheSpec) -> str | None:
     Raises:
         InputError: The path begins with the home of a user whom this machine does not know.
     """
-    return str(expand(cache.directory).absolute()) if cache.directory else None
+    return str(expand(cache.directory, "cache.directory").absolute()) if cache.directory else None
 
 
 def settle_places(spec: SweepSpec) -> SweepSpec:

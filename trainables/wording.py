@@ -1,0 +1,20 @@
+"""How a value is shown in a message."""
+
+from __future__ import annotations
+
+LONGEST_VALUE = 60
+LONGEST_PLACE = 400
+"""Of a path or an address, which people look for by its end."""
+
+
+def shorten(value: object) -> str:
+    """The value as it would be written in Python, cut to a length that fits in a line."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def shorten_place(place: str) -> str:
+    """A path or an address as it would be written in Python; of a very long one its ends."""
+    text = repr(place)
+    half = LONGEST_PLACE // 2
+    return text if len(text) <= LONGEST_PLACE else f"{text[: half - 3]}...{text[-half:]}"
