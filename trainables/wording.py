@@ -7,6 +7,11 @@ LONGEST_PLACE = 400
 """Of a path or an address, which people look for by its end."""
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would not show, or obey, written out; its lines stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+
+
 def shorten(value: object) -> str:
     """The value as it would be written in Python, cut to a length that fits in a line."""
     text = repr(value)

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from trainables.errors import ForPeople, InputError
+from trainables.wording import printable
 from tuner.commands.archive import export_sweep, import_sweep
 from tuner.commands.backbones import backbones
 from tuner.commands.cache import cache_app
@@ -76,5 +77,5 @@ def main() -> None:
 
 
 def _complain(message: str, code: int) -> NoReturn:
-    typer.echo(f"thaw: {message}", err=True)
+    typer.echo(f"thaw: {printable(message)}", err=True)
     sys.exit(code)

@@ -8,6 +8,8 @@ import pytest
 
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
+from trainables.wording import printable
+from tuner.commands.arguments import file_to_write
 from tuner.paths import HomePaths, sqlite_file
 
 
@@ -29,6 +31,28 @@ def test_what_no_file_can_be_called_is_refused_with_its_place() -> None:
     assert len(str(refused.value)) < 500
     with pytest.raises(InputError, match=r"^model.weights: ~nobody-here/a.pth: ~nobody-here would be the home of"):
         expand("~nobody-here/a.pth", "model.weights")
+
+
+def test_a_file_to_write_is_checked_before_any_work(tmp_path: Path) -> None:
+    def refusal(name: str, ending: str = "") -> str:
+        with pytest.raises(InputError) as refused:
+            file_to_write(tmp_path / name, "--out", ending)
+        return str(refused.value)
+
+    (tmp_path / "there.yaml").write_text("")
+    assert file_to_write(tmp_path / "new.PNG", "--out", ".png") == tmp_path / "new.PNG"
+    assert file_to_write(tmp_path / "there.yaml", "--out", replaces=True) == tmp_path / "there.yaml"
+    assert refusal("there.yaml").endswith("there.yaml is there already; name another file, or remove it")
+    assert refusal("no/such/a.yaml") == f"--out: there is no folder {tmp_path}/no/such; make it first"
+    assert refusal("there.yaml/a").startswith(f"--out: there is no folder {tmp_path}/there.yaml")
+    assert refusal("").endswith("is a folder; give a file in it")
+    assert refusal("a.jpg", ".png").endswith("a.jpg is to be a PNG; end its name in .png")
+    assert f"no path is so long, {len(str(tmp_path)) + 257} bytes; give" in refusal("x" * 256)
+
+
+def test_what_a_terminal_would_obey_is_written_out() -> None:
+    assert printable("two\nlines of Größe") == "two\nlines of Größe"
+    assert printable("\x1b[31m\u202e\t\0") == r"\x1b[31m\u202e\t\x00"
 
 
 def test_everything_lies_under_the_home(tmp_path: Path) -> None:

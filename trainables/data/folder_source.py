@@ -191,7 +191,10 @@ def _files_below(
         if _is_dir(entry):
             yield from _files_below(path, root, above | {here})
         elif _is_file(entry) or (entry.is_symlink() and not path.exists()):  # a dangling link is set aside by name
-            stat = entry.stat(follow_symlinks=_is_file(entry))
+            try:
+                stat = entry.stat(follow_symlinks=_is_file(entry))
+            except FileNotFoundError:
+                continue  # somebody has removed it meanwhile
             # The change time as well: unpacking an archive over the old pictures may keep size and modification time.
             yield path.relative_to(root).as_posix(), stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)
 

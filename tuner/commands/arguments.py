@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trainables.errors import InputError
+from trainables.files.typed_path import expand
 from tuner.commands import completing
 
 SweepName = Annotated[str, typer.Argument(help="Name of a sweep.", autocompletion=completing.sweeps)]
@@ -32,6 +34,30 @@ ImageSize = Annotated[int, typer.Option("--image-size", min=8, max=1024, help="S
 FormatName = Annotated[str, typer.Option("--format", help="table, csv or json.")]
 Labels = Annotated[str, typer.Option(help="single, or multi where a picture may have several labels.")]
 LabelSeparator = Annotated[str, typer.Option(help="Between the labels of one picture, where they are text.")]
+
+
+def file_to_write(path: Path, option: str, ending: str = "", *, replaces: bool = False) -> Path:
+    """A file that a command is to write, checked before any work.
+
+    Args:
+        path: As it was typed.
+        option: Where.
+        ending: What its name must end in.
+        replaces: Whether a file that is there is written over.
+
+    Raises:
+        InputError: No file can be written there, or one is there.
+    """
+    path = expand(path, option)
+    if path.suffix.lower() != ending and ending:
+        raise InputError(f"{option}: {path} is to be a {ending[1:].upper()}; end its name in {ending}")
+    if not path.parent.is_dir():
+        raise InputError(f"{option}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise InputError(f"{option}: {path} is a folder; give a file in it")
+    if path.exists() and not replaces:
+        raise InputError(f"{option}: {path} is there already; name another file, or remove it")
+    return path
 
 
 def separator_of(labels: str, label_separator: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainables.errors import InputError
-from tuner.commands.arguments import ImageSize, Labels, LabelSeparator, Overrides, Source, SpecOrSource
+from tuner.commands.arguments import ImageSize, Labels, LabelSeparator, Overrides, Source, SpecOrSource, file_to_write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def inspect_command(
 
     if format_ not in ("table", "json"):
         raise InputError(f"--format: {format_!r} is neither table nor json")
-    _check_out(out)
+    out = None if out is None else file_to_write(out, "--out", ".png", replaces=True)
     asked = {
         "source": as_source(source),
         "group_pattern": group_pattern,
@@ -87,21 +87,12 @@ def preview(
     from tuner.pictures.sheets import sheet_of_policies
     from tuner.progress import Progress
 
-    _check_out(out)
+    out = file_to_write(out, "--out", ".png", replaces=True)
     loaded = load_or_fit(spec, overrides or [])
     with Progress() as progress:
         dealt = deal_data(loaded.data, HomePaths.from_env(), progress.counted)
     sheet_of_policies(loaded, dealt).save(out)
     typer.echo(f"Contact sheet: {out}")
-
-
-def _check_out(out: Path | None) -> None:
-    if out is None:
-        return
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out: {out} is to be a PNG; end its name in .png")
-    if not out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {out.parent}; make it first")
 
 
 def _show(found: Inspection, console: Console) -> None:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trainables.errors import InputError
-from tuner.commands.arguments import Labels, LabelSeparator, Source, separator_of
+from tuner.commands.arguments import Labels, LabelSeparator, Source, file_to_write, separator_of
 
 spec_app = typer.Typer(help="Specs: what a sweep is made of.", no_args_is_help=True)
 
@@ -42,12 +41,11 @@ def spec_new(
     from trainables.data.sources import as_source
     from tuner.pictures.facts import facts_of
 
+    out = None if out is None else file_to_write(out, "--out")
     text = spec_text(facts_of(as_source(source), separator_of(labels, label_separator)))
     if out is None:
         sys.stdout.write(text)
         return
-    if out.exists():
-        raise InputError(f"--out: {out} is there already; name another file, or remove it")
     out.write_text(text, encoding="utf-8")
     typer.echo(f"{out}: change it as you like, then  thaw sweep {out}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainables.errors import InputError
-from tuner.commands.arguments import FormatName, Overrides, SweepName, TakesNextName
+from tuner.commands.arguments import FormatName, Overrides, SweepName, TakesNextName, file_to_write
 
 if TYPE_CHECKING:
     from search_spaces.spec import SweepSpec
@@ -97,6 +97,7 @@ def best(
     from tuner.commands.running import open_sweep
     from tuner.records.journal import champion_record, read_records
 
+    spec_file = None if spec_file is None else file_to_write(spec_file, "--spec")
     home, spec = open_sweep(name, "best")
     champion = champion_record(read_records(home.sweep(name).journal))
     if champion is None:
@@ -107,8 +108,6 @@ def best(
         if note := champion.get("note"):  # which begins with its scores on both sides, and the baselines'
             typer.echo(str(note).partition("\n\n")[0])
         return
-    if spec_file.exists():
-        raise InputError(f"--spec: {spec_file} is there already; name another file, or remove it")
     # A trial that was ended early has the numbers of its epochs, and no more of them.
     last_epoch = len(trial.epochs) if len(trial.epochs) < spec.budget.epochs else None
     again = _of_its_weights(single_spec(spec, trial.params, f"{name}-best"[:64], last_epoch), spec, trial, home)

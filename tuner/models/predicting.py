@@ -67,11 +67,18 @@ def find_pictures(place: Path) -> list[Path]:
     files = sorted(
         path
         for path in place.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
+        if _is_file(path) and not any(part.startswith(".") for part in path.relative_to(place).parts)
     )
     if not files:
         raise InputError(f"predict: folder {str(place)!r} holds no files")
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # it stands where only others may look
+        return False
 
 
 def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterator[Prediction]:
