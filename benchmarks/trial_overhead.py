@@ -104,12 +104,14 @@ def plain_trial(settings: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     name = f"trial-{time.time_ns()}"
+    # Next to no CPUs, because Ray 2.60 may leave a trial's placement group behind and starve the next one; of the GPU
+    # as little where one worker has it to itself (NCCL does not take two on one).
+    share = {"CPU": 0.02, "GPU": 0.02} if settings["gpu"] and settings["workers"] == 1 else {"CPU": 0.02}
     TorchTrainer(
         train_plainly,
         train_loop_config=settings,
-        # Next to no CPUs, because Ray 2.60 may leave a trial's placement group behind and starve the next one.
         scaling_config=ScalingConfig(
-            num_workers=settings["workers"], use_gpu=settings["gpu"], resources_per_worker={"CPU": 0.02}
+            num_workers=settings["workers"], use_gpu=settings["gpu"], resources_per_worker=share
         ),
         run_config=RunConfig(name=name, storage_path=settings["storage"], callbacks=[TuneReportCallback()]),
     ).fit()
