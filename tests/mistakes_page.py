@@ -57,10 +57,11 @@ AWAY = (
     "the server is back, or by `thaw resume NAME`"
 )
 FUZZ = (
-    "The last long run (`python tests/fuzz.py --specs 20000 --seed 261126`) tried 20,000: 4,406 ran, 15,037 were "
-    "refused as they were read and 557 by what they met on the way to training; none ended in a traceback. On the way "
-    "there it found six that did, went on without end, or were refused in a line without a field or a remedy, all "
-    "mended. It is not part of the suite, because it builds networks of every size."
+    "The last long run (`python tests/fuzz.py --specs 20000 --seed 1795822894`) tried 20,000: 4,721 ran, 14,676 were "
+    "refused as they were read and 603 by what they met on the way to training; none ended in a traceback. Then each "
+    "field in turn was given each of some sixty things that people leave in one: 6,076 specs, none with a traceback. "
+    "On the way there it found eleven that had one, went on without end, took all memory, or were refused in a line "
+    "without a field or a remedy, all mended. It is not part of the suite, because it builds networks of every size."
 )
 
 

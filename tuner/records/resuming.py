@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces.loading import load_kept_spec
+from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
 from trainables.errors import InputError
 from trainables.files.storage import file_exists, join
@@ -111,7 +112,8 @@ def describe_left(left: Left, home: HomePaths) -> list[str]:
     ended = Counter(str(trial.outcome).replace("_", " ") for trial in trials if trial.outcome)
     outcomes = f" ({', '.join(f'{number} {outcome}' for outcome, number in ended.items())})" if ended else ""
     most = left.spec.most_trials
-    of_all = "" if most is None else f" of {most}"
+    at_most = "at most " if left.spec.search.sampler in LISTING_SAMPLERS else ""  # the space may have fewer points
+    of_all = "" if most is None else f" of {at_most}{most}"
     lines = [f"found: {ended.total()}{of_all} trials ended{outcomes}"]
     lines += [f"changed: {path}: {old} -> {new}" for path, (old, new) in left.changes.items()]
     going_on: list[TrialRecord] = []
@@ -124,7 +126,7 @@ def describe_left(left: Left, home: HomePaths) -> list[str]:
     if again:
         lines.append("starts again: " + _named([f"trial {trial.number}" for trial in again]))
     if most is not None:
-        lines.append(f"still to begin: {max(0, most - len(trials))} trials")
+        lines.append(f"still to begin: {at_most}{max(0, most - len(trials))} trials")
     return lines
 
 
