@@ -304,7 +304,7 @@ def _two_precisions(spec: SweepSpec) -> Iterator[str]:
         return
     sections = {"compute": spec.compute}
     sections |= {
-        f"model.backbones: {each.backbone}: compute": each.compute for each in spec.model.entries if each.compute
+        f"{spec.model.place_of(each.backbone)}: compute": each.compute for each in spec.model.entries if each.compute
     }
     for place, compute in sections.items():
         if compute.precision != "fp32":

@@ -22,7 +22,7 @@ from search_spaces.ranges import KEPT
 from search_spaces.spec import PretrainSpec, SweepSpec
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
-from trainables.wording import shorten
+from trainables.wording import shorten, shorten_place
 
 _PRESETS = "search_spaces.presets"
 _SWEEP_ONLY = frozenset({"model", "search", "budget", "early_stopping", "metric", "baselines"})
@@ -198,7 +198,7 @@ def _mapping(text: str, path: str | Path) -> dict[str, Any]:
 def _text(path: str | Path) -> str:
     name = str(path)
     try:
-        file = expand(path)
+        file = expand(path, "spec")
         if file.is_dir() and name not in preset_names():
             raise InputError(f"{path}: this is a folder, not a spec; for pictures, write folder:{path}")
         if not file.is_file() and name in preset_names():
@@ -211,7 +211,7 @@ def _text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8 text; a spec is a YAML file") from error
     except OSError as error:
-        raise InputError(f"{shorten(name)}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{shorten_place(name)}: cannot be read: {error.strerror}") from error
 
 
 def _yaml_problem(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from search_spaces.ranges import FORM_TAGS
-from trainables.wording import LONGEST_VALUE, shorten
+from trainables.wording import shorten, visible
 
 _NOT_A_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _WORDS_BESIDE_NUMBERS = frozenset({"all", "auto", "unlimited"})
@@ -89,13 +89,7 @@ def _problem(details: ErrorDetails, parts: Sequence[int | str], path: str, model
 
 def _spell(parts: Sequence[int | str]) -> str:
     """``("data", "exclude_classes", 2)`` as ``data.exclude_classes[2]``."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{_visible(part)}" for part in parts).removeprefix(".")
-
-
-def _visible(name: str) -> str:
-    """A field's name as it is written, where a terminal can show it: what people typed may be anything."""
-    is_plain = bool(name) and name == name.strip() and name.isprintable() and len(name) <= LONGEST_VALUE
-    return name if is_plain else shorten(name)
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{visible(part)}" for part in parts).removeprefix(".")
 
 
 def _names(parts: Sequence[int | str]) -> list[str]:

@@ -40,7 +40,7 @@ from search_spaces.ranges import (
 )
 from search_spaces.search_spec import OptimizerName
 from trainables.config import ComputeConfig, PolicyName
-from trainables.wording import shorten
+from trainables.wording import shorten, visible
 
 MOST_CHOSEN = 4
 """Networks that `backbones: auto` takes."""
@@ -237,4 +237,4 @@ class ModelSpec(SpecPart):
 
     def place_of(self, backbone: str) -> str:
         """Where the spec speaks of a network's weights, for messages."""
-        return "model.weights" if self.backbone is not None else f"model.backbones: {backbone}"
+        return "model.weights" if self.backbone is not None else f"model.backbones: {visible(backbone)}"

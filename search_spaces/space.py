@@ -226,6 +226,11 @@ class SearchSpace:
             if (dim := first[name]).choices and dim.is_fixed and all(other[name] == dim for other in others)
         }
 
+    def ends_of(self, name: str) -> tuple[Value, ...]:
+        """The choices of a field, or the two ends of its range, over all backbones."""
+        spaces = (space[name] for space in self._dimensions.values())
+        return tuple(value for each in spaces for value in each.choices or (each.low, each.high))
+
     def values_of(self, name: str) -> tuple[Value, ...]:
         """All values of a field that has finitely many, over all backbones.
 

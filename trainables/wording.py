@@ -18,6 +18,12 @@ def shorten(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
+def visible(name: str) -> str:
+    """A name as it is written, where a terminal can show it: what people typed may be anything."""
+    is_plain = bool(name) and name == name.strip() and name.isprintable() and len(name) <= LONGEST_VALUE
+    return name if is_plain else shorten(name)
+
+
 def shorten_place(place: str) -> str:
     """A path or an address as it would be written in Python; of a very long one its ends."""
     text = repr(place)

@@ -185,4 +185,4 @@ def _named(spec: SweepSpec, backbone: str) -> Iterator[None]:
             place = _SIZE
         if spec.model.backbone is not None or place is None:
             raise
-        raise InputError(f"model.backbones: {backbone}: {str(error).removeprefix(place)}") from error
+        raise InputError(f"{spec.model.place_of(backbone)}: {str(error).removeprefix(place)}") from error

@@ -104,7 +104,7 @@ class Pricing:
             self._epochs, spec.grace_period, spec.early_stopping.reduction_factor if stops else None
         )
         self._mean_epochs = sum(self._shares)
-        self._num_views = _most_storable(space.values_of("num_views"))
+        self._num_views = _most_storable(space.ends_of("num_views"))
         self._kept: dict[tuple[str, ViewCount, int, str], CutsToKeep] = {}
         share = 1.0 / len(space.backbones)
         self._expected = {name: expected_trials(space.alone(name), share) for name in space.backbones}
