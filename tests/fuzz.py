@@ -1,20 +1,23 @@
 """Specs of every kind against the program: each runs, or is refused in lines that name the field and the remedy.
 
-``python tests/fuzz.py --specs 20000`` tries so many, says now and then how far it is, and at the end what became of
-them. `make fuzz` does so after a few hundred that are the same each time (`search/test_fuzz.py`); it builds every kind
-of network, which takes more time and memory than `make test` has. "Runs" is all that comes before training: pictures
-packed, networks cut, the space, the searcher with its first proposals, their prices, and the trials as lanes get them.
+``python tests/fuzz.py --specs 20000`` tries what people leave in a field, in each of them, then so many specs at
+random, says now and then how far it is, and at the end what became of them. `make fuzz` does so after a few hundred
+that are the same each time (`search/test_fuzz.py`); it builds every kind of network, which takes more time and memory
+than `make test` has. "Runs" is all that comes before training: pictures packed, networks cut, the space, the searcher
+with its first proposals, their prices, and the trials as lanes get them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,9 +27,11 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from spec_values import SpecValues
+from spec_values import ODD_NUMBERS, ODD_TEXTS, SpecValues
 
 from search_spaces.loading import dump_spec, read_spec, spec_schema
+from search_spaces.model_spec import BackboneChoice, PretrainRecipe
+from search_spaces.search_spec import SearchSpec
 from search_spaces.spec import SweepSpec
 from trainables.config import TrialConfig
 from trainables.errors import InputError
@@ -129,6 +134,33 @@ def bases(sources: Sources) -> st.SearchStrategy[dict[str, Any]]:
             {"name": "fuzz", "data": {**data, "source": sources.several, "labels": "multi"}, "model": lenet},
         ]
     )
+
+
+def odd_specs(sources: Sources) -> Iterator[dict[str, Any]]:
+    """Each field in turn with each of what people leave in one, also of networks and recipes; and ranges of every two
+    numbers in each field that is searched.
+    """
+    data, lenet = {"source": sources.folder, "image_size_px": 32}, {"backbone": "lenet", "weights": "none"}
+    spec = {"name": "odd", "data": data, "model": lenet}
+    two = {"backbones": [lenet, {"backbone": "squeezenet1_1", "weights": "none"}]}
+    recipe = {"weights": {"pretrain": {"name": "first", "data": data, "epochs": 1}}}
+    bases: list[tuple[dict[str, Any], tuple[Any, ...]]] = [(spec, path) for path in spec_values(sources).paths]
+    bases += [({**spec, "model": two}, ("model", "backbones", 0, name)) for name in BackboneChoice.model_fields]
+    bases += [
+        ({**spec, "model": {**lenet, **recipe}}, ("model", "weights", "pretrain", name))
+        for name in PretrainRecipe.model_fields
+    ]
+    for base, (*parents, last) in bases:
+        for value in (*ODD_TEXTS, *ODD_NUMBERS, None, True, [], {}, ["x"], {"low": 1}):
+            raw = copy.deepcopy(base)
+            place: Any = raw
+            for parent in parents:
+                place = place.setdefault(parent, {}) if isinstance(place, dict) else place[parent]
+            place[last] = value
+            yield raw
+    numbers = (0, 1, 2, 30, 1e-300, 1e-5, 0.5, 1e300, 2**31, 10**30, -1, float("inf"))
+    for name, low, high, log in product(SearchSpec.model_fields, numbers, numbers, (False, True)):
+        yield {**spec, "search": {name: {"low": low, "high": high, "log": log}}}
 
 
 class Trying:
@@ -285,7 +317,13 @@ def _main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trying = Trying(Path(folder) / "home")
         print(f"seed {chosen.seed}")
-        run_examples(trying, chosen.specs, tiny_pictures(Path(folder)), most_changes=6, seed=chosen.seed)
+        sources = tiny_pictures(Path(folder))
+        with offline():
+            for raw in odd_specs(sources):
+                trying.tell(raw)
+        print(f"what people leave in a field: {trying}")
+        trying.outcomes.clear()
+        run_examples(trying, chosen.specs, sources, most_changes=6, seed=chosen.seed)
         print(trying)
 
 
