@@ -68,8 +68,8 @@ class DataSpec(SpecPart):
         ge=0,
         le=MOST_FOLDS,
         description="Cross-validation for a few hundred pictures: all that are not tested are dealt to so many folds, "
-        "classes evenly, groups whole; every trial is trained once for each, judged on that fold, and scored by the "
-        "mean. 0: none, one validation side.",
+        "classes or labels evenly, groups whole; every trial is trained once for each, judged on that fold, and scored "
+        "by the mean. 0: none, one validation side.",
     )
 
     @field_validator("group_pattern")

@@ -22,7 +22,7 @@ from search_spaces.ranges import KEPT
 from search_spaces.spec import PretrainSpec, SweepSpec
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
-from trainables.wording import shorten, shorten_place
+from trainables.wording import shorten, shorten_place, visible
 
 _PRESETS = "search_spaces.presets"
 _SWEEP_ONLY = frozenset({"model", "search", "budget", "early_stopping", "metric", "baselines"})
@@ -226,7 +226,7 @@ def _override(raw: dict[str, Any], override: str, model: type[BaseModel]) -> Non
     path, is_given, text = override.partition("=")
     names = [name.strip() for name in path.split(".")]
     if not is_given or not all(names):
-        raise InputError(f"--set {override}: not of the form field.path=VALUE, such as search.num_trials=40")
+        raise InputError(f"--set {visible(override)}: not of the form field.path=VALUE, such as search.num_trials=40")
     try:
         value = yaml.load(text, Loader=_Loader)
     except _UNREADABLE as error:

@@ -58,7 +58,6 @@ StartSize = Annotated[float, Field(strict=True, ge=LEAST_START_SIZE, le=1)]
 Decay = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Alpha = Annotated[float, Field(strict=True, ge=0, le=MOST_ALPHA)]
 Count = Annotated[int, Field(strict=True, ge=1)]
-Epochs = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 Magnitude = Annotated[int, Field(strict=True, ge=0, le=30)]
 
 
@@ -120,6 +119,22 @@ KEPT = "kept"
 def is_kept(info: ValidationInfo) -> bool:
     """Whether what is checked is kept, and not to be refused for what was once allowed."""
     return bool(info.context and info.context.get(KEPT))
+
+
+def at_most(most: float) -> AfterValidator:
+    """Bounds a number in new specs; what a sweep has begun with stays."""
+
+    def check(value: float, info: ValidationInfo) -> float:
+        if value > most and not is_kept(info):
+            raise ValueError(f"{shorten(value)} is more than {most:,.0f}; lower it")
+        return value
+
+    return AfterValidator(check)
+
+
+MOST_EPOCHS, MOST_GB = 100_000, 1_000_000_000
+Epochs = Annotated[int, Field(strict=True, ge=1, json_schema_extra={"maximum": MOST_EPOCHS}), at_most(MOST_EPOCHS)]
+Gigabytes = Annotated[float, Field(strict=True, gt=0, json_schema_extra={"maximum": MOST_GB}), at_most(MOST_GB)]
 
 
 def check_name(name: str) -> str:

@@ -22,6 +22,7 @@ from search_spaces.ranges import (
     CountOrAuto,
     Epochs,
     Float,
+    Gigabytes,
     Int,
     Positive,
     Resource,
@@ -199,9 +200,7 @@ class EarlyStoppingSpec(SpecPart):
 class CacheSpec(SpecPart):
     """Where features of frozen layers are kept, for every trial, sweep and night after."""
 
-    budget_gb: Positive = Field(
-        20.0, le=1e9, description="What they may take on disk; the least recently used go first."
-    )
+    budget_gb: Gigabytes = Field(20.0, description="What they may take on disk; the least recently used go first.")
     directory: str | None = Field(None, description="Folder for them; none: in Thaw's home, on a cluster on each node.")
     shared_uri: str | None = Field(None, description="Storage behind the local folders, such as s3://bucket/features.")
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_OBEYED = ("Cc", "Cs", "Zl", "Zp")
+_TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""What turns the direction of the letters behind it, so that a line reads as another."""
 LONGEST_VALUE = 60
 LONGEST_PLACE = 400
 """Of a path or an address, which people look for by its end."""
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would not show, or obey, written out; its lines stay."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+    """The text with what a terminal would obey, or could not write, written out; its lines stay."""
+
+    def is_plain(letter: str) -> bool:
+        return letter == "\n" or (letter not in _TURNS and unicodedata.category(letter) not in _OBEYED)
+
+    return "".join(letter if is_plain(letter) else repr(letter)[1:-1] for letter in text)
 
 
 def shorten(value: object) -> str:

@@ -132,7 +132,7 @@ class HomePaths:
         if text.startswith("file://"):
             text = unquote(urlsplit(text).path)
         if is_local(text):
-            local = expand(text).absolute()
+            local = expand(text, "home").absolute()
             return cls(root=str(local), local=local)
         text = text.rstrip("/")
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]

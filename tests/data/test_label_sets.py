@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from trainables.data.label_sets import may_be_a_set, members_of, names_in, set_n
 from trainables.data.sources import open_source
 from trainables.errors import InputError
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import deal_data, prepare_data
+from tuner.pictures.dealing import DealtData, Judged, deal_data, prepare_data
 
 SETS = ["crack|rust", " rust | crack ", "", "rust", "crack", "scratch|rust", "rust|rust", "scratch"]
 
@@ -62,6 +63,29 @@ def test_folds_are_dealt_by_label(listed: Path, tmp_path: Path) -> None:
         prepare_data(parse_spec({**raw, "folds": rarest + 1}, DataSpec, "test"), home, lambda *_: None)
 
 
+def test_a_label_that_a_fold_lacks_is_told_of(listed: Path, tmp_path: Path) -> None:
+    spec = DataSpec(source=f"csv:{listed}", labels="multi", image_size_px=8, folds=3)
+    dealt = deal_data(spec, HomePaths.at(tmp_path / "home"), lambda *_: None)
+    assert [*dealt.notes()] == []
+    counts = {"crack": 0, "rust": 9, "scratch": 3}
+    with mock.patch.object(DealtData, "judged", return_value=[Judged(12, {**counts, "crack": 4}), Judged(12, counts)]):
+        assert [*dealt.notes()] == [
+            "no picture of fold 2 of 3 shows 'crack': such folds say nothing of it; give fewer folds, or try another "
+            "data.split.seed"
+        ]
+
+
+def test_folds_beside_a_val_side_are_refused_before_pictures_are_read(listed: Path, tmp_path: Path) -> None:
+    sides = ["split", *["train", "train", "train", "val"] * 12]
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join(f"{line},{side}" for line, side in zip(lines, sides, strict=True)))
+    spec = DataSpec(source=f"csv:{listed}", labels="multi", image_size_px=8, folds=3)
+    done: list[object] = []
+    with pytest.raises(InputError, match=r"data\.folds: 3, but the source has a validation side of its own"):
+        prepare_data(spec, HomePaths.at(tmp_path / "home"), lambda *told: done.append(told))
+    assert done == []
+
+
 def test_classes_that_read_as_sets_of_labels_are_told_of(tmp_path: Path) -> None:
     assert may_be_a_set(("crack", "crack | rust", "dirt"), "|") == "crack | rust"
     assert may_be_a_set(("crack|rust", "dirt|rust"), "|") == "crack|rust"
@@ -73,10 +97,18 @@ def test_classes_that_read_as_sets_of_labels_are_told_of(tmp_path: Path) -> None
         lines.append(f"{number:02d}.png,{('crack', 'rust', 'crack|rust')[number % 3]}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     spec = DataSpec(source=f"csv:{tmp_path / 'list.csv'}", image_size_px=8)
-    data = deal_data(spec, HomePaths.at(tmp_path / "home"), lambda *_: None)
-    assert [*data.notes("|")] == [
-        "the class 'crack|rust' reads as several labels of one picture: if it is, set data.labels to multi"
-    ]
+    said = (
+        "the class 'crack|rust' reads as several labels of one picture: if it is, set data.labels to multi (in a csv: "
+        "or parquet: source)"
+    )
+    assert [*deal_data(spec, HomePaths.at(tmp_path / "home"), lambda *_: None).notes()] == [said]
+    # A set that only one picture has is no class, and the refusal says what it may be.
+    (tmp_path / "one.png").write_bytes(png(100))
+    (tmp_path / "list.csv").write_text("\n".join([*lines, "one.png,crack|dirt"]))
+    with pytest.raises(InputError) as refused:
+        prepare_data(spec, HomePaths.at(tmp_path / "home"), lambda *_: None)
+    assert "class 'crack|dirt' has 1 usable pictures" in str(refused.value)
+    assert str(refused.value).endswith("; " + said.replace("crack|rust", "crack|dirt"))
 
 
 def test_a_list_gives_sets_and_pictures_are_counted_for_each_label(listed: Path, tmp_path: Path) -> None:

@@ -58,11 +58,11 @@ def refusal(*overrides, spec="digits"):
         ("cache.directory=''", "cache.directory: '' is no folder; give one, and a storage behind it by shared_uri"),
         (
             "cache.budget_gb=1.0e300",
-            "cache.budget_gb: 1e+300 is not allowed: it should be less than or equal to 1000000000",
+            "cache.budget_gb: 1e+300 is more than 1,000,000,000; lower it",
         ),
         (
             "budget.epochs=2147483648",
-            "budget.epochs: 2147483648 is not allowed: it should be less than or equal to 100000",
+            "budget.epochs: 2147483648 is more than 100,000; lower it",
         ),
         ("data.split.seed=1.0e300", "data.split.seed: 1e+300 has too many digits; give a smaller number"),
         ("search.lr=[]", "search.lr: the list is empty; give at least one value"),
@@ -289,13 +289,17 @@ def test_a_sweep_that_has_begun_is_not_refused_what_it_was_allowed_then(tmp_path
         **MINIMAL,
         "features": "required",
         "search": {"augmentation": "flip", "num_views": "unlimited"},
-        "cache": {"directory": "odd://name"},
+        "cache": {"directory": "odd://name", "budget_gb": 1e10},
+        "budget": {"epochs": 200_000},
     }
-    with pytest.raises(InputError, match="no folder; give one"):
+    with pytest.raises(InputError) as refused:
         parse_spec(raw, SweepSpec, "bees.yaml")
+    for said in ("no folder; give one", "epochs: 200000 is more than 100,000", "budget_gb: 10000000000.0 is more than"):
+        assert said in str(refused.value)
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(raw))
-    assert load_kept_spec(path).cache.directory == "odd://name"
+    kept = load_kept_spec(path)
+    assert (kept.cache.directory, kept.cache.budget_gb, kept.budget.epochs) == ("odd://name", 1e10, 200_000)
     with pytest.raises(InputError, match=r"budget.concurrency"):
         load_kept_spec(path, ["budget.concurrency=0"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_a_metric_that_the_validation_side_cannot_have_is_refused(tmp_path: Path
     check_metric(load_spec(path), prepared(big=9, even=0))
     with pytest.raises(InputError, match="val/map is the mean over labels, and no picture of the validation side"):
         check_metric(load_spec(path), prepared(big=0, even=0))
+    folded, folds = (
+        load_spec(path, ["data.folds=2"]),
+        (Judged(5, {"big": 2, "even": 5}), Judged(4, {"big": 1, "even": 4})),
+    )
+    check_metric(folded, replace(prepared(big=0, even=0), judged=folds))
+    with pytest.raises(InputError, match="no picture of one fold has any: give fewer folds, or try"):
+        check_metric(folded, replace(prepared(big=0, even=0), judged=(*folds, Judged(4, {"big": 0, "even": 0}))))
+    with pytest.raises(InputError, match="all of one fold show 'even': give fewer folds"):
+        check_metric(
+            load_spec(path, ["data.folds=2", "metric=val/auroc"]),
+            replace(prepared(big=0, even=0), judged=(folds[0], Judged(4, {"big": 0, "even": 4}))),
+        )
     for counts, shown in (({"big": 9, "even": 0}, "'big'"), ({"big": 0, "even": 0}, "nothing")):
         with pytest.raises(InputError, match=f"all of the validation side show {shown}: give data.split.val"):
             check_metric(load_spec(path, ["metric=val/auroc"]), prepared(**counts))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainables.errors import InputError
-from trainables.files.typed_path import expand
+from trainables.files.typed_path import expand, path_problem
 from trainables.wording import printable
 from tuner.commands.arguments import file_to_write
 from tuner.paths import HomePaths, sqlite_file
@@ -33,6 +33,12 @@ def test_what_no_file_can_be_called_is_refused_with_its_place() -> None:
         expand("~nobody-here/a.pth", "model.weights")
 
 
+def test_half_a_letter_is_no_path() -> None:
+    with pytest.raises(InputError, match="no path holds half a letter"):
+        expand("\ud800")
+    assert path_problem("s\udcff") is None  # as Python reads a byte of a name that is no UTF-8
+
+
 def test_a_file_to_write_is_checked_before_any_work(tmp_path: Path) -> None:
     def refusal(name: str, ending: str = "") -> str:
         with pytest.raises(InputError) as refused:
@@ -51,7 +57,7 @@ def test_a_file_to_write_is_checked_before_any_work(tmp_path: Path) -> None:
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:
-    assert printable("two\nlines of Größe") == "two\nlines of Größe"
+    assert printable("two\nlines of Größe in 部品\u3000a") == "two\nlines of Größe in 部品\u3000a"
     assert printable("\x1b[31m\u202e\t\0") == r"\x1b[31m\u202e\t\x00"
 
 

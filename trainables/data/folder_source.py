@@ -18,6 +18,7 @@ from trainables.data.candidates import Candidate, Candidates, shown
 from trainables.data.picture import Picture
 from trainables.errors import InputError
 from trainables.files.typed_path import expand
+from trainables.wording import shorten_place
 
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 SIDE_OF_FOLDER: dict[str, SplitName] = {
@@ -42,10 +43,11 @@ class FolderSource:
     def __init__(self, place: str) -> None:
         self._root = expand(place, "data source").resolve()
         if not place or not self._root.is_dir():
+            where = f"data source {shorten_place(f'folder:{place}')}"
             if self._root.is_file() and (scheme := _SCHEME_OF_ENDING.get(self._root.suffix.lower())):
-                raise InputError(f"data source 'folder:{place}': is a file, not a folder: write '{scheme}:{place}'")
+                raise InputError(f"{where}: is a file, not a folder: write '{scheme}:{place}'")
             what = "is a file, not a folder" if self._root.is_file() and place else "no such folder"
-            raise InputError(f"data source 'folder:{place}': {what}: give a folder that holds one folder per class")
+            raise InputError(f"{where}: {what}: give a folder that holds one folder per class")
 
     @property
     def uri(self) -> str:

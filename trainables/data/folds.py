@@ -32,8 +32,9 @@ def assign_folds(keys: Sequence[str], labels: NDArray[Any], num_folds: int, seed
     The large groups first, then in the order of a hash: each goes to the fold that has least of its classes, of equal
     ones to that with the fewest pictures. Pictures without a group are groups of one, and then no class's numbers
     differ by more than one between folds (as in scikit-learn's `StratifiedKFold`; with groups it is the greedy rule of
-    its `StratifiedGroupKFold`). Of several labels a rare one weighs more, as it is dealt first in iterative
-    stratification (Sechidis et al. 2011). Unlike the sides, folds move when pictures are added.
+    its `StratifiedGroupKFold`). Where pictures have several labels those with rare ones come first, as in iterative
+    stratification (Sechidis et al. 2011), and a rare label weighs more; a fold may still lack one that comes with
+    others. Unlike the sides, folds move when pictures are added.
 
     Args:
         keys: What each picture is dealt as [N]: equal ones stay together.
@@ -52,9 +53,10 @@ def assign_folds(keys: Sequence[str], labels: NDArray[Any], num_folds: int, seed
         counts_GK = np.zeros((len(names), int(labels.max(initial=0)) + 1))
         np.add.at(counts_GK, (of_key_N, labels), 1)
     sizes_G = np.bincount(of_key_N, minlength=len(names))
-    order = sorted(range(len(names)), key=lambda group: (-sizes_G[group], position_of(seed, str(names[group]))))
     # A class's share counts, not its size: else rare ones would not be spread.
     shares_GK = counts_GK / np.maximum(counts_GK.sum(0), 1)
+    rare_G = shares_GK.sum(1).round(12) if labels.ndim > 1 else np.zeros(len(names))
+    order = sorted(range(len(names)), key=lambda at: (-sizes_G[at], -rare_G[at], position_of(seed, str(names[at]))))
     held_FK, sizes_F = np.zeros((num_folds, counts_GK.shape[1])), np.zeros(num_folds)
     fold_of_G = np.zeros(len(names), dtype=np.int64)
     for group in order:

@@ -28,6 +28,7 @@ from trainables.data.picture import Picture
 from trainables.errors import InputError, first_line
 from trainables.files.storage import is_local, open_filesystem, problem_of, problem_with
 from trainables.files.typed_path import expand
+from trainables.wording import shorten_place
 
 Column = Literal["file", "image", "label", "split", "group"]
 _NAMES: dict[Column, tuple[str, ...]] = {
@@ -47,9 +48,8 @@ class CsvSource:
         self._separator = separator
         self._path = expand(place, "data source").resolve()
         if not place or not self._path.is_file():
-            raise InputError(
-                f"data source 'csv:{place}': no such file: give a CSV file with the columns file and label"
-            )
+            where = f"data source {shorten_place(f'csv:{place}')}"
+            raise InputError(f"{where}: no such file: give a CSV file with the columns file and label")
 
     @property
     def uri(self) -> str:

@@ -74,7 +74,7 @@ def _open_source(uri: str) -> Source:
     scheme, colon, place = uri.partition(":")
     if scheme in SCHEMES:
         return SCHEMES[scheme](place)
-    if _local(uri).is_dir():
+    if not is_storage_uri(uri) and _local(uri).is_dir():
         return FolderSource(uri)
     known = ", ".join(SCHEMES)
     nearest = difflib.get_close_matches(scheme, SCHEMES, n=1)
@@ -87,7 +87,9 @@ def _open_source(uri: str) -> Source:
 def _names_a_scheme(uri: str) -> bool:
     """Whether what stands before a colon is meant for a scheme, though there is none of that name."""
     scheme, colon, _ = uri.partition(":")
-    return bool(colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)) and not _local(uri).is_dir()
+    return is_storage_uri(uri) or (
+        bool(colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)) and not _local(uri).is_dir()
+    )
 
 
 def as_source(text: str) -> str:

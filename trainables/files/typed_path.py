@@ -16,7 +16,10 @@ def path_problem(path: str) -> str | None:
     """Why no file can have this path, with the remedy; None where one can."""
     if "\0" in path:
         return "no path holds a NUL character; take it out"
-    as_bytes = os.fsencode(path)
+    try:
+        as_bytes = os.fsencode(path)
+    except UnicodeEncodeError:
+        return "no path holds half a letter (a lone surrogate); take it out"
     if len(as_bytes) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in as_bytes.split(b"/")):
         return f"no path is so long, {len(as_bytes)} bytes; give that of a file or folder"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def file_to_write(path: Path, option: str, ending: str = "", *, replaces: bool =
 
     Args:
         path: As it was typed.
-        option: Where.
+        option: For which option, for messages.
         ending: What its name must end in.
         replaces: Whether a file that is there is written over.
 
@@ -49,10 +50,12 @@ def file_to_write(path: Path, option: str, ending: str = "", *, replaces: bool =
         InputError: No file can be written there, or one is there.
     """
     path = expand(path, option)
-    if path.suffix.lower() != ending and ending:
+    if ending and path.suffix.lower() != ending:
         raise InputError(f"{option}: {path} is to be a {ending[1:].upper()}; end its name in {ending}")
     if not path.parent.is_dir():
         raise InputError(f"{option}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{option}: nothing may be written into {path.parent}; give another folder")
     if path.is_dir():
         raise InputError(f"{option}: {path} is a folder; give a file in it")
     if path.exists() and not replaces:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 cache_app = typer.Typer(help="Features of frozen layers that sweeps have stored on this machine.", no_args_is_help=True)
 _GB = 1e9
-_MOST_GB = 1e9
 Directory = Annotated[
     Path | None, typer.Option(file_okay=False, exists=True, help="`cache.directory` of a spec; by default Thaw's own.")
 ]
@@ -64,12 +63,16 @@ def verify(directory: Directory = None) -> None:
 
 @cache_app.command()
 def prune(
-    budget_gb: Annotated[float | None, typer.Option(help="What may stay; by default the usual budget.")] = None,
+    budget_gb: Annotated[
+        float | None, typer.Option(help="What may stay, at least 0; by default the usual budget.")
+    ] = None,
     directory: Directory = None,
 ) -> None:
     """Removes the least recently used until the budget is kept; nothing that a running trial reads."""
-    if budget_gb is not None and not 0 <= budget_gb <= _MOST_GB:
-        raise InputError(f"--budget-gb: {budget_gb} is no size of a disk; give a number from 0 to {_MOST_GB:.0e}")
+    from search_spaces.ranges import MOST_GB
+
+    if budget_gb is not None and not 0 <= budget_gb <= MOST_GB:
+        raise InputError(f"--budget-gb: {budget_gb} is no size of a disk; give a number from 0 to {MOST_GB:,}")
     _say(_store(directory).prune(None if budget_gb is None else round(budget_gb * _GB)))
 
 

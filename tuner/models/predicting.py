@@ -77,8 +77,8 @@ def find_pictures(place: Path) -> list[Path]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # it stands where only others may look
-        return False
+    except OSError:  # it stands where only others may look: whoever reads it says so
+        return True
 
 
 def predict(classifier: Classifier, pictures: list[Path], top_k: int) -> Iterator[Prediction]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from trainables.errors import InputError
-from trainables.files.typed_path import expand
+from trainables.files.typed_path import expand, path_problem
 from tuner.paths import ARTIFACTS, HomePaths, sqlite_file
 from tuner.tracking.access import without_password
 from tuner.tracking.mlflow_client import MISSING, ensure_experiment, gist, log_values, open_client, outages
@@ -220,8 +220,8 @@ def resolve_model(text: str, home: HomePaths, tracking_uri: str | None = None) -
     Raises:
         InputError: There is no such model, or several; the message lists what there is.
     """
-    if (expand(text) / "MLmodel").is_file():
-        return str(expand(text))
+    if path_problem(text) is None and (folder := expand(text, "model")).joinpath("MLmodel").is_file():
+        return str(folder)
     uri = tracking_uri or home.tracking_uri()
     if _is_empty(uri):
         raise InputError(f"model: no {text!r}: there are no models yet; run a sweep first (thaw sweep SPEC)")

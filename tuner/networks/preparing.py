@@ -209,7 +209,7 @@ def check_metric(spec: SweepSpec, data: PreparedData) -> None:
     """Whether these pictures can be judged as the spec wants.
 
     Raises:
-        InputError: The costs do not fit the classes, or the validation side shows too little for the metric.
+        InputError: The costs do not fit the classes, or the validation side or a fold shows too little for the metric.
     """
     cost_matrix(spec.costs, data.config.class_names)
     folds = spec.data.folds

@@ -16,6 +16,7 @@ from search_spaces.seeding import best_depth
 from trainables.config import BackboneConfig, ComputeConfig, FeatureSettings, TrialConfig
 from trainables.errors import InputError
 from trainables.jobs import DepthProbe, ProbeJob
+from trainables.wording import visible
 from tuner.networks.preparing import build_cuts, prepare_weights
 from tuner.networks.probing import as_depths
 from tuner.paths import HomePaths
@@ -165,7 +166,7 @@ def read_weights(backbones: Sequence[str], given: Sequence[str]) -> dict[str, st
     for text in given:
         name, is_pair, value = text.partition("=")
         if not is_pair or not value:
-            raise InputError(f"--weights {text}: not of the form NAME=WEIGHTS, such as resnet18=resnet18.pth")
+            raise InputError(f"--weights {visible(text)}: not of the form NAME=WEIGHTS, such as resnet18=resnet18.pth")
         if name not in found:
             raise InputError(f"--weights {text}: {name!r} is not among --backbones {','.join(names)}; add it there")
         found[name] = value

@@ -97,6 +97,7 @@ class DealtData:
         fit: How they are brought to a square, and why so.
         max_bad_fraction: Share of the files that may be set aside.
         is_sample: Whether the source has more pictures than these.
+        separator: What stands between the labels of a picture, or would if it had several.
     """
 
     config: DataConfig
@@ -108,6 +109,7 @@ class DealtData:
     fit: FitChoice
     max_bad_fraction: float = 1.0
     is_sample: bool = False
+    separator: str = "|"
 
     def counts(self) -> dict[SplitName, dict[str, int]]:
         """Pictures by side and class."""
@@ -157,13 +159,26 @@ class DealtData:
                 digest.update(sides[some].astype("S5").tobytes())
         return digest.hexdigest()
 
-    def notes(self, separator: str) -> Iterator[str]:
-        """What nobody may have meant, in clauses; the separator is the one that labels would have between them."""
-        if joined := self.joined():
-            yield joined
-        has_many = self.config.label_separator is not None
-        if not has_many and (name := may_be_a_set(self.config.class_names, separator)) is not None:
-            yield f"the class {name!r} reads as several labels of one picture: if it is, set data.labels to multi"
+    def notes(self) -> Iterator[str]:
+        """What nobody may have meant, in clauses."""
+        yield from filter(None, (self.joined(), self._may_be_sets()))
+        lacking = [
+            (fold, name)
+            for fold, side in enumerate(self.judged() if self.config.folds else (), start=1)
+            for name, count in side.counts.items()
+            if not count
+        ]
+        if lacking:
+            fold, name = lacking[0]
+            more = f", and so for {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            yield (
+                f"no picture of fold {fold} of {self.config.folds} shows {shorten(name)}{more}: such folds say nothing "
+                "of it; give fewer folds, or try another data.split.seed"
+            )
+
+    def _may_be_sets(self) -> str:
+        """See `_may_be_sets`; empty where pictures have several labels."""
+        return "" if self.config.label_separator else _may_be_sets(self.config.class_names, self.separator)
 
     def joined(self) -> str:
         """That groups are one because they share pictures, which nobody may have meant; empty where none are."""
@@ -187,9 +202,9 @@ class DealtData:
         try:
             self._check_dealing()
         except InputError as error:
-            if not (joined := self.joined()):
+            if not (why := [*filter(None, (self.joined(), self._may_be_sets()))]):
                 raise
-            raise InputError(f"{error}; {joined}") from error
+            raise InputError("; ".join([str(error), *why])) from error
 
     def _check_dealing(self) -> None:
         config, given = self.config, self.table.sides[self.rows]
@@ -238,7 +253,7 @@ def prepare_data(spec: DataSpec, home: HomePaths, counted: Callable[[str, int, i
         sizes,
         dealt.fit,
         tuple(dealt.judged()),
-        tuple(dealt.notes(spec.label_separator)),
+        tuple(dealt.notes()),
         dealt.sides_digest(),
     )
 
@@ -292,7 +307,9 @@ def deal_data(
     if spec.group_pattern is not None and len(rows):
         _check_pattern(spec.group_pattern, [table.names[row] for row in rows.tolist()])
     sides, is_sample = sides_of(table, rows, config), spec.max_per_class is not None
-    return DealtData(config, report, table, rows, labels, sides, fit, spec.max_bad_fraction, is_sample)
+    return DealtData(
+        config, report, table, rows, labels, sides, fit, spec.max_bad_fraction, is_sample, spec.label_separator
+    )
 
 
 def _check_bad_files(report: PackReport, most: float) -> None:
@@ -314,6 +331,8 @@ def _check_listed(spec: DataSpec, pictures: Sequence[Picture]) -> None:
         InputError: As `deal_data` and `DealtData.check` say it.
     """
     if spec.labels == "multi":
+        if spec.folds and spec.split.source == "auto" and any(picture.side == "val" for picture in pictures):
+            raise InputError(beside_a_val_side(spec.folds))
         return
     every: tuple[SplitName | None, ...] = (*SPLIT_NAMES, None)
     class_names = _classes_in_use(spec, sorted({picture.class_name for picture in pictures}))
@@ -327,7 +346,13 @@ def _check_listed(spec: DataSpec, pictures: Sequence[Picture]) -> None:
     )
     codes = codes[codes >= 0]
     given = np.array(every, dtype=object)[codes % len(every)]
-    check_classes(codes // len(every), class_names, spec.split, given=given, is_sample=spec.max_per_class is not None)
+    is_sample = spec.max_per_class is not None
+    try:
+        check_classes(codes // len(every), class_names, spec.split, given=given, is_sample=is_sample)
+    except InputError as error:
+        if not (why := _may_be_sets(class_names, spec.label_separator)):
+            raise
+        raise InputError(f"{error}; {why}") from error
     if spec.folds and spec.split.source == "auto" and "val" in given:
         raise InputError(beside_a_val_side(spec.folds))
     if spec.group_pattern is not None:
@@ -347,6 +372,16 @@ def _check_names(class_names: Sequence[str]) -> None:
             f"data: the classes {alike[0]!r} and {alike[1]!r} differ by case or spaces only: if they are one, put "
             "its pictures under one name; else rename one, or leave it out by data.exclude_classes"
         )
+
+
+def _may_be_sets(class_names: Sequence[str], separator: str) -> str:
+    """That classes read as sets of labels; empty where none does."""
+    if (name := may_be_a_set(class_names, separator)) is None:
+        return ""
+    return (
+        f"the class {shorten(name)} reads as several labels of one picture: if it is, set data.labels to multi (in a "
+        "csv: or parquet: source)"
+    )
 
 
 def _known_classes(wanted: str, known: Sequence[str]) -> str:

@@ -83,4 +83,4 @@ def _settled(weights: Weights) -> Weights:
         recipe = weights.pretrain
         placed = {"data": _placed(recipe.data), "weights": _settled(recipe.weights)}
         return PretrainWeights(pretrain=recipe.model_copy(update=placed))
-    return str(expand(weights).resolve()) if is_weights_file(weights) else weights
+    return str(expand(weights, "model.weights").resolve()) if is_weights_file(weights) else weights
