@@ -36,7 +36,7 @@ from tuner.networks.pretraining import Pretrained, Pretraining, check_same, find
 from tuner.networks.pricing import Pricing
 from tuner.outcomes import SweepFailedError
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData
+from tuner.pictures.dealt import PreparedData
 from tuner.pictures.first_pictures import refuse_other_pictures, summarise
 from tuner.progress import Progress, shown
 from tuner.records.journal import Journal, Record, read_records, trials_of

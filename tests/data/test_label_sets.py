@@ -18,7 +18,8 @@ from trainables.data.label_sets import may_be_a_set, members_of, names_in, set_n
 from trainables.data.sources import open_source
 from trainables.errors import InputError
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import DealtData, Judged, deal_data, prepare_data
+from tuner.pictures.dealing import deal_data, prepare_data
+from tuner.pictures.dealt import DealtData, Judged
 
 SETS = ["crack|rust", " rust | crack ", "", "rust", "crack", "scratch|rust", "rust|rust", "scratch"]
 

@@ -22,7 +22,8 @@ from tuner.networks.network import Network, prepare_networks
 from tuner.networks.preparing import check_metric, kept_weights
 from tuner.networks.pretraining import Pretrained, check_same
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import Judged, prepare_data
+from tuner.pictures.dealing import prepare_data
+from tuner.pictures.dealt import Judged
 from tuner.records.kept_places import keep_pretrained, pretrained_weights
 
 Folder = Callable[..., Path]

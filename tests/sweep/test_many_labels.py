@@ -22,7 +22,7 @@ from trainables.errors import InputError
 from tuner.networks.network import Network, space_over
 from tuner.networks.preparing import build_cuts, check_metric
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import Judged, PreparedData
+from tuner.pictures.dealt import Judged, PreparedData
 from tuner.records.journal import champion_record, read_records, read_trials
 
 SPEC = """

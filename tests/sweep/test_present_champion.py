@@ -16,7 +16,8 @@ from tuner.ending import steps
 from tuner.models.classifier import Classifier
 from tuner.models.model_file import ModelCard
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData, prepare_data
+from tuner.pictures.dealing import prepare_data
+from tuner.pictures.dealt import PreparedData
 
 Measure = Callable[..., float]
 

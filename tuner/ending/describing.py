@@ -9,7 +9,7 @@ from typing import Any
 from search_spaces.model_spec import BackboneChoice
 from search_spaces.search_spec import LISTING_SAMPLERS
 from search_spaces.spec import SweepSpec
-from tuner.pictures.dealing import PreparedData
+from tuner.pictures.dealt import PreparedData
 from tuner.records.reuse import Reuse
 from tuner.report.figures import explanations, sentence
 from tuner.report.result import Champion, Standing

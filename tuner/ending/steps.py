@@ -25,7 +25,8 @@ from tuner.metric_names import bare
 from tuner.models.model_file import ModelCard, save_model
 from tuner.models.whole_network import whole_network
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData, stored_side_px
+from tuner.pictures.dealing import stored_side_px
+from tuner.pictures.dealt import PreparedData
 from tuner.records.champion import baseline_config, best_epoch, seconds_of, totals_of
 from tuner.records.journal import Record, TrialRecord, read_records
 from tuner.report.clusters import NUM_CLUSTERS, Answers

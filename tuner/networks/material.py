@@ -17,7 +17,7 @@ from trainables.features.layout import ITEM_BYTES
 if TYPE_CHECKING:
     from trainables.backbones.graph import CutGraph
     from tuner.networks.network import Network
-    from tuner.pictures.dealing import PreparedData
+    from tuner.pictures.dealt import PreparedData
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from tuner.networks.choosing import settle_backbones
 from tuner.networks.network import Network, prepare_networks, space_over
 from tuner.networks.preparing import check_batches, check_metric, settle_fit
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData, prepare_data
+from tuner.pictures.dealing import prepare_data
+from tuner.pictures.dealt import PreparedData
 from tuner.progress import Progress
 from tuner.records.kept_places import settle_places
 

@@ -24,7 +24,7 @@ from trainables.files.storage import join
 from trainables.files.typed_path import expand
 from trainables.wording import shorten_place
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData
+from tuner.pictures.dealt import PreparedData
 from tuner.records.kept_places import feature_folder, is_weights_file
 from tuner.records.shared_home import check_local
 from tuner.tracking.access import check_access, holds_password, without_password

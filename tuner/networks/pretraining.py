@@ -26,7 +26,8 @@ from tuner.cluster.lanes import LanePool
 from tuner.models.registry import find_backbone
 from tuner.networks.preparing import kept_weights
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData, prepare_data
+from tuner.pictures.dealing import prepare_data
+from tuner.pictures.dealt import PreparedData
 
 _LOOK_EVERY_S = 5.0
 Counted = Callable[[str, int, int], None]

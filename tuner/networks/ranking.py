@@ -20,7 +20,8 @@ from trainables.wording import visible
 from tuner.networks.preparing import build_cuts, prepare_weights
 from tuner.networks.probing import as_depths
 from tuner.paths import HomePaths
-from tuner.pictures.dealing import PreparedData, prepare_data
+from tuner.pictures.dealing import prepare_data
+from tuner.pictures.dealt import PreparedData
 
 _BUDGET_BYTES = 20 << 30
 

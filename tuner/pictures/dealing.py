@@ -7,220 +7,34 @@ of a source's pictures shows is refused before any of them is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search_spaces.data_spec import DataSpec
 from trainables.config import SPLIT_NAMES, DataConfig, SplitName
-from trainables.data.alike import alike_names
-from trainables.data.fit import FitChoice, choose_fit
-from trainables.data.folds import beside_a_val_side, check_folds
-from trainables.data.label_sets import may_be_a_set, members_of, names_in
+from trainables.data.fit import choose_fit
+from trainables.data.folds import beside_a_val_side
+from trainables.data.label_sets import names_in
 from trainables.data.limited_source import LimitedSource
-from trainables.data.packing import PackReport, pack
+from trainables.data.packing import pack
 from trainables.data.picture import Picture
 from trainables.data.sharing import publish_table
 from trainables.data.sources import open_source
-from trainables.data.splits import check_classes, check_sides, count_classes, dealt_as, labelled_rows, sides_of
+from trainables.data.splits import check_classes, labelled_rows, sides_of
 from trainables.data.table import ImageTable, group_in, searched_in
 from trainables.errors import InputError
 from trainables.wording import shorten
 from tuner.paths import HomePaths
+from tuner.pictures.dealt import DealtData, PreparedData, check_names, sets_note
 from tuner.records.shared_home import check_home, check_local
 
 _MOST_NAMED = 12
-_BLOCK = 4096
 _STORE_MARGIN = 1.5
 """Pictures are kept at this many times the network's size: random crops down to half the area then still shrink."""
-
-
-class Judged(NamedTuple):
-    """Pictures that a trial is judged by.
-
-    Attributes:
-        size: How many.
-        counts: How many of each class; one with several labels counts for each.
-    """
-
-    size: int
-    counts: dict[str, int]
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """Pictures ready to train on.
-
-    Attributes:
-        config: What a trial needs to know of them.
-        report: What packing did, and the files it set aside.
-        counts: Pictures by side and class; with folds ``train`` has all that are not tested, and ``val`` none.
-        test_digest: Names the test side's pictures and labels; equal digests mean comparable test figures.
-        sizes: Pictures by side.
-        fit: How they are brought to a square, and why so.
-        judged: What a trial is judged by: the validation side, or each fold.
-        notes: See `DealtData.notes`.
-        sides_digest: Names the side of each picture, by its content.
-    """
-
-    config: DataConfig
-    report: PackReport
-    counts: dict[SplitName, dict[str, int]]
-    test_digest: str
-    sizes: dict[SplitName, int]
-    fit: FitChoice
-    judged: tuple[Judged, ...]
-    notes: tuple[str, ...] = ()
-    sides_digest: str = ""
-
-    def size(self, side: SplitName) -> int:
-        """Pictures of one side."""
-        return self.sizes[side]
-
-
-@dataclass(frozen=True)
-class DealtData:
-    """Packed pictures and the side that each is on.
-
-    Attributes:
-        config: What a trial needs to know of them.
-        report: What packing did, and the files it set aside.
-        table: The packed pictures.
-        rows: Those of the classes in use [N].
-        labels: Their classes [N]; or, where pictures have several, their sets of labels, as the table names them.
-        sides: Their sides [N].
-        fit: How they are brought to a square, and why so.
-        max_bad_fraction: Share of the files that may be set aside.
-        is_sample: Whether the source has more pictures than these.
-        separator: What stands between the labels of a picture, or would if it had several.
-    """
-
-    config: DataConfig
-    report: PackReport
-    table: ImageTable
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    sides: NDArray[np.str_]
-    fit: FitChoice
-    max_bad_fraction: float = 1.0
-    is_sample: bool = False
-    separator: str = "|"
-
-    def counts(self) -> dict[SplitName, dict[str, int]]:
-        """Pictures by side and class."""
-        return {side: self._count(self.sides == side) for side in SPLIT_NAMES}
-
-    def has_labels(self) -> NDArray[np.bool_]:
-        """Which labels each picture has, where it may have several: [N, K]."""
-        separator = self.config.label_separator
-        assert separator is not None
-        return members_of(self.table.class_names, self.config.class_names, separator)[self.labels]
-
-    @cached_property
-    def _labels_to_count(self) -> NDArray[Any]:
-        """As `check_sides` takes them: [N], or [N, K] where pictures may have several labels."""
-        return self.labels if self.config.label_separator is None else self.has_labels()
-
-    def has_label(self, label: int) -> NDArray[np.bool_]:
-        """Which pictures have one class: [N]."""
-        labels = self._labels_to_count
-        has_N: NDArray[np.bool_] = labels == label if labels.ndim == 1 else labels[:, label]
-        return has_N
-
-    def judged(self) -> list[Judged]:
-        """What a trial is judged by: the validation side, or each fold."""
-        every = self._sides_by_fold if self.config.folds else [self.sides]
-        return [Judged(int((sides == "val").sum()), self._count(sides == "val")) for sides in every]
-
-    @cached_property
-    def _sides_by_fold(self) -> list[NDArray[np.str_]]:
-        configs = (self.config.model_copy(update={"fold": fold}) for fold in range(self.config.folds))
-        return [sides_of(self.table, self.rows, config) for config in configs]
-
-    def _count(self, are_asked: NDArray[np.bool_]) -> dict[str, int]:
-        """Some pictures by class; one with several labels counts for each."""
-        names = self.config.class_names
-        counts = count_classes(self._labels_to_count[are_asked], len(names))
-        return dict(zip(names, counts.tolist(), strict=True))
-
-    def sides_digest(self) -> str:
-        """Names the side of each picture, in each fold, by its content and not by its name."""
-        order = np.argsort(self.table.ids[self.rows], kind="stable")
-        digest = hashlib.sha256()
-        for some in _in_blocks(self.rows[order]):
-            digest.update(self.table.ids[some].tobytes())
-        for sides in self._sides_by_fold if self.config.folds else [self.sides]:
-            for some in _in_blocks(order):
-                digest.update(sides[some].astype("S5").tobytes())
-        return digest.hexdigest()
-
-    def notes(self) -> Iterator[str]:
-        """What nobody may have meant, in clauses."""
-        yield from filter(None, (self.joined(), self._may_be_sets()))
-        lacking = [
-            (fold, name)
-            for fold, side in enumerate(self.judged() if self.config.folds else (), start=1)
-            for name, count in side.counts.items()
-            if not count
-        ]
-        if lacking:
-            fold, name = lacking[0]
-            more = f", and so for {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            yield (
-                f"no picture of fold {fold} of {self.config.folds} shows {shorten(name)}{more}: such folds say nothing "
-                "of it; give fewer folds, or try another data.split.seed"
-            )
-
-    def _may_be_sets(self) -> str:
-        """See `_may_be_sets`; empty where pictures have several labels."""
-        return "" if self.config.label_separator else _may_be_sets(self.config.class_names, self.separator)
-
-    def joined(self) -> str:
-        """That groups are one because they share pictures, which nobody may have meant; empty where none are."""
-        groups = self.table.groups_of(self.rows, self.config.group_pattern)
-        names = {*groups} - {""}
-        if not names:
-            return ""
-        keys = dealt_as(self.table.ids[self.rows], groups)
-        num_apart = len({key for key, group in zip(keys, groups, strict=True) if group})
-        if num_apart == len(names):
-            return ""
-        return (
-            f"{len(names)} groups stay together as {num_apart}, because they share pictures, byte for byte: remove the "
-            "copies if they are to be told apart"
-        )
-
-    def check(self) -> None:
-        """Refuses what cannot be learnt from or judged on; see `check_folds` and `check_sides`."""
-        _check_bad_files(self.report, self.max_bad_fraction)
-        _check_names(self.config.class_names)
-        try:
-            self._check_dealing()
-        except InputError as error:
-            if not (why := [*filter(None, (self.joined(), self._may_be_sets()))]):
-                raise
-            raise InputError("; ".join([str(error), *why])) from error
-
-    def _check_dealing(self) -> None:
-        config, given = self.config, self.table.sides[self.rows]
-        if not config.folds:
-            labels = self._labels_to_count
-            check_sides(self.sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
-            return
-        groups = self.table.groups_of(self.rows, config.group_pattern)
-        keys = dealt_as(self.table.ids[self.rows], groups)
-        untested = np.flatnonzero(self.sides != "test")
-        has_val = config.split.source == "auto" and "val" in given
-        own_keys = [keys[row] for row in untested]
-        labels = self._labels_to_count
-        check_folds(own_keys, labels[untested], config.class_names, config.folds, has_val=has_val)
-        for sides in self._sides_by_fold:
-            check_sides(sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
 def stored_side_px(spec: DataSpec) -> int:
@@ -312,18 +126,6 @@ def deal_data(
     )
 
 
-def _check_bad_files(report: PackReport, most: float) -> None:
-    num_bad = len(report.bad_files)
-    total = num_bad + report.num_images
-    if num_bad > most * total:
-        first = report.bad_files[0]
-        raise InputError(
-            f"data.max_bad_fraction: {num_bad} of {total} files cannot be used, more than {most:.0%}, such as "
-            f"{first.name}: {first.reason}; `thaw data inspect` lists them; mend or remove them, or raise "
-            "data.max_bad_fraction"
-        )
-
-
 def _check_listed(spec: DataSpec, pictures: Sequence[Picture]) -> None:
     """Refuses what the list of the files shows, before any is read: there can only be fewer usable ones.
 
@@ -336,7 +138,7 @@ def _check_listed(spec: DataSpec, pictures: Sequence[Picture]) -> None:
         return
     every: tuple[SplitName | None, ...] = (*SPLIT_NAMES, None)
     class_names = _classes_in_use(spec, sorted({picture.class_name for picture in pictures}))
-    _check_names(class_names)
+    check_names(class_names)
     labels = {name: label for label, name in enumerate(class_names)}
     # One number of each: there may be a hundred thousand, and each is made when it is looked at.
     codes = np.fromiter(
@@ -350,7 +152,7 @@ def _check_listed(spec: DataSpec, pictures: Sequence[Picture]) -> None:
     try:
         check_classes(codes // len(every), class_names, spec.split, given=given, is_sample=is_sample)
     except InputError as error:
-        if not (why := _may_be_sets(class_names, spec.label_separator)):
+        if not (why := sets_note(class_names, spec.label_separator)):
             raise
         raise InputError(f"{error}; {why}") from error
     if spec.folds and spec.split.source == "auto" and "val" in given:
@@ -364,24 +166,6 @@ def _classes_in_use(spec: DataSpec, known: Sequence[str]) -> tuple[str, ...]:
     if unknown:
         raise InputError(f"data.exclude_classes: no class {shorten(unknown[0])}; {_known_classes(unknown[0], known)}")
     return tuple(name for name in known if name not in spec.exclude_classes)
-
-
-def _check_names(class_names: Sequence[str]) -> None:
-    if alike := alike_names(class_names):
-        raise InputError(
-            f"data: the classes {alike[0]!r} and {alike[1]!r} differ by case or spaces only: if they are one, put "
-            "its pictures under one name; else rename one, or leave it out by data.exclude_classes"
-        )
-
-
-def _may_be_sets(class_names: Sequence[str], separator: str) -> str:
-    """That classes read as sets of labels; empty where none does."""
-    if (name := may_be_a_set(class_names, separator)) is None:
-        return ""
-    return (
-        f"the class {shorten(name)} reads as several labels of one picture: if it is, set data.labels to multi (in a "
-        "csv: or parquet: source)"
-    )
 
 
 def _known_classes(wanted: str, known: Sequence[str]) -> str:
@@ -400,11 +184,6 @@ def _check_pattern(pattern: str, names: Sequence[str]) -> None:
             f"{searched_in(names[0], pattern)!r}; write one that finds what pictures of one group share, with a / in "
             "it to look at folders too"
         )
-
-
-def _in_blocks(positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """So many at a time that copies of what stands there are small, however many pictures there are."""
-    return (positions[start : start + _BLOCK] for start in range(0, len(positions), _BLOCK))
 
 
 def _digest(ids: Any, labels: Any, class_names: tuple[str, ...]) -> str:

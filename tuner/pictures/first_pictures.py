@@ -14,7 +14,7 @@ from search_spaces.spec import SweepSpec
 from trainables.config import WeightsFile
 from trainables.errors import InputError
 from tuner.paths import SweepPaths
-from tuner.pictures.dealing import PreparedData
+from tuner.pictures.dealt import PreparedData
 
 
 def summarise(data: PreparedData, first_weights: Mapping[str, WeightsFile | None]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from trainables.data.sources import Source, open_source
 from trainables.data.splits import dealt_as
 from trainables.data.table import ImageTable
 from trainables.errors import InputError
-from tuner.pictures.dealing import DealtData
+from tuner.pictures.dealt import DealtData
 
 LOOK_ALIKE_BITS = 3
 """Two pictures whose difference hashes differ in at most so many of 64 bits are taken for shots of one thing."""

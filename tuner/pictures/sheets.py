@@ -17,7 +17,7 @@ from trainables.config import POLICIES_WITH_MAGNITUDE, AugmentationConfig, Fit
 from trainables.data.fit import lost_by_crop
 from trainables.data.views import eval_view, view
 from tuner.pictures.contact_sheet import SheetRow, contact_sheet, tile
-from tuner.pictures.dealing import DealtData
+from tuner.pictures.dealt import DealtData
 
 _COLUMNS = 8
 _MOST_CLASSES = 200

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from trainables.backbones.graph import CutGraph
     from tuner.networks.pricing import Pricing
-    from tuner.pictures.dealing import PreparedData
+    from tuner.pictures.dealt import PreparedData
 
 _MOST_ROWS = 8
 _SCORES = ("number", "outcome", "reason", "epochs", "best_epoch", "seconds", "gflops", "predicted_gflops")
