@@ -6,6 +6,7 @@ What is imported at the top costs every ``--help`` its time.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -60,6 +61,7 @@ for group, name in ((spec_app, "spec"), (data_app, "data"), (augment_app, "augme
 
 def main() -> None:
     """Runs the command; bad input ends in one clear line and exit code 2."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a service manager's Ctrl-C
     try:
         app(prog_name="thaw")
     except InputError as error:
@@ -74,6 +76,10 @@ def main() -> None:
         _complain(f"{error.filename}: {error.strerror}", 2)
     except ForPeople as error:
         _complain(str(error), 1)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _complain(message: str, code: int) -> NoReturn:

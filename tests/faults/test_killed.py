@@ -58,6 +58,12 @@ def test_a_lane_that_dies_at_every_start_fails_no_trial(sweep: Sweep, undisturbe
 def test_a_signal_ends_a_sweep_in_order_and_a_second_one_at_once(sweep: Sweep, undisturbed: Sweep) -> None:
     sweep.plant(["2-pause", "2-pause"])
     process = sweep.start()
+    sweep.await_record(lambda record: record["event"] == "sweep", process)  # no lane is up yet
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert err.endswith("thaw: interrupted at once; `thaw resume NAME` goes on with the sweep\n")
+    process = sweep.start("resume", "faulty")
     sweep.await_pause(process)
     sweep.await_record(lambda record: record["event"] == "epoch", process)  # before that there is nothing to keep
     process.send_signal(signal.SIGTERM)
@@ -70,7 +76,8 @@ def test_a_signal_ends_a_sweep_in_order_and_a_second_one_at_once(sweep: Sweep, u
     sweep.await_pause(process)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)  # another one: two pending signals of one kind are one
-    process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
     sweep.finish("resume", "faulty")
     assert sweep.numbers() == undisturbed.numbers()
     sweep.assert_nothing_is_left()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -58,6 +60,7 @@ def start_ray() -> bool:
 def _init(failure: str, options: dict[str, Any]) -> None:
     import ray
 
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises its base class where a process of its own is late
@@ -66,6 +69,9 @@ def _init(failure: str, options: dict[str, Any]) -> None:
             f"{failure}: {first_line(error)}; nothing is lost: try again when the machine is less busy; `thaw doctor` "
             "looks at Ray"
         ) from error
+    # Ray's own handler ends the process with 15, and says nothing of what goes on.
+    if callable(at_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, at_sigterm)
 
 
 def _start_coordinator() -> None:
