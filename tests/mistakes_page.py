@@ -38,7 +38,8 @@ TAIL = """
 
 `make fuzz` draws specs from the schema itself, every field of it: right, just beyond what is allowed, of a wrong type,
 misspelt, contradictory, too long, in other scripts. Each has to run (pictures packed, networks cut, the first trials
-proposed, priced and handed out) or be refused in lines that name the field and the remedy. {fuzz}
+proposed, priced and handed out) or be refused in lines that name the field and the remedy.
+{fuzz}
 """
 DISK_FULL = (
     "PATH/home/tables/...: no room for the packed pictures (No space left on device): free some, or name a folder on a "
@@ -57,12 +58,12 @@ AWAY = (
     "the server is back, or by `thaw resume NAME`"
 )
 FUZZ = (
-    "The last long run (`python tests/fuzz.py --specs 20000 --seed 1795822894`) tried 20,000: 4,721 ran, 14,676 were "
-    "refused as they were read and 603 by what they met on the way to training; none ended in a traceback. Before, "
-    "each field in turn is given each of some sixty things that people leave in one, and each that is searched ranges "
-    "of all kinds: 16,306 specs, of which 1,012 ran. On the way there it found a dozen that ended in a traceback, went "
-    "on without end, took all memory, or were refused in a line without a field or a remedy, all mended. It is not "
-    "part of the suite, because it builds networks of every size."
+    "The last long run (`python tests/fuzz.py --specs 20000 --seed 1795822894`) tried 20,000: 4,721 ran, 14,676 were\n"
+    "refused as they were read and 603 by what they met on the way to training; none ended in a traceback. Before,\n"
+    "each field in turn is given each of some sixty things that people leave in one, and each that is searched ranges\n"
+    "of all kinds: 16,306 specs, of which 1,012 ran. On the way there it found a dozen that ended in a traceback,\n"
+    "went on without end, took all memory, or were refused in a line without a field or a remedy, all mended. It is\n"
+    "not part of the suite, because it builds networks of every size."
 )
 
 
