@@ -26,6 +26,7 @@ from search_spaces.reference import reference_text
 from search_spaces.search_spec import SearchSpec
 from search_spaces.single import searched_fields
 from search_spaces.spec import SweepSpec
+from search_spaces.taking import takes
 from trainables.errors import InputError
 
 SPEC = """\
@@ -176,6 +177,24 @@ def test_the_digits_preset_transfers_from_one_half_of_the_digits_to_the_other():
 def test_the_schema_beside_the_presets_is_up_to_date():
     path = resources.files("search_spaces.presets").joinpath("sweep.schema.json")
     assert path.read_text(encoding="utf-8") == spec_schema_text(), "write it anew with `thaw spec schema`"
+
+
+def test_what_a_field_takes_is_said_in_words() -> None:
+    schema = spec_schema()
+
+    def of(path: str) -> str:
+        section, _, name = path.partition(".")
+        return takes(schema["$defs"][section]["properties"][name])
+
+    assert of("SearchSpec.lr") == "number above 0; list; range"
+    assert of("SearchSpec.freeze_depth") == "whole number from 0; `all`; list; range"
+    assert of("SearchSpec.precision") == "`fp32`, `bf16`; list; `null`"
+    assert of("SearchSpec.ema_decay") == "number above 0, below 1; `null`; list; range"
+    assert of("ComputeSpec.channels_last") == "`true`, `false`, `auto`"
+    assert of("ModelSpec.backbones") == "`auto`; list of text or mapping; `null`"
+    assert of("ModelSpec.weights") == "text; mapping"
+    assert of("BudgetSpec.epochs") == "whole number from 1 to 100,000"
+    assert takes(schema["properties"]["costs"]) == "mapping; list of lists of number from 0; `null`"
 
 
 def test_the_page_of_all_fields_is_up_to_date():
