@@ -6,11 +6,11 @@ that trials take. Who measures is no matter of this module.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from search_spaces.ranges import Count, SpecPart
+from search_spaces.ranges import Count, SpecPart, at_most
 from trainables.config import ComputeConfig
 
 PrecisionOrAuto = Literal["fp32", "bf16", "auto"]
@@ -29,7 +29,7 @@ class ComputeSpec(SpecPart):
     channels_last: Literal[True, False, "auto"] = Field(
         True, description="Memory layout of pictures and weights: true, false or auto."
     )
-    prefix_batch_size: Count = Field(
+    prefix_batch_size: Annotated[Count, at_most(1024)] = Field(
         32, description="The frozen part always runs in batches of this size, the last one padded."
     )
 

@@ -20,6 +20,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -105,7 +106,12 @@ class AlphaRange(Range[Alpha]):
 
 
 class CountRange(Range[Count]):
-    """Whole numbers from 1 up."""
+    """Whole numbers from 1 to 100,000: some samplers write all of them out."""
+
+    @field_validator("high")
+    @classmethod
+    def _can_be_written_out(cls, high: int, info: ValidationInfo) -> int:
+        return _check_most(high, MOST_IN_A_RANGE, info)
 
 
 class MagnitudeRange(Range[Magnitude]):
@@ -121,18 +127,18 @@ def is_kept(info: ValidationInfo) -> bool:
     return bool(info.context and info.context.get(KEPT))
 
 
+def _check_most(value: Any, most: float, info: ValidationInfo) -> Any:
+    if isinstance(value, int | float) and value > most and not is_kept(info):
+        raise ValueError(f"{shorten(value)} is more than {most:,.0f}; lower it")
+    return value
+
+
 def at_most(most: float) -> AfterValidator:
     """Bounds a number in new specs; what a sweep has begun with stays."""
-
-    def check(value: float, info: ValidationInfo) -> float:
-        if value > most and not is_kept(info):
-            raise ValueError(f"{shorten(value)} is more than {most:,.0f}; lower it")
-        return value
-
-    return AfterValidator(check)
+    return AfterValidator(lambda value, info: _check_most(value, most, info))
 
 
-MOST_EPOCHS, MOST_GB = 100_000, 1_000_000_000
+MOST_EPOCHS, MOST_GB, MOST_IN_A_RANGE = 100_000, 1_000_000_000, 100_000
 Epochs = Annotated[int, Field(strict=True, ge=1, json_schema_extra={"maximum": MOST_EPOCHS}), at_most(MOST_EPOCHS)]
 Gigabytes = Annotated[float, Field(strict=True, gt=0, json_schema_extra={"maximum": MOST_GB}), at_most(MOST_GB)]
 

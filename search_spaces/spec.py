@@ -28,6 +28,7 @@ from search_spaces.ranges import (
     Resource,
     SpecPart,
     are_distinct,
+    at_most,
     check_name,
     is_kept,
     listed,
@@ -68,8 +69,10 @@ class ResourceSpec(SpecPart):
     gpus_per_worker: Resource = Field(
         1.0, description="GPUs a worker asks for where the device is CUDA; below 1, several trials share one."
     )
-    threads_per_worker: CountOrAuto = Field("auto", description="Threads of torch; 'auto': the cores a worker has.")
-    trial_timeout_s: Positive | None = Field(
+    threads_per_worker: Annotated[CountOrAuto, at_most(1024)] = Field(
+        "auto", description="Threads of torch; 'auto': the cores a worker has."
+    )
+    trial_timeout_s: Annotated[Positive, at_most(1_000_000_000)] | None = Field(
         1800.0, description="A trial that takes no step for so many seconds is failed, its stack logged; none: never."
     )
 
@@ -120,6 +123,9 @@ class BudgetSpec(ResourceSpec):
         return {**{name: value for name, value in raw.items() if name != _OLD_TIME}, "time_s": raw[_OLD_TIME]}
 
 
+_LONGEST_MODEL_NAME = 256
+
+
 class TrackingSpec(SpecPart):
     """Where MLflow keeps records and models."""
 
@@ -130,9 +136,13 @@ class TrackingSpec(SpecPart):
 
     @field_validator("model_name")
     @classmethod
-    def _is_model_name(cls, name: str | None) -> str | None:
-        if name is not None and (name.strip() in ("", ".", "..") or set(name) & set("/:")):
-            raise ValueError(f"{shorten(name)} cannot name a model in MLflow; use a name without '/' and ':'")
+    def _is_model_name(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is None or is_kept(info):
+            return name
+        if not name.strip() or name.startswith("..") or name == "." or set(name) & set("/:@"):
+            raise ValueError(f"{shorten(name)} cannot name a model in MLflow; use a name without '/', ':' and '@'")
+        if not name.isprintable() or len(name) > _LONGEST_MODEL_NAME:
+            raise ValueError(f"{shorten(name)} cannot name a model in MLflow; use at most 256 letters that print")
         return name
 
 
@@ -263,6 +273,14 @@ class SweepSpec(SpecPart):
     )
 
     check_its_name = field_validator("name")(check_name)
+
+    @field_validator("name")
+    @classmethod
+    def _is_of_its_own(cls, name: str, info: ValidationInfo) -> str:
+        if name == "Default" and not is_kept(info):
+            raise ValueError("'Default' is an experiment of MLflow's own; give another name")
+        return name
+
     check_version = field_validator("version", mode="before")(_check_version)
 
     @model_validator(mode="before")

@@ -50,6 +50,13 @@ def test_a_set_is_what_is_in_it() -> None:
     assert found.tolist() == [[False] * 3, [True, False, True]]
 
 
+def test_a_label_that_ends_as_the_separator_does_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "list.csv").write_text("file,label\na.png,b--a-")
+    with pytest.raises(InputError, match=r"line 2: labels .*: one ends or begins as '--' does; set"):
+        list(open_source(f"csv:{tmp_path / 'list.csv'}", "--").pictures())
+
+
 def test_folds_are_dealt_by_label(listed: Path, tmp_path: Path) -> None:
     split = {"train": 0.5, "val": 0.25, "test": 0.25}
     raw = {"source": f"csv:{listed}", "labels": "multi", "image_size_px": 8, "split": split}

@@ -64,6 +64,25 @@ def refusal(*overrides, spec="digits"):
             "budget.epochs=2147483648",
             "budget.epochs: 2147483648 is more than 100,000; lower it",
         ),
+        (
+            "tracking.model_name=a@b",
+            "tracking.model_name: 'a@b' cannot name a model in MLflow; use a name without '/', ':' and '@'",
+        ),
+        (
+            "tracking.model_name=..a",
+            "tracking.model_name: '..a' cannot name a model in MLflow; use a name without '/', ':' and '@'",
+        ),
+        ("name=Default", "name: 'Default' is an experiment of MLflow's own; give another name"),
+        ("budget.threads_per_worker=1000000", "budget.threads_per_worker: 1000000 is more than 1,024; lower it"),
+        (
+            "budget.trial_timeout_s=1.0e+10",
+            "budget.trial_timeout_s: 10000000000.0 is more than 1,000,000,000; lower it",
+        ),
+        ("compute.prefix_batch_size=4096", "compute.prefix_batch_size: 4096 is more than 1,024; lower it"),
+        (
+            "search.num_views={low: 1, high: 1000000000}",
+            "search.num_views.high: 1000000000 is more than 100,000; lower it",
+        ),
         ("data.split.seed=1.0e300", "data.split.seed: 1e+300 has too many digits; give a smaller number"),
         ("search.lr=[]", "search.lr: the list is empty; give at least one value"),
         ("search.lr=[0.1, 0.1]", "search.lr: 0.1 is listed twice; list each value once"),

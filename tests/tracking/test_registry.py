@@ -218,6 +218,31 @@ def test_the_alias_moves_only_on_a_fair_win(
     assert aliases() == {"champion": 5, "challenger": 7}
 
 
+@pytest.mark.parametrize("odd", ["labels.csv", "rev-1.0", "100%", "o'brien's \"best\"", "部品.v2"])
+def test_any_name_of_a_registered_model_will_do(
+    folder: Path, name: str, run_id: str, tracking_uri: str, odd: str
+) -> None:
+    version = register_model(folder, f"{name} {odd}", tracking_uri, run_id=run_id, time_s=1.0)
+    assert promote(version, _score(0.7), tracking_uri, _never).alias == "champion"
+    with fetched_model(version.uri, tracking_uri) as fetched:
+        assert load_card(fetched).class_names == CLASSES
+
+
+def test_of_very_many_classes_the_score_leaves_the_names_to_the_card(
+    tmp_path: Path, name: str, run_id: str, tracking_uri: str
+) -> None:
+    classes = tuple(f"class number {number:05d} of very many" for number in range(3000))
+    save_model(tiny_network(), card().model_copy(update={"class_names": classes}), tmp_path / "model")
+    for value, alias in ((0.7, "champion"), (0.6, "challenger"), (0.8, "champion")):
+        version = register_model(tmp_path / "model", name, tracking_uri, run_id=run_id, time_s=1.0)
+        assert promote(version, _score(value, classes=classes), tracking_uri, _never).alias == alias
+    fewer = promote(version, _score(0.9, classes=classes[1:]), tracking_uri, _never)
+    assert fewer.alias == "champion"  # it is decided already
+    version = register_model(tmp_path / "model", name, tracking_uri, run_id=run_id, time_s=1.0)
+    decision = promote(version, _score(0.9, classes=classes[1:]), tracking_uri, _never)
+    assert "it loses class number 00000" in decision.reason
+
+
 def test_a_champion_that_people_appointed_is_measured_too(
     folder: Path, name: str, run_id: str, tracking_uri: str, client: Any
 ) -> None:

@@ -38,6 +38,16 @@ def test_tables_hold_names_and_counts(tmp_path: Path) -> None:
         assert picture.format == "PNG"
 
 
+@pytest.mark.parametrize(
+    "names", [("$5_vs_$10", "price_$10_to_20_to_$30"), ("a", "Tomato___Tomato_Yellow_Leaf_Curl_Virus")]
+)
+def test_class_names_are_drawn_as_they_are(names: tuple[str, str]) -> None:
+    """No mathematics where dollars are; of a long name its beginning, which is more than an ellipsis."""
+    drawn = draw_confusion(Confusion.of(names, np.eye(2, dtype=int)), "title")
+    plain = draw_confusion(Confusion.of(("a", "…"), np.eye(2, dtype=int)), "title")
+    assert drawn != plain
+
+
 @pytest.mark.parametrize("num_classes", [2, 12, 120])
 def test_the_picture_shows_the_shares(num_classes: int) -> None:
     """A perfect matrix is dark on the diagonal only; with few or many classes, and names too long to print."""

@@ -28,7 +28,7 @@ from trainables.data.picture import Picture
 from trainables.errors import InputError, first_line
 from trainables.files.storage import is_local, open_filesystem, problem_of, problem_with
 from trainables.files.typed_path import expand
-from trainables.wording import shorten_place
+from trainables.wording import shorten, shorten_place
 
 Column = Literal["file", "image", "label", "split", "group"]
 _NAMES: dict[Column, tuple[str, ...]] = {
@@ -212,7 +212,13 @@ def _facts(row: Mapping[Column, str], where: str, separator: str | None) -> _Fac
     """What a row says of its picture; where it may have several labels it may have none."""
     label = row["label"]
     if separator is not None:
-        label = set_name(label.split(separator), separator)
+        labels = {each.strip() for each in label.split(separator)} - {""}
+        label = set_name(labels, separator)
+        if {*label.split(separator)} - {""} != labels:
+            raise InputError(
+                f"{where}: labels {shorten(label)}: one ends or begins as {separator!r} does; set data.label_separator "
+                "to what is in no label"
+            )
     elif not label:
         raise InputError(
             f"{where}: no label: fill it in, or remove the row; if pictures may have none or several, "

@@ -139,14 +139,15 @@ class ImageTable:
             InputError: A class that the table does not have, or one named twice.
         """
         new_label = np.full(len(self.class_names), -1, dtype=np.int64)
+        places = {name: place for place, name in enumerate(self.class_names)}
         for position, name in enumerate(class_names):
-            if name not in self.class_names:
+            if name not in places:
                 nearest = difflib.get_close_matches(name, self.class_names, n=1)
                 hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(self.class_names)}"
                 raise InputError(f"class {name!r}: the pictures have no such class: {hint}")
-            if new_label[self.class_names.index(name)] >= 0:
+            if new_label[places[name]] >= 0:
                 raise InputError(f"class {name!r}: named twice: name each class once")
-            new_label[self.class_names.index(name)] = position
+            new_label[places[name]] = position
         labels = new_label[self.labels]
         rows = np.flatnonzero(labels >= 0)
         return rows, labels[rows]

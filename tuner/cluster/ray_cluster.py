@@ -22,6 +22,8 @@ from tuner.progress import Progress
 if TYPE_CHECKING:
     from search_spaces.spec import ResourceSpec
 
+_LEAST_CPUS = 1 / 16
+"""Of a worker for which the spec asks nothing: more of them on a processor would only wait for each other."""
 _FOR_THE_REST = 0.05
 """Share of a machine's processors, in Ray's bookkeeping, that stays free for Tune's light actors."""
 
@@ -135,7 +137,8 @@ def open_lanes(
         import ray.tune
 
         capacity = find_capacity()
-        shape, num_lanes = choose_shape(budget, concurrency, capacity.machines)
+        wanted = concurrency if concurrency == "auto" else min(concurrency, most_lanes)
+        shape, num_lanes = choose_shape(budget, wanted, capacity.machines)
         progress.num_lanes = min(num_lanes, most_lanes)
         if capacity.potential:
             await_machines()
@@ -193,7 +196,7 @@ def choose_shape(
             f"the cluster has {num_cpus:g} CPUs{where}; lower budget.workers_per_trial or budget.cpus_per_worker"
         )
     # What is asked for by the spec is asked in full; what is not, is shared out.
-    least_cpus = 0.01 if budget.cpus_per_worker is None else budget.cpus_per_worker
+    least_cpus = _LEAST_CPUS if budget.cpus_per_worker is None else budget.cpus_per_worker
     if concurrency != "auto":
         lanes = concurrency
     else:

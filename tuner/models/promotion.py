@@ -20,6 +20,8 @@ from tuner.tracking.mlflow_client import gist, open_client
 Alias = Literal["champion", "challenger"]
 
 _SCORE_TAG = "thaw.test"
+_LONGEST_TAG = 50_000
+"""MLflow takes twice as many letters."""
 _DECISION_TAG = "thaw.decision"
 _MOST_NAMES = 5
 
@@ -120,10 +122,17 @@ def promote(
         decision = decide(score, present)
     except (ValueError, OSError, RuntimeError, MlflowException) as error:
         decision = Decision("challenger", f"the champion could not be tested on the same pictures: {gist(error)}")
-    client.set_model_version_tag(version.name, number, _SCORE_TAG, json.dumps(asdict(score)))
+    client.set_model_version_tag(version.name, number, _SCORE_TAG, _score_text(score))
     client.set_model_version_tag(version.name, number, _DECISION_TAG, decision.reason)
     client.set_registered_model_alias(version.name, decision.alias, number)
     return decision
+
+
+def _score_text(score: Score) -> str:
+    """A score as its tag holds it: of very many classes without their names and costs, which the card has too."""
+    stored = asdict(score)
+    text = json.dumps(stored)
+    return text if len(text) <= _LONGEST_TAG else json.dumps({**stored, "class_names": None, "costs": None})
 
 
 def _needs_evaluation(new: Score, present: Score) -> bool:
@@ -143,6 +152,10 @@ def _score_of(client: Any, name: str, version: int, tracking_uri: str) -> Score:
     stored = json.loads(text)
     if "accuracy" in stored:  # as an older Thaw kept it
         stored["value"] = stored.pop("accuracy")
+    if stored["class_names"] is None:
+        with fetched_model(RegisteredVersion(name, version).uri, tracking_uri) as folder:
+            card = load_card(folder)
+        stored |= {"class_names": card.class_names, "costs": card.costs}
     return Score(
         **{
             **stored,

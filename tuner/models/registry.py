@@ -85,8 +85,9 @@ def register_model(
 
     client = open_client(tracking_uri)
     run = client.get_run(run_id)
+    # MLflow refuses dots and quotes here, which the name of a registered model may have.
     logged = client.create_logged_model(
-        run.info.experiment_id, name=name, source_run_id=run_id, model_type="classifier"
+        run.info.experiment_id, name=re.sub(r"[^\w-]", "-", name), source_run_id=run_id, model_type="classifier"
     )
     record = Model.load(str(folder))
     record.run_id, record.model_id, record.artifact_path = run_id, logged.model_id, logged.artifact_location

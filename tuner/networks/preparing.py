@@ -19,7 +19,7 @@ from trainables.config import (
     WeightsFile,
 )
 from trainables.data.sources import open_source
-from trainables.errors import InputError
+from trainables.errors import InputError, first_line
 from trainables.files.storage import join
 from trainables.files.typed_path import expand
 from trainables.wording import shorten_place
@@ -253,6 +253,24 @@ def _refuse_crowded_rungs(spec: SweepSpec) -> None:
         )
 
 
+def _check_shared_store(uri: str | None) -> None:
+    from trainables.files.storage import open_filesystem
+
+    if uri is None:
+        return
+    if "://" not in uri and not uri.startswith("/"):
+        raise InputError(
+            f"cache.shared_uri: {shorten_place(uri)} is no address of storage; give a URI such as s3://bucket/folder, "
+            "or a whole path that every machine has"
+        )
+    try:
+        open_filesystem(uri)
+    except ValueError as error:
+        raise InputError(
+            f"cache.shared_uri: {shorten_place(uri)}: {first_line(error)}; give a URI such as s3://bucket/folder"
+        ) from error
+
+
 def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) -> None:
     """What can be wrong and costs no time to see: runs before Ray is started.
 
@@ -269,6 +287,7 @@ def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) ->
     if not goes_on:
         refuse_password(spec)
         _refuse_crowded_rungs(spec)
+        _check_shared_store(spec.cache.shared_uri)
     check_access(home.tracking_uri(spec.tracking.uri))
     try:
         open_source(spec.data.source, spec.data.label_separator if spec.data.labels == "multi" else None)

@@ -133,13 +133,14 @@ def _draw_labels(axes: Axes, class_names: Sequence[str], side: float) -> None:
         return
     ticks = range(num_classes)
     size = min(10.0, 55 * side / num_classes)
-    names = [textwrap.shorten(name, _LONGEST_NAME, placeholder="…") for name in class_names]
+    names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in class_names]
     is_long = max(map(len, names)) * num_classes > _MOST_LEVEL_CHARACTERS
-    axes.set_xticks(ticks, names, fontsize=size, rotation=45 if is_long else 0, ha="right" if is_long else "center")
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if is_long else {"rotation": 0, "ha": "center"}
+    axes.set_xticks(ticks, names, fontsize=size, parse_math=False, **turned)
     if is_long:
         for label in axes.get_xticklabels():
             label.set_rotation_mode("anchor")
-    axes.set_yticks(ticks, names, fontsize=size)
+    axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axes.tick_params(length=0, which="both")
     axes.set_xticks([tick + 0.5 for tick in ticks[:-1]], minor=True)
     axes.set_yticks([tick + 0.5 for tick in ticks[:-1]], minor=True)
