@@ -258,6 +258,11 @@ class HomePaths:
                 f"{place}: {shorten_place(uri)} is not an address that MLflow takes; "
                 "give http(s)://HOST:PORT of a server, or sqlite:////PATH/mlflow.db"
             )
+        if scheme == "sqlite" and (":memory:" in uri or not uri.partition(":")[2].strip("/")):
+            raise InputError(
+                f"{place}: {shorten_place(uri)} is a database in memory, which ends with its process; give "
+                "sqlite:////PATH/mlflow.db"
+            )
         return uri
 
     def artifact_location(self, tracking_uri: str) -> str | None:

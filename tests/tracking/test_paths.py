@@ -98,6 +98,14 @@ def test_sweep_names_are_those_with_a_journal(tmp_path: Path) -> None:
     assert home.sweep_names() == ["a", "b"]
 
 
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_records_are_not_kept_in_memory(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^tracking.uri: '.*' is a database in memory, which ends with its process; give"
+    ):
+        HomePaths.at(tmp_path).tracking_uri(uri, {})
+
+
 def test_the_specs_address_wins_over_the_environment_over_sqlite(tmp_path: Path) -> None:
     home = HomePaths.at(tmp_path)
     environ = {"MLFLOW_TRACKING_URI": "http://host:5000"}

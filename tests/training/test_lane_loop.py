@@ -254,3 +254,13 @@ def test_weights_at_another_place_are_the_same_weights(
     play(successor)
     assert [message["epoch"] for message in successor.heard[0]] == [1, 2]
     assert successor.heard[0][:1] == board.heard[0], "told again, with its seconds, and not trained again"
+
+
+def test_what_torch_says_of_a_lone_picture_is_explained(config: Callable[..., TrialConfig]) -> None:
+    run = TrialRun(config("resnet18", 0, size_px=32, epochs=1, batch_size=1), Workbench(), Ranks(DEVICE))
+    with pytest.raises(ValueError, match="more than 1 value per channel") as refused:
+        run.run_epoch()
+    run.close()
+    assert lane._explain(refused.value).startswith(
+        "BatchNorm of a single picture's single pixel; a larger batch_size, or"
+    )

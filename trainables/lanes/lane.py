@@ -377,4 +377,6 @@ def _explain(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of memory; a smaller batch_size, image size or more freezing needs less ({text})"
+    if "more than 1 value per channel" in text:
+        return f"BatchNorm of a single picture's single pixel; a larger batch_size, or bn_mode: keep, can ({text})"
     return text
