@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import yaml
 
@@ -171,6 +172,8 @@ def name_for(source: str) -> str:
     if scheme == "torchvision":
         place = place.partition(":")[0]  # the set; its folder often holds several
     place = place or source
+    if scheme in ("csv", "parquet"):
+        place = place.removesuffix(PurePath(place).suffix)  # models and files would bear it too
     last = [part for part in re.split(r"[/\\:]+", place) if part][-1:]
     name = _NOT_IN_A_NAME.sub("-", last[0] if last else "pictures").strip("-._")
     return (name if name and name[0].isalnum() else f"sweep-{name}".rstrip("-"))[:64]
