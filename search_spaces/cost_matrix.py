@@ -12,12 +12,13 @@ from typing import Annotated, Any, TypeAlias, Union
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from search_spaces.mistakes import nearest
-from search_spaces.ranges import CHOICES, RANGE, ClassName, NonNegative
+from search_spaces.ranges import CHOICES, RANGE, ClassName, NonNegative, at_most
 from trainables.errors import InputError
 from trainables.wording import shorten
 
-CostTable: TypeAlias = dict[ClassName, dict[ClassName, NonNegative]]
-CostRows: TypeAlias = tuple[tuple[NonNegative, ...], ...]
+Cost: TypeAlias = Annotated[NonNegative, at_most(1e12)]
+CostTable: TypeAlias = dict[ClassName, dict[ClassName, Cost]]
+CostRows: TypeAlias = tuple[tuple[Cost, ...], ...]
 CostMatrix: TypeAlias = tuple[tuple[float, ...], ...]
 _MOST_NAMED = 12
 

@@ -138,7 +138,7 @@ def at_most(most: float) -> AfterValidator:
     return AfterValidator(lambda value, info: _check_most(value, most, info))
 
 
-MOST_EPOCHS, MOST_GB, MOST_IN_A_RANGE = 100_000, 1_000_000_000, 100_000
+MOST_EPOCHS, MOST_GB, MOST_IN_A_RANGE = 10_000, 1_000_000_000, 100_000
 Epochs = Annotated[int, Field(strict=True, ge=1, json_schema_extra={"maximum": MOST_EPOCHS}), at_most(MOST_EPOCHS)]
 Gigabytes = Annotated[float, Field(strict=True, gt=0, json_schema_extra={"maximum": MOST_GB}), at_most(MOST_GB)]
 

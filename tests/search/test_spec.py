@@ -62,7 +62,7 @@ def refusal(*overrides, spec="digits"):
         ),
         (
             "budget.epochs=2147483648",
-            "budget.epochs: 2147483648 is more than 100,000; lower it",
+            "budget.epochs: 2147483648 is more than 10,000; lower it",
         ),
         (
             "tracking.model_name=a@b",
@@ -313,7 +313,7 @@ def test_a_sweep_that_has_begun_is_not_refused_what_it_was_allowed_then(tmp_path
     }
     with pytest.raises(InputError) as refused:
         parse_spec(raw, SweepSpec, "bees.yaml")
-    for said in ("no folder; give one", "epochs: 200000 is more than 100,000", "budget_gb: 10000000000.0 is more than"):
+    for said in ("no folder; give one", "epochs: 200000 is more than 10,000", "budget_gb: 10000000000.0 is more than"):
         assert said in str(refused.value)
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(raw))

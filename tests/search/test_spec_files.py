@@ -193,7 +193,7 @@ def test_what_a_field_takes_is_said_in_words() -> None:
     assert of("ComputeSpec.channels_last") == "`true`, `false`, `auto`"
     assert of("ModelSpec.backbones") == "`auto`; list of text or mapping; `null`"
     assert of("ModelSpec.weights") == "text; mapping"
-    assert of("BudgetSpec.epochs") == "whole number from 1 to 100,000"
+    assert of("BudgetSpec.epochs") == "whole number from 1 to 10,000"
     assert takes(schema["properties"]["costs"]) == "mapping; list of lists of number from 0; `null`"
 
 
