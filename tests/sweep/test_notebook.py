@@ -86,6 +86,7 @@ def interrupt_after_an_epoch(client: NotebookClient, journal: Path) -> None:
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         if journal.exists() and '"event":"epoch"' in journal.read_text().replace(" ", ""):
+            time.sleep(0.5)  # in the very write of the first epoch there is none yet, and the sweep would end at once
             client.km.provisioner.process.send_signal(signal.SIGINT)
             return
         time.sleep(0.1)
