@@ -248,8 +248,8 @@ class LanePool:
                     ray.get(board.set_aside.remote(lane, f"lane {lane} has no place to begin again: {reason}"))
                     num_fruitless -= 1
             except (TrainingFailedError, ray.exceptions.RayError) as error:
-                failures = getattr(error, "worker_failures", None) or {0: error}
-                reason = _gist(next(iter(failures.values())))
+                failures = getattr(error, "worker_failures", None)
+                reason = _gist(next(iter(failures.values()))) if failures else first_line(error)
                 logger.warning("lane %d broke: %s", lane, reason)
             except Exception as error:  # a thread that dies of it would leave everyone waiting for this lane
                 reason = first_line(error)
