@@ -19,7 +19,7 @@ from trainables.backbones.weights import store_weights
 from trainables.config import WeightsFile
 from trainables.errors import InputError
 from tuner.networks.network import Network, prepare_networks
-from tuner.networks.preparing import check_metric, kept_weights
+from tuner.networks.preparing import _check_shared_store, check_metric, kept_weights
 from tuner.networks.pretraining import Pretrained, check_same
 from tuner.paths import HomePaths
 from tuner.pictures.dealing import prepare_data
@@ -83,6 +83,21 @@ def test_the_area_under_the_curve_is_judged_fold_by_fold(folder: Folder, home: H
     lone = replace(data, judged=(*data.judged[:2], Judged(8, {"ants": 8, "bees": 0})))
     with pytest.raises(InputError, match="all of one fold show 'ants': give fewer folds, or choose another metric"):
         check_metric(spec, lone)
+
+
+def test_a_shared_store_must_be_storage_and_may_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"cache\.shared_uri: 'bucket/x' is no address of storage; give a URI"):
+        _check_shared_store("bucket/x")
+    with pytest.raises(InputError, match=r"cache\.shared_uri: nonsense://x/y: .*; give a URI such as s3") as refused:
+        _check_shared_store("nonsense://KEY:SECRET@x/y")
+    assert "SECRET" not in str(refused.value)
+
+    def is_away(uri: str) -> None:
+        raise OSError(f"{uri} does not answer")
+
+    monkeypatch.setattr("trainables.features.shared.open_filesystem", is_away)
+    _check_shared_store("s3://bucket/x")
+    _check_shared_store(None)
 
 
 def test_renaming_moves_no_picture_unless_groups_go_by_names(folder: Folder, home: HomePaths) -> None:

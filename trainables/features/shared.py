@@ -57,7 +57,8 @@ class SharedStore:
         try:
             self._answer(lambda: open_filesystem(self._uri))
         except ValueError as error:
-            raise InputError(f"cache.shared_uri: {place}: {error}; give a URI such as s3://bucket/folder") from error
+            why = str(error).replace(uri, place)  # pyarrow says the whole of it, keys too
+            raise InputError(f"cache.shared_uri: {place}: {why}; give a URI such as s3://bucket/folder") from error
         except SharedError as error:
             self.switch.turn_off(error)
 

@@ -19,7 +19,7 @@ from trainables.config import (
     WeightsFile,
 )
 from trainables.data.sources import open_source
-from trainables.errors import InputError, first_line
+from trainables.errors import InputError
 from trainables.files.storage import join
 from trainables.files.typed_path import expand
 from trainables.wording import shorten_place
@@ -254,7 +254,8 @@ def _refuse_crowded_rungs(spec: SweepSpec) -> None:
 
 
 def _check_shared_store(uri: str | None) -> None:
-    from trainables.files.storage import open_filesystem
+    """Refuses what is no storage; one that is merely away is warned of, and the sweep goes on without it."""
+    from trainables.features.shared import SharedStore
 
     if uri is None:
         return
@@ -263,12 +264,7 @@ def _check_shared_store(uri: str | None) -> None:
             f"cache.shared_uri: {shorten_place(uri)} is no address of storage; give a URI such as s3://bucket/folder, "
             "or a whole path that every machine has"
         )
-    try:
-        open_filesystem(uri)
-    except ValueError as error:
-        raise InputError(
-            f"cache.shared_uri: {shorten_place(uri)}: {first_line(error)}; give a URI such as s3://bucket/folder"
-        ) from error
+    SharedStore(uri)
 
 
 def check_quickly(spec: SweepSpec, home: HomePaths, *, goes_on: bool = False) -> None:
