@@ -21,6 +21,11 @@ def set_name(labels: Iterable[str], separator: str) -> str:
     return separator.join(sorted({label.strip() for label in labels} - {""}))
 
 
+def labels_in(text: str, separator: str) -> set[str]:
+    """The labels that a text holds, each without the white space around it."""
+    return {label.strip() for label in text.split(separator)} - {""}
+
+
 def names_in(set_names: Iterable[str], separator: str) -> tuple[str, ...]:
     """The labels that occur in some sets, sorted."""
     return tuple(sorted({label for name in set_names for label in name.split(separator)} - {""}))
@@ -28,7 +33,7 @@ def names_in(set_names: Iterable[str], separator: str) -> tuple[str, ...]:
 
 def may_be_a_set(class_names: Sequence[str], separator: str) -> str | None:
     """A class whose name reads as a set of labels, one of which another class has too; None where none does."""
-    sets = {name: {label.strip() for label in name.split(separator)} - {""} for name in class_names}
+    sets = {name: labels_in(name, separator) for name in class_names}
     uses = Counter(label for labels in sets.values() for label in labels)
     several = (name for name, labels in sets.items() if len(labels) > 1)
     return next((name for name in several if any(uses[label] > 1 for label in sets[name])), None)

@@ -22,7 +22,7 @@ import pyarrow.parquet
 from trainables.config import SplitName
 from trainables.data.candidates import Candidate, Candidates
 from trainables.data.folder_source import SIDE_OF_FOLDER, read_file
-from trainables.data.label_sets import set_name
+from trainables.data.label_sets import labels_in, set_name
 from trainables.data.parquet_rows import ParquetPlace, open_parquet, read_image
 from trainables.data.picture import Picture
 from trainables.errors import InputError, first_line
@@ -212,9 +212,9 @@ def _facts(row: Mapping[Column, str], where: str, separator: str | None) -> _Fac
     """What a row says of its picture; where it may have several labels it may have none."""
     label = row["label"]
     if separator is not None:
-        labels = {each.strip() for each in label.split(separator)} - {""}
+        labels = labels_in(label, separator)
         label = set_name(labels, separator)
-        if {*label.split(separator)} - {""} != labels:
+        if labels_in(label, separator) != labels:
             raise InputError(
                 f"{where}: labels {shorten(label)}: one ends or begins as {separator!r} does; set data.label_separator "
                 "to what is in no label"

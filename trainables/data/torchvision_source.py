@@ -96,7 +96,7 @@ class TorchvisionSource:
         self._name = name
         self._folder = expand(folder, "data source").resolve() if colon else Path(cache_root()) / "torchvision"
         if colon and not self._folder.is_dir():
-            raise InputError(f"data source 'torchvision:{place}': no such folder: give the one that holds the set")
+            raise InputError(f"{where}: no such folder: give the one that holds the set")
 
     @property
     def uri(self) -> str:

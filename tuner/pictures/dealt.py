@@ -122,11 +122,13 @@ class DealtData:
 
     def judged(self) -> list[Judged]:
         """What a trial is judged by: the validation side, or each fold."""
-        every = self._sides_by_fold if self.config.folds else [self.sides]
-        return [Judged(int((sides == "val").sum()), self._count(sides == "val")) for sides in every]
+        return [Judged(int((sides == "val").sum()), self._count(sides == "val")) for sides in self._every_dealing]
 
     @cached_property
-    def _sides_by_fold(self) -> list[NDArray[np.str_]]:
+    def _every_dealing(self) -> list[NDArray[np.str_]]:
+        """The sides, or those of each fold."""
+        if not self.config.folds:
+            return [self.sides]
         configs = (self.config.model_copy(update={"fold": fold}) for fold in range(self.config.folds))
         return [sides_of(self.table, self.rows, config) for config in configs]
 
@@ -142,14 +144,14 @@ class DealtData:
         digest = hashlib.sha256()
         for some in _in_blocks(self.rows[order]):
             digest.update(self.table.ids[some].tobytes())
-        for sides in self._sides_by_fold if self.config.folds else [self.sides]:
+        for sides in self._every_dealing:
             for some in _in_blocks(order):
                 digest.update(sides[some].astype("S5").tobytes())
         return digest.hexdigest()
 
     def notes(self) -> Iterator[str]:
         """What nobody may have meant, in clauses."""
-        yield from filter(None, (self.joined(), self._sets_note()))
+        yield from self._misread()
         lacking = [
             (fold, name)
             for fold, side in enumerate(self.judged() if self.config.folds else (), start=1)
@@ -164,9 +166,12 @@ class DealtData:
                 "of it; give fewer folds, or try another data.split.seed"
             )
 
-    def _sets_note(self) -> str:
-        """See `sets_note`; empty where pictures have several labels."""
-        return "" if self.config.label_separator else sets_note(self.config.class_names, self.separator)
+    def _misread(self) -> Iterator[str]:
+        """How groups or classes may have been taken for what they are not."""
+        if joined := self.joined():
+            yield joined
+        if self.config.label_separator is None and (note := sets_note(self.config.class_names, self.separator)):
+            yield note
 
     def joined(self) -> str:
         """That groups are one because they share pictures, which nobody may have meant; empty where none are."""
@@ -190,7 +195,7 @@ class DealtData:
         try:
             self._check_dealing()
         except InputError as error:
-            if not (why := [*filter(None, (self.joined(), self._sets_note()))]):
+            if not (why := [*self._misread()]):
                 raise
             raise InputError("; ".join([str(error), *why])) from error
 
@@ -207,7 +212,7 @@ class DealtData:
         own_keys = [keys[row] for row in untested]
         labels = self._labels_to_count
         check_folds(own_keys, labels[untested], config.class_names, config.folds, has_val=has_val)
-        for sides in self._sides_by_fold:
+        for sides in self._every_dealing:
             check_sides(sides, labels, config.class_names, config.split, given=given, is_sample=self.is_sample)
 
 
